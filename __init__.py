@@ -1,0 +1,15 @@
+"""TurboDiffusion for ComfyUI: few-step, sparse-linear-attention, int8 Wan video models as native MODELs."""
+import logging
+
+WEB_DIRECTORY = "./nodes/web"
+
+
+async def comfy_entrypoint():
+    """What ComfyUI calls after importing the pack; the nodes are imported here so that the import stays free."""
+    try:
+        from .nodes import TurboDiffusionExtension
+    except Exception:
+        # ComfyUI logs only the message of an entry point's error; the traceback is what a bug report needs.
+        logging.getLogger("turbodiffusion").exception("TurboDiffusion could not be imported")
+        raise
+    return TurboDiffusionExtension()
