@@ -1,4 +1,5 @@
 """Makes the pack importable as `td_pack` and ComfyUI's own modules importable beside it."""
+
 import importlib.util
 import os
 import sys
@@ -11,7 +12,9 @@ def _load_pack() -> None:
     """Imports the pack the way ComfyUI does (by path); the root itself must not be on sys.path, where `nodes/`
     would shadow ComfyUI's nodes.py."""
     sys.path[:] = [p for p in sys.path if Path(p or os.curdir).resolve() != ROOT]
-    spec = importlib.util.spec_from_file_location("td_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "td_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["td_pack"] = module
     spec.loader.exec_module(module)
