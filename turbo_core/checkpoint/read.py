@@ -74,7 +74,7 @@ def check_tensors(path: Path, content: object) -> dict[str, torch.Tensor]:
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """The error for a safetensors file whose reader failed with `error`."""
     cause = _first_line(error)
-    if "IncompleteBuffer" in cause:
+    if "incomplete" in cause.lower():  # safetensors: MetadataIncompleteBuffer, "incomplete metadata"
         return CheckpointError(f"{path.name} is cut short: its end is missing; download it again.")
     return CheckpointError(f"{path.name} is not a readable safetensors file ({cause}); download it again.")
 

@@ -1,0 +1,65 @@
+"""The reference network's outputs, through ComfyUI's own classes: one forward pass and whole sampler runs."""
+
+import pytest
+import torch
+from td_pack.tests.support.checkpoints import golden_case
+from td_pack.tests.support.models import conditioning, load_case, relative_error
+from td_pack.turbo_core.host.guider import ExpertGuider
+from td_pack.turbo_core.host.run import run, run_sigmas
+from td_pack.turbo_core.host.sampler import make_sampler
+
+# The agreement that the golden files' README states; measured here: 3e-6 and below.
+TOLERANCE = {"t2v_dense": 1e-4, "i2v_two_experts_sde": 1e-4, "t2v_sla": 1e-3}
+
+
+@pytest.fixture(scope="module", params=TOLERANCE)
+def golden(request, tmp_path_factory):
+    case, tensors = golden_case(request.param)
+    return case, tensors, load_case(case, tmp_path_factory.mktemp("models")), TOLERANCE[request.param]
+
+
+def test_velocity(golden):
+    case, tensors, models, tolerance = golden
+    for model, expected in zip(models, ("velocity", "velocity_low"), strict=False):
+        patched = model.clone()
+        patched.patch_model()
+        x = tensors["x"]
+        if case["kind"] == "i2v":
+            mask = torch.zeros(1, 4, *x.shape[2:])
+            mask[:, :, 0] = 1
+            x = torch.cat([x, mask, tensors["image_latent"]], dim=1)
+        velocity = patched.model.diffusion_model(x, tensors["timestep"], context=tensors["context"].float())
+        patched.unpatch_model()
+        assert relative_error(velocity, tensors[expected]) <= tolerance
+
+
+def test_samples(golden):
+    case, tensors, models, tolerance = golden
+    latent_format = models[0].model.latent_format
+    latent = {"samples": torch.zeros_like(tensors["x"])}
+    low = models[1] if len(models) > 1 else None
+    samples = run(models[0], conditioning(case, tensors, latent_format), latent, case["seed"], case["steps"], 0,
+                  case["boundary"], "ode" if case["ode"] else "sde", "cpu", low)["samples"]
+    assert relative_error(latent_format.process_in(samples), tensors["samples"]) <= tolerance
+
+
+def test_the_parts_give_the_same_bits_as_the_whole(golden):
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+
+    case, tensors, models, _ = golden
+    positive = conditioning(case, tensors, models[0].model.latent_format)
+    latent = {"samples": torch.zeros_like(tensors["x"])}
+    low = models[1] if len(models) > 1 else None
+    whole = run(models[0], positive, latent, 7, 4, 0, 0.9, "sde", "cpu", low)["samples"]
+    guider = ExpertGuider(models[0], low, 0.9)
+    guider.set_conds(positive)
+    parts = SamplerCustomAdvanced.execute(Noise_RandomNoise(7), guider, make_sampler("sde", "cpu"),
+                                          run_sigmas(models[0], 4, 0), latent)[0]["samples"]
+    assert torch.equal(whole, parts)
+
+
+def test_the_network_is_given_bfloat16_timesteps(golden):
+    case, tensors, models, _ = golden
+    sigmas = run_sigmas(models[0], case["steps"], case["sigma_max"])[:-1]
+    given = models[0].model.process_timestep(models[0].model.model_sampling.timestep(sigmas).float())
+    assert torch.equal(given, tensors["timesteps_bf16"])

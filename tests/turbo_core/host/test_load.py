@@ -1,0 +1,162 @@
+"""What the loader makes of real files: the right model, in the right precision, mapped and complete."""
+
+import json
+import subprocess
+import sys
+
+import comfy.ops
+import comfy.sd
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from td_pack.tests.support import checkpoints
+from td_pack.tests.support.models import relative_error
+from td_pack.turbo_core.attention import SLA
+from td_pack.turbo_core.checkpoint.layout import expected_shapes
+from td_pack.turbo_core.errors import CheckpointError
+from td_pack.turbo_core.host.base_model import TurboWAN
+from td_pack.turbo_core.host.load import load_model
+
+LATENT = (1, 16, 2, 8, 8)
+
+
+def forward(model, channels: int = 16) -> torch.Tensor:
+    x = checkpoints.draw(5, "x", (1, channels, *LATENT[2:]))
+    context = checkpoints.draw(5, "context", (1, 8, 4096))
+    return model.model.diffusion_model(x, torch.tensor([932.0]), context=context)
+
+
+@pytest.fixture(scope="module")
+def state_dict():
+    return checkpoints.upstream_state_dict(3, sla=True)
+
+
+@pytest.fixture(scope="module")
+def plain(state_dict, tmp_path_factory):
+    return load_model(str(checkpoints.write_pth(tmp_path_factory.mktemp("m") / "plain.pth", state_dict)))
+
+
+def stock(state_dict: dict) -> dict:
+    """The same network as ComfyUI's own files hold it."""
+    conv = state_dict["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2)).contiguous()
+    return {k: v for k, v in state_dict.items() if "proj_l" not in k} | {"patch_embedding.weight": conv}
+
+
+def test_a_model_is_a_model_patcher_on_comfyui_s_wan(plain):
+    assert isinstance(plain, ModelPatcher) and isinstance(plain.model, TurboWAN)
+    assert plain.model.spec.turbo and plain.model.spec.sla and plain.model.spec.task == "T2V"
+    assert plain.model.get_dtype_inference() == torch.float32
+    assert [block.self_attn.sla for block in plain.model.diffusion_model.blocks] == [SLA(0.1)] * 2
+
+
+@pytest.mark.parametrize("variant", ["wrapped", "net", "checkpointed", "safetensors", "comfyui"])
+def test_every_spelling_of_a_checkpoint_is_the_same_model(variant, state_dict, plain, tmp_path):
+    path = tmp_path / ("model.safetensors" if variant in ("safetensors", "comfyui") else "model.pth")
+    if variant == "safetensors":
+        checkpoints.write_safetensors(path, state_dict)
+    elif variant == "comfyui":
+        conv = state_dict["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2)).contiguous()
+        saved = {"model.diffusion_model." + k: v for k, v in (state_dict | {"patch_embedding.weight": conv}).items()}
+        checkpoints.write_safetensors(path, saved)
+    elif variant == "checkpointed":
+        infixed = {k.replace("self_attn.", "_checkpoint_wrapped_module.self_attn."): v for k, v in state_dict.items()}
+        checkpoints.write_pth(path, infixed)
+    else:
+        checkpoints.write_pth(path, state_dict, wrap=variant == "wrapped", prefix="net." if variant == "net" else "")
+    assert torch.equal(forward(load_model(str(path))), forward(plain))
+
+
+@pytest.mark.parametrize("in_channels,task", [(16, "T2V"), (36, "I2V")])
+def test_stock_files_run_comfyui_s_own_code_bit_for_bit(in_channels, task, tmp_path):
+    path = str(checkpoints.write_safetensors(tmp_path / "wan.safetensors",
+                                             stock(checkpoints.upstream_state_dict(4, in_channels=in_channels))))
+    ours = load_model(path, "fp32")
+    theirs = comfy.sd.load_diffusion_model(path, {"dtype": torch.float32})
+    assert not ours.model.spec.turbo and ours.model.spec.task == task
+    assert torch.equal(forward(ours, in_channels), forward(theirs, in_channels))
+    sigma = torch.tensor([0.93378])
+    assert ours.model.process_timestep(sigma * 1000) == sigma * 1000
+
+
+def test_stock_scaled_fp8_files_keep_their_precision(tmp_path):
+    state_dict = stock(checkpoints.upstream_state_dict(4))
+    quantised = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for key, value in state_dict.items():
+        if key.startswith("blocks.") and value.ndim == 2:
+            scale = value.abs().max().float() / 448
+            quantised[key] = (value.float() / scale).to(torch.float8_e4m3fn)
+            quantised[key.removesuffix("weight") + "scale_weight"] = scale
+        else:
+            quantised[key] = value
+    path = str(checkpoints.write_safetensors(tmp_path / "scaled.safetensors", quantised))
+    assert torch.equal(forward(load_model(path)), forward(comfy.sd.load_diffusion_model(path)))
+
+
+def test_expected_shapes_are_those_of_comfyui_s_network(plain, tmp_path):
+    named = {name: tuple(value.shape) for name, value in plain.model.diffusion_model.state_dict().items()}
+    assert named == expected_shapes(plain.model.spec)
+
+
+def test_wan_2_1_i2v_with_image_embedding_loads_and_uses_it(tmp_path):
+    from comfy.ldm.wan.model import WanModel
+
+    network = WanModel("i2v", in_dim=36, dim=256, ffn_dim=512, num_heads=2, num_layers=1, flf_pos_embed_token_number=514,
+                       operations=comfy.ops.manual_cast, dtype=torch.float32)
+    state_dict = {key: checkpoints.weight(6, key, tuple(value.shape)) for key, value in network.state_dict().items()}
+    model = load_model(str(checkpoints.write_safetensors(tmp_path / "flf.safetensors", state_dict)))
+    spec = model.model.spec
+    assert spec.image_embedding and spec.image_positions == 514 and model.model.image_to_video
+    named = {name: tuple(value.shape) for name, value in model.model.diffusion_model.state_dict().items()}
+    assert named == expected_shapes(spec)
+
+
+@pytest.mark.parametrize("name,dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)])
+def test_dtype_is_what_was_asked_for(name, dtype, state_dict, plain, tmp_path):
+    model = load_model(str(checkpoints.write_pth(tmp_path / "model.pth", state_dict)), name)
+    assert model.model.get_dtype_inference() == dtype
+    network = model.model.diffusion_model.to(dtype)
+    x, context = (checkpoints.draw(5, n, s).to(dtype) for n, s in (("x", LATENT), ("context", (1, 8, 4096))))
+    velocity = network(x, torch.tensor([932.0]), context=context)
+    # Two layers of bf16 rounding (8 bits) on random weights; float32 agrees to the bit.
+    assert relative_error(velocity, forward(plain)) <= {"bf16": 3e-2, "fp16": 5e-3, "fp32": 0}[name]
+
+
+def test_weights_that_fit_stay_mapped_from_the_file(state_dict, tmp_path):
+    path = checkpoints.write_pth(tmp_path / "model.pth", state_dict)
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import conftest
+from td_pack.turbo_core.host.load import load_model
+weight = load_model(sys.argv[2], "bf16").model.diffusion_model.blocks[0].ffn[0].weight
+address = weight.data_ptr()
+for line in open("/proc/self/maps"):
+    span = line.split()[0].split("-")
+    if int(span[0], 16) <= address < int(span[1], 16):
+        print(line)
+"""
+    tests = str(checkpoints.GOLDEN.parent)
+    answer = subprocess.run([sys.executable, "-c", code, tests, str(path)], capture_output=True, text=True, check=True)
+    assert str(path) in answer.stdout
+
+
+def test_the_patcher_can_be_made_anew_for_compile_and_hooks(plain):
+    factory, arguments = plain.cached_patcher_init
+    anew = factory(*arguments, disable_dynamic=True)
+    assert anew.model is not plain.model
+    assert torch.equal(forward(anew), forward(plain))
+
+
+def test_a_saved_model_loads_again(plain, tmp_path):
+    saved = plain.model.state_dict_for_saving({k: v.clone() for k, v in plain.model.diffusion_model.state_dict().items()})
+    again = load_model(str(checkpoints.write_safetensors(tmp_path / "saved.safetensors", saved, {"workflow": json.dumps({})})))
+    assert again.model.spec == plain.model.spec
+    # The same numbers at another alignment in memory: the matrix library may sum in another order.
+    assert relative_error(forward(again), forward(plain)) <= 1e-6
+
+
+def test_a_cut_safetensors_file_says_so(state_dict, tmp_path):
+    path = checkpoints.write_safetensors(tmp_path / "cut.safetensors", state_dict)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="cut.safetensors is cut short"):
+        load_model(str(path))
