@@ -1,0 +1,181 @@
+"""What other nodes do to a model - clone it, patch it, offload it, compile it - works and leaves no trace."""
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.model_management
+import comfy.sd
+import pytest
+import torch
+from td_pack.tests.support import checkpoints
+from td_pack.tests.support.models import relative_error
+from td_pack.turbo_core.attention import SLA
+from td_pack.turbo_core.errors import TurboError
+from td_pack.turbo_core.host.attention_patch import with_attention
+from td_pack.turbo_core.host.load import load_model
+from td_pack.turbo_core.host.run import run
+
+SHAPE = (1, 16, 3, 16, 16)  # 192 tokens: 3 key blocks, so that sparsity is real
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return str(checkpoints.write_pth(tmp_path_factory.mktemp("m") / "m.pth", checkpoints.upstream_state_dict(31, sla=True)))
+
+
+@pytest.fixture
+def model(path):
+    return load_model(path)
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    return load_model(str(checkpoints.write_pth(tmp_path_factory.mktemp("m") / "s.pth", checkpoints.upstream_state_dict(11))))
+
+
+def sample(model) -> torch.Tensor:
+    positive = [[checkpoints.draw(1, "text", (1, 8, 4096)), {}]]
+    return run(model, positive, {"samples": torch.zeros(SHAPE)}, 3, 1, 0, 0.9, "ode", "cpu")["samples"]
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.model.diffusion_model.state_dict().items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def lora(style: str, rank: int = 4) -> dict[str, torch.Tensor]:
+    """A LoRA over three kinds of layer, in a key style that ComfyUI maps."""
+    layers = {"blocks.0.self_attn.q": (256, 256), "blocks.1.ffn.2": (256, 512),
+              "blocks.1.self_attn.attn_op.local_attn.proj_l": (128, 128)}
+    state_dict = {}
+    for name, (out_width, in_width) in layers.items():
+        down, up = (checkpoints.draw(8, f"{name}.{part}", shape) * 0.2
+                    for part, shape in (("down", (rank, in_width)), ("up", (out_width, rank))))
+        if style == "diffusion_model":
+            state_dict |= {f"diffusion_model.{name}.lora_A.weight": down, f"diffusion_model.{name}.lora_B.weight": up}
+        else:
+            key = "lora_unet_" + name.replace(".", "_")
+            state_dict |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+    return state_dict
+
+
+def test_settings_belong_to_their_clone(model):
+    dense, sparse = with_attention(model, "dense", 0.1, "", False), with_attention(model, "sla", 0.7, "1", False)
+    settings = [[m.get_model_object(f"diffusion_model.blocks.{i}.self_attn.sla") for i in (0, 1)] for m in (model, dense, sparse)]
+    assert settings == [[SLA(0.1), SLA(0.1)], [None, None], [SLA(0.7), None]]
+    outputs = [sample(m) for m in (model, dense, sparse)]
+    assert not any(torch.equal(outputs[a], outputs[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+    # Alternating them in any order changes nothing, and the original is as before.
+    for i in (2, 0, 1, 0, 2):
+        assert torch.equal(sample((model, dense, sparse)[i]), outputs[i])
+
+
+def test_all_blocks_selected_without_the_linear_branch_is_dense_attention(stock):
+    """On weights without proj_l, sparse attention over every block must be the dense one."""
+    full = with_attention(stock, "sla", 1.0, "", True)
+    # Softmax over the same keys in another order of summation.
+    assert relative_error(sample(full), sample(stock)) <= 1e-5
+    assert relative_error(sample(with_attention(stock, "sla", 0.4, "", True)), sample(stock)) > 1e-3
+    assert torch.equal(sample(with_attention(stock, "sla", 0.4, "0-1", True)), sample(stock))
+
+
+def test_auto_is_what_the_checkpoint_was_trained_for(model, stock):
+    assert torch.equal(sample(with_attention(model, "auto", 0.1, "", False)), sample(model))
+    assert torch.equal(sample(with_attention(stock, "auto", 0.1, "", False)), sample(stock))
+
+
+@pytest.mark.parametrize("mode,topk,blocks,message", [
+    ("sla", 0.1, "", "no trained proj_l"),
+    ("sagesla", 0.1, "", "choose sla"),
+    ("dense", 0.1, "0,9", "blocks are 0 to 1"),
+    ("dense", 0.1, "first", "write block numbers"),
+    ("auto", 1.5, "", "topk is 1.5"),
+])
+def test_what_cannot_be_done_is_said(stock, mode, topk, blocks, message):
+    with pytest.raises(TurboError, match=message):
+        with_attention(stock, mode, topk, blocks, False)
+
+
+def test_models_of_other_loaders_are_refused(stock):
+    state_dict = checkpoints.upstream_state_dict(1)
+    conv = state_dict["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2))
+    other = comfy.sd.load_diffusion_model_state_dict(state_dict | {"patch_embedding.weight": conv})
+    with pytest.raises(TurboError, match="load it with TurboDiffusionLoader"):
+        with_attention(other, "dense", 0.1, "", False)
+
+
+@pytest.mark.parametrize("style", ["diffusion_model", "kohya"])
+def test_a_lora_is_applied_to_every_layer_and_removed_to_the_bit(model, style):
+    before, plain = weights(model), sample(model)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, lora(style), 0.8, 0)
+    assert len(patched.patches) == 3
+    changed = sample(patched)
+    assert not torch.equal(changed, plain)
+    assert not same(weights(model), before)  # ComfyUI patches the shared weights while the clone is loaded
+    comfy.model_management.unload_all_models()
+    assert same(weights(model), before)
+    assert torch.equal(sample(model), plain)
+    # The patched layer is w + 0.8 * up @ down.
+    sample(patched)
+    state_dict = lora(style)
+    down, up = (next(v for k, v in state_dict.items() if "ffn" in k and part in k) for part in
+                (("lora_A", "lora_B") if style == "diffusion_model" else ("down", "up")))
+    merged = before["blocks.1.ffn.2.weight"] + 0.8 * up @ down
+    assert torch.allclose(weights(patched)["blocks.1.ffn.2.weight"], merged, atol=1e-6)
+    comfy.model_management.unload_all_models()
+
+
+def test_lora_and_attention_settings_stack(model):
+    patched, _ = comfy.sd.load_lora_for_models(with_attention(model, "sla", 0.7, "", False), None, lora("kohya"), 1.0, 0)
+    other, _ = comfy.sd.load_lora_for_models(model, None, lora("kohya"), 1.0, 0)
+    assert torch.equal(sample(patched), sample(with_attention(other, "sla", 0.7, "", False)))
+
+
+def test_a_partly_loaded_model_gives_the_same_video(model):
+    plain = sample(model)
+    comfy.model_management.unload_all_models()
+    patched, _ = comfy.sd.load_lora_for_models(model, None, lora("kohya"), 1.0, 0)
+    whole = sample(patched)
+    comfy.model_management.unload_all_models()
+    for expected, clone in ((plain, model.clone()), (whole, patched.clone())):
+        clone.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=1)
+        assert clone.model.model_lowvram
+        x = checkpoints.draw(2, "x", SHAPE)
+        offloaded = clone.model.diffusion_model(x, torch.tensor([988.0]), context=checkpoints.draw(1, "text", (1, 8, 4096)))
+        clone.unpatch_model()
+        clone.patch_model()
+        resident = clone.model.diffusion_model(x, torch.tensor([988.0]), context=checkpoints.draw(1, "text", (1, 8, 4096)))
+        clone.unpatch_model()
+        # A LoRA on an offloaded layer is added on the fly, in another order.
+        assert relative_error(offloaded, resident) <= 1e-5
+        assert torch.equal(sample(clone), expected)
+        comfy.model_management.unload_all_models()
+
+
+@pytest.fixture
+def eager_compile():
+    """The stock TorchCompileModel node's way to compile, with the backend that shows graph breaks without a compiler."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+
+    def compiled(model):
+        clone = model.clone(disable_dynamic=True)
+        set_torch_compile_wrapper(model=clone, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
+        return clone
+
+    torch.compiler.reset()
+    yield compiled
+    torch.compiler.reset()
+
+
+def test_a_compiled_model_follows_its_own_settings(model, eager_compile):
+    """Settings kept in transformer_options would go stale: the compile node drops their guards."""
+    sparse, dense = with_attention(model, "sla", 0.7, "", False), with_attention(model, "dense", 0.1, "", False)
+    expected = {id(m): sample(m) for m in (sparse, dense)}
+    for order in ((sparse, dense), (dense, sparse)):
+        torch.compiler.reset()
+        for m in order:
+            # The compiler may reorder float32 sums; the two settings differ by far more (previous tests).
+            assert relative_error(sample(eager_compile(m)), expected[id(m)]) <= 1e-5
