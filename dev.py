@@ -1,0 +1,72 @@
+"""One command for people: `python dev.py test`, `python dev.py demo`.
+
+Run with any Python >= 3.10: it makes an environment and fetches ComfyUI once, in a cache, then runs the command there.
+"""
+import argparse
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+
+# Command: the module whose main(arguments) runs it inside the environment, and what it does.
+COMMANDS = {
+    "test": ("tests.support.check", "lint, then every test (further arguments go to pytest)"),
+    "demo": ("tests.support.demo", "queue the shipped workflows on a live server and keep the videos"),
+}
+
+
+def load_pack() -> None:
+    """Makes the checkout importable as `td_pack`; on sys.path its `nodes/` would shadow ComfyUI's nodes.py."""
+    sys.path[:] = [p for p in sys.path if Path(p or os.curdir).resolve() != ROOT]
+    spec = importlib.util.spec_from_file_location(
+        "td_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["td_pack"] = module
+    spec.loader.exec_module(module)
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our own options, wherever they stand, and the rest, which is the command's."""
+    commands = "\n".join(f"  {name:8} {what}" for name, (_, what) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="dev.py", add_help=False, allow_abbrev=False, epilog=f"commands:\n{commands}",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", nargs="?", metavar="command")
+    parser.add_argument("--comfyui", metavar="DIR", default=os.environ.get("COMFYUI_PATH"),
+                        help="a ComfyUI folder to use (default: COMFYUI_PATH, else one is downloaded)")
+    parser.add_argument("--here", action="store_true",
+                        help="use the Python running this as it is, instead of making an environment")
+    options, rest = parser.parse_known_args(argv)
+    if options.command not in COMMANDS:
+        parser.print_help(sys.stdout if options.command is None else sys.stderr)
+        raise SystemExit(0 if options.command is None else 2)
+    return options, rest
+
+
+def main(argv: list[str]) -> int:
+    options, rest = parse(argv)
+    load_pack()
+    from td_pack.tests.support import environment
+
+    try:
+        comfyui = environment.find_comfyui(options.comfyui)
+        python = Path(sys.executable) if options.here else environment.ensure_python(comfyui)
+    except environment.SetupError as error:
+        print(f"dev.py: {error}", file=sys.stderr)
+        return 2
+    os.environ.update(COMFYUI_PATH=str(comfyui), HF_HUB_OFFLINE="1", DO_NOT_TRACK="1")
+    if not environment.is_running(python):
+        return subprocess.call([str(python), str(ROOT / "dev.py"), *argv])
+    module = importlib.import_module(f"td_pack.{COMMANDS[options.command][0]}")
+    return module.main(rest)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,157 @@
+"""Tiny random checkpoints in upstream TurboDiffusion's layout, and the golden outputs computed with them.
+
+A weight is drawn from its key and the seed by numpy's RandomState, whose stream is frozen, so that golden files
+hold no weights.
+"""
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+HEAD_DIM = 128
+TILE = 128
+TEXT_DIM = 4096
+NEAR_ONE = ("norm_q.weight", "norm_k.weight", "norm3.weight")
+
+T2V_SLA = "tiny_t2v_sla.pth"
+I2V_HIGH = "tiny_i2v_high.pth"
+I2V_LOW = "tiny_i2v_low.pth"
+VAE = "tiny_vae.safetensors"
+
+
+def draw(seed: int, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal float32 values that depend on the seed and the key alone."""
+    random = np.random.RandomState(zlib.crc32(f"{seed}:{key}".encode()) & 0x7FFFFFFF)
+    return torch.from_numpy(random.standard_normal(shape).astype(np.float32))
+
+
+def weight(seed: int, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The bfloat16 value of a checkpoint's key."""
+    a = draw(seed, key, shape)
+    if key.endswith(NEAR_ONE):
+        a = 1 + 0.1 * a
+    elif "modulation" in key:
+        a = 0.3 * a
+    elif len(shape) == 1:
+        a = 0.05 * a
+    else:
+        a = a / shape[-1] ** 0.5
+    return a.to(torch.bfloat16)
+
+
+def shapes(dim: int, ffn_dim: int, layers: int, in_channels: int, sla: bool) -> dict[str, tuple[int, ...]]:
+    """Every upstream key of the network with its shape."""
+    linears = {
+        "patch_embedding": (dim, in_channels * 4),
+        "text_embedding.0": (dim, TEXT_DIM),
+        "text_embedding.2": (dim, dim),
+        "time_embedding.0": (dim, 256),
+        "time_embedding.2": (dim, dim),
+        "time_projection.1": (6 * dim, dim),
+        "head.head": (64, dim),
+    }
+    single = {"head.modulation": (1, 2, dim)}
+    for block in (f"blocks.{i}" for i in range(layers)):
+        single[f"{block}.modulation"] = (1, 6, dim)
+        for attention in (f"{block}.self_attn", f"{block}.cross_attn"):
+            linears.update({f"{attention}.{name}": (dim, dim) for name in "qkvo"})
+            single.update({f"{attention}.norm_{name}.weight": (dim,) for name in "qk"})
+        if sla:
+            linears[f"{block}.self_attn.attn_op.local_attn.proj_l"] = (HEAD_DIM, HEAD_DIM)
+        single.update({f"{block}.norm3.{name}": (dim,) for name in ("weight", "bias")})
+        linears[f"{block}.ffn.0"] = (ffn_dim, dim)
+        linears[f"{block}.ffn.2"] = (dim, ffn_dim)
+    for name, shape in linears.items():
+        single.update({f"{name}.weight": shape, f"{name}.bias": shape[:1]})
+    return single
+
+
+def upstream_state_dict(seed: int, dim: int = 256, ffn_dim: int = 512, layers: int = 2, in_channels: int = 16,
+                        sla: bool = False, int8: bool = False) -> dict[str, torch.Tensor]:
+    """A checkpoint as upstream publishes it: 16 channels for T2V, 36 for I2V."""
+    named = shapes(dim, ffn_dim, layers, in_channels, sla)
+    sd = {key: weight(seed, key, shape) for key, shape in named.items()}
+    return quantised(sd) if int8 else sd
+
+
+def quantise(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 codes of a matrix and the float32 scale of each 128x128 tile."""
+    w = w.float()
+    rows, columns = w.shape
+    padded = torch.nn.functional.pad(w, (0, -columns % TILE, 0, -rows % TILE))
+    tiles = padded.unflatten(1, (-1, TILE)).unflatten(0, (-1, TILE))
+    amax = tiles.abs().amax(dim=(1, 3)).clamp(min=1e-8)
+    codes = (tiles * TILE / amax[:, None, :, None]).round().clamp(-128, 127).to(torch.int8)
+    return codes.flatten(2).flatten(0, 1)[:rows, :columns].contiguous(), amax / TILE
+
+
+def quantised(sd: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The checkpoint with the blocks' linears as int8, as upstream's quantiser leaves it."""
+    result = {}
+    for key, value in sd.items():
+        if key.startswith("blocks.") and key.endswith(".weight") and value.ndim == 2 and "proj_l" not in key:
+            name = key.removesuffix(".weight")
+            result[f"{name}.int8_weight"], result[f"{name}.scale"] = quantise(value)
+        else:
+            result[key] = value.float() if "norm" in key else value
+    return result
+
+
+def vae_state_dict(seed: int = 7, dim: int = 8) -> dict[str, torch.Tensor]:
+    """A Wan 2.1 VAE of a few channels, which the stock VAELoader takes; needs the host loaded."""
+    from comfy.ldm.wan.vae import WanVAE
+
+    vae = WanVAE(dim=dim, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
+                 temperal_downsample=[False, True, True], dropout=0.0)
+    sd = {}
+    for key, value in vae.state_dict().items():
+        if key.endswith("gamma"):
+            sd[key] = torch.ones(value.shape)
+        elif key.endswith("bias"):
+            sd[key] = torch.zeros(value.shape)
+        else:
+            sd[key] = draw(seed, key, tuple(value.shape)) / value[0].numel() ** 0.5
+    return sd
+
+
+def write_pth(path: Path, sd: dict[str, torch.Tensor], wrap: bool = False, prefix: str = "") -> Path:
+    """Saves as upstream does; `wrap` nests it under "state_dict", `prefix` goes before every key."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sd = {prefix + key: value for key, value in sd.items()}
+    torch.save({"state_dict": sd} if wrap else sd, path)
+    return path
+
+
+def write_safetensors(path: Path, sd: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(sd, path, metadata)
+    return path
+
+
+def write_models(models_dir: Path) -> None:
+    """The tiny checkpoints of the shared server: T2V with SLA, I2V's two experts, a VAE."""
+    folder = models_dir / "diffusion_models"
+    write_pth(folder / T2V_SLA, upstream_state_dict(1, sla=True))
+    write_pth(folder / I2V_HIGH, upstream_state_dict(2, in_channels=36))
+    write_pth(folder / I2V_LOW, upstream_state_dict(3, in_channels=36))
+    write_safetensors(models_dir / "vae" / VAE, vae_state_dict())
+
+
+def golden_case(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The metadata of a golden file (its `case`, or `cases`) and its tensors."""
+    path = GOLDEN / f"{name}.safetensors"
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    return json.loads(metadata.get("case") or metadata["cases"]), safetensors.torch.load_file(path)
+
+
+def golden_state_dicts(case: dict) -> list[dict[str, torch.Tensor]]:
+    """The checkpoint of a golden case, or both experts', high first."""
+    seeds = [seed for seed in (case["seed"], case["seed_low"]) if seed is not None]
+    in_channels = {"t2v": 16, "i2v": 36}[case["kind"]]
+    return [upstream_state_dict(seed, case["dim"], case["ffn"], case["layers"], in_channels,
+                                sla=case["sla_topk"] is not None, int8=case["int8"]) for seed in seeds]

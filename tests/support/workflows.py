@@ -1,0 +1,80 @@
+"""The shipped API-format workflows, and what it takes to run them on tiny test files."""
+import copy
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+
+API_WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows" / "api"
+MODEL_SUFFIXES = (".pth", ".pt", ".safetensors", ".gguf")
+TEXT_ENCODERS = ("CLIPTextEncode", "TurboDiffusionTextEncode")
+# The folder under models/ that a loader's input chooses from.
+FOLDERS = {"model_name": "diffusion_models", "unet_name": "diffusion_models", "vae_name": "vae", "lora_name": "loras",
+           "clip_name": "text_encoders", "encoder_name": "text_encoders"}
+
+
+def load(name: str) -> dict:
+    """A shipped workflow by its file name without the suffix."""
+    return json.loads((API_WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def is_link(value) -> bool:
+    return isinstance(value, list)
+
+
+def is_model_file(value) -> bool:
+    return isinstance(value, str) and value.endswith(MODEL_SUFFIXES)
+
+
+def fit(prompt: dict, *, models: dict[str, str], width: int, height: int, length: int, text_node: bool = True) -> dict:
+    """A copy of the prompt with other file names and another size; with `text_node`, TestTextEmbedding gives the text.
+
+    `models` maps patterns of the shipped file names to test files; the first that matches counts.
+    A linked width or height becomes a number too (it would carry the size of a full picture); a linked length stays.
+    """
+    prompt = copy.deepcopy(prompt)
+    if text_node:
+        prompt = _without_text_encoder(prompt)
+    for node in prompt.values():
+        inputs = node["inputs"]
+        if {"width", "height"} <= inputs.keys():
+            inputs.update(width=width, height=height)
+        if "length" in inputs and not is_link(inputs["length"]):
+            inputs["length"] = length
+        for name, value in inputs.items():
+            if is_model_file(value):
+                inputs[name] = _replacement(value, models)
+    return prompt
+
+
+def _replacement(file: str, models: dict[str, str]) -> str:
+    for pattern, test_file in models.items():
+        if fnmatch(file.lower(), pattern.lower()):
+            return test_file
+    raise ValueError(f"No test file stands for {file}; the patterns are {', '.join(models)}.")
+
+
+def _without_text_encoder(prompt: dict) -> dict:
+    nodes = {}
+    for key, node in prompt.items():
+        if node["class_type"] in TEXT_ENCODERS:
+            node = node | {"class_type": "TestTextEmbedding", "inputs": {"text": node["inputs"]["text"], "width": 4096}}
+        if node["class_type"] != "CLIPLoader":
+            nodes[key] = node
+    return nodes
+
+
+def missing_files(prompt: dict, object_info: dict) -> list[str]:
+    """The model files that the prompt asks for and the server does not list, as paths under models/."""
+    missing = []
+    for node in prompt.values():
+        declared = object_info[node["class_type"]]["input"]
+        for name, value in node["inputs"].items():
+            spec = (declared.get("required", {}) | declared.get("optional", {})).get(name)
+            if is_model_file(value) and spec and value not in _options(spec):
+                missing.append(f"{FOLDERS[name]}/{value}")
+    return missing
+
+
+def _options(spec: list) -> list:
+    """The choices of an input, in either of the two ways that nodes declare them."""
+    return spec[0] if isinstance(spec[0], list) else spec[1].get("options", [])
