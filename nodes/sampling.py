@@ -39,7 +39,7 @@ def _mode() -> io.Combo.Input:
         "mode",
         options=list(rcm.MODES),
         default="sde",
-        tooltip="sde: fresh noise after every step, as trained; more varied. ode: none; smoother, often steadier for image to video.",
+        tooltip="sde: fresh noise after every step; robust. ode: none; sharper, but less robust (upstream's example uses it for image to video).",
     )
 
 
@@ -48,7 +48,7 @@ def _noise_device() -> io.Combo.Input:
         "noise_device",
         options=list(NOISE_DEVICES),
         default="cpu",
-        tooltip="Where random numbers are drawn. cpu: the same video on every machine. gpu: as TurboDiffusion's command line.",
+        tooltip="Where random numbers are drawn. cpu: the same noise on every machine. gpu: the device's own, as TurboDiffusion's command line.",
     )
 
 

@@ -1,6 +1,8 @@
-"""Nodes for the tests and the demo only: a text embedding without the 11 GB text encoder."""
+"""Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder."""
 import zlib
 
+import folder_paths
+import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io
 
@@ -29,9 +31,30 @@ class TestTextEmbedding(io.ComfyNode):
         return io.NodeOutput([[torch.randn(1, TOKENS, width, generator=generator), {}]])
 
 
+class TestTensorConditioning(io.ComfyNode):
+    """Conditioning from a safetensors file in the input folder: `context` and, for I2V, `image` (a latent) and `mask`."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestTensorConditioning",
+            display_name="Test Tensor Conditioning",
+            category="tests",
+            inputs=[io.String.Input("file")],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        tensors = safetensors.torch.load_file(folder_paths.get_annotated_filepath(file))
+        names = {"image": "concat_latent_image", "mask": "concat_mask"}
+        options = {names[name]: tensors[name] for name in names if name in tensors}
+        return io.NodeOutput([[tensors["context"].float(), options]])
+
+
 class TestNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestTextEmbedding]
+        return [TestTextEmbedding, TestTensorConditioning]
 
 
 async def comfy_entrypoint() -> TestNodes:
