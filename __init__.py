@@ -1,4 +1,5 @@
 """TurboDiffusion for ComfyUI: few-step, sparse-linear-attention, int8 Wan video models as native MODELs."""
+
 import logging
 
 WEB_DIRECTORY = "./nodes/web"

@@ -1,0 +1,19 @@
+"""The pack's nodes: each reads its inputs, calls turbo_core and returns."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .attention import TurboDiffusionSLA
+from .loader import TurboDiffusionLoader
+from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
+
+
+class TurboDiffusionExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            TurboDiffusionLoader,
+            TurboDiffusionSLA,
+            TurboDiffusionSigmas,
+            TurboDiffusionSampler,
+            TurboDiffusionGuider,
+            TurboDiffusionSample,
+        ]

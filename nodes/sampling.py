@@ -1,0 +1,252 @@
+"""Few-step sampling: the schedule, the sampler, the two-expert guider, and all of them in one node."""
+
+import torch
+from comfy_api.latest import io
+
+from ..turbo_core.errors import TurboError
+from ..turbo_core.host.guider import ExpertGuider
+from ..turbo_core.host.run import needs_low_expert, run
+from ..turbo_core.host.sampler import NOISE_DEVICES, make_sampler
+from ..turbo_core.sampling import rcm, schedule
+from .loader import CATEGORY
+
+_NOT_LINKED = object()
+
+
+def _steps() -> io.Int.Input:
+    return io.Int.Input(
+        "steps",
+        default=4,
+        min=1,
+        max=schedule.MAX_STEPS,
+        tooltip="The models were trained for 1 to 4; more is an extension that may add a little detail.",
+    )
+
+
+def _boundary() -> io.Float.Input:
+    return io.Float.Input(
+        "boundary",
+        default=0.9,
+        min=0.001,
+        max=1.0,
+        step=0.001,
+        tooltip="Noise level below which the low expert runs. 0.9 for TurboWan I2V A14B: of 4 steps 2 are high and 2 low.",
+    )
+
+
+def _mode() -> io.Combo.Input:
+    return io.Combo.Input(
+        "mode",
+        options=list(rcm.MODES),
+        default="sde",
+        tooltip="sde: fresh noise after every step, as trained; more varied. ode: none; smoother, often steadier for image to video.",
+    )
+
+
+def _noise_device() -> io.Combo.Input:
+    return io.Combo.Input(
+        "noise_device",
+        options=list(NOISE_DEVICES),
+        default="cpu",
+        tooltip="Where random numbers are drawn. cpu: the same video on every machine. gpu: as TurboDiffusion's command line.",
+    )
+
+
+def _expert_inputs() -> list[io.Input]:
+    return [
+        io.Conditioning.Input("negative", optional=True, tooltip="Only used by a cfg other than 1."),
+        io.Float.Input(
+            "cfg_high",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            optional=True,
+            tooltip="Guidance of the high expert. TurboWan models are made for 1; other values double the time.",
+        ),
+        io.Float.Input(
+            "cfg_low", default=1.0, min=0.0, max=100.0, step=0.1, optional=True, tooltip="Guidance of the low expert."
+        ),
+    ]
+
+
+def _schedule_fault(steps: int | None, sigma_max: float | None) -> bool | str:
+    """What ComfyUI's validation wants: True, or what is wrong. A value that arrives on a link is None here and is checked when it
+    is used."""
+    try:
+        schedule.check_schedule(1 if steps is None else steps, 80.0 if sigma_max is None else sigma_max)
+    except TurboError as error:
+        return str(error)
+    return True
+
+
+class TurboDiffusionSigmas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurboDiffusionSigmas",
+            display_name="TurboDiffusion Sigmas",
+            category=CATEGORY,
+            description="The noise levels of a few-step run, whole and split at the expert boundary. To run the halves in two samplers, "
+            "give the second one DisableNoise.",
+            search_aliases=["rCM scheduler", "few step", "scheduler"],
+            inputs=[
+                _steps(),
+                io.Float.Input(
+                    "sigma_max",
+                    default=80.0,
+                    min=0.0,
+                    max=1e6,
+                    step=0.1,
+                    tooltip="Where the schedule starts: 80 for T2V, 200 for I2V. Above 14.2 unless there is one step only.",
+                ),
+                _boundary(),
+            ],
+            outputs=[
+                io.Sigmas.Output(display_name="sigmas"),
+                io.Sigmas.Output(display_name="high"),
+                io.Sigmas.Output(display_name="low"),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, steps, sigma_max) -> bool | str:
+        return _schedule_fault(steps, sigma_max)
+
+    @classmethod
+    def execute(cls, steps: int, sigma_max: float, boundary: float) -> io.NodeOutput:
+        schedule.check_boundary(boundary)
+        sigmas = torch.tensor(schedule.sigmas(steps, sigma_max), dtype=torch.float32)
+        return io.NodeOutput(sigmas, *schedule.split(sigmas, boundary))
+
+
+class TurboDiffusionSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurboDiffusionSampler",
+            display_name="TurboDiffusion Sampler",
+            category=CATEGORY,
+            description="The few-step sampler of TurboWan models, for SamplerCustomAdvanced.",
+            search_aliases=["rCM sampler", "lcm", "few step"],
+            inputs=[_mode(), _noise_device()],
+            outputs=[io.Sampler.Output()],
+        )
+
+    @classmethod
+    def execute(cls, mode, noise_device) -> io.NodeOutput:
+        return io.NodeOutput(make_sampler(mode, noise_device))
+
+
+class TurboDiffusionGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurboDiffusionGuider",
+            display_name="TurboDiffusion Guider",
+            category=CATEGORY,
+            description="Runs one or two experts in a single sampler run, for SamplerCustomAdvanced. The low expert takes over below the boundary.",
+            search_aliases=["dual expert", "high noise low noise", "two experts", "Wan 2.2 guider"],
+            inputs=[
+                io.Model.Input("high", tooltip="The model, or the high-noise expert of a pair."),
+                io.Conditioning.Input("positive"),
+                _boundary(),
+                io.Model.Input(
+                    "low",
+                    optional=True,
+                    tooltip="The low-noise expert of a pair. It is loaded when the first step below the boundary comes.",
+                ),
+                *_expert_inputs(),
+            ],
+            outputs=[io.Guider.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, high, positive, boundary: float, low=None, negative=None, cfg_high: float = 1.0, cfg_low: float = 1.0
+    ) -> io.NodeOutput:
+        guider = ExpertGuider(high, low, boundary)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg_high, cfg_low)
+        return io.NodeOutput(guider)
+
+
+class TurboDiffusionSample(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurboDiffusionSample",
+            display_name="TurboDiffusion Sample",
+            category=CATEGORY,
+            description="Samples a video latent in 1 to 4 steps: schedule, sampler and expert switch in one node.",
+            search_aliases=["TurboWan sampler", "KSampler", "few step", "rCM"],
+            inputs=[
+                io.Model.Input("high", tooltip="The model, or the high-noise expert of a pair."),
+                io.Conditioning.Input("positive"),
+                io.Latent.Input("latent"),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                _steps(),
+                io.Float.Input(
+                    "sigma_max",
+                    default=0.0,
+                    min=0.0,
+                    max=1e6,
+                    step=0.1,
+                    tooltip="Where the schedule starts. 0: the model's own, 80 for T2V and 200 for I2V.",
+                ),
+                _boundary(),
+                _mode(),
+                _noise_device(),
+                io.Model.Input(
+                    "low",
+                    optional=True,
+                    lazy=True,
+                    tooltip="The low-noise expert of a pair. A run that never needs it (1 or 2 steps) does not even load it.",
+                ),
+                *_expert_inputs(),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, steps, sigma_max) -> bool | str:
+        return _schedule_fault(steps, sigma_max or 80.0)
+
+    @classmethod
+    def check_lazy_status(cls, high, steps: int, sigma_max: float, boundary: float, low=_NOT_LINKED, **_) -> list[str]:
+        return ["low"] if low is None and needs_low_expert(high, steps, sigma_max, boundary) else []
+
+    @classmethod
+    def execute(
+        cls,
+        high,
+        positive,
+        latent: dict,
+        seed: int,
+        steps: int,
+        sigma_max: float,
+        boundary: float,
+        mode,
+        noise_device,
+        low=None,
+        negative=None,
+        cfg_high: float = 1.0,
+        cfg_low: float = 1.0,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            run(
+                high,
+                positive,
+                latent,
+                seed,
+                steps,
+                sigma_max,
+                boundary,
+                mode,
+                noise_device,
+                low,
+                negative,
+                cfg_high,
+                cfg_low,
+            )
+        )

@@ -1,0 +1,68 @@
+"""Turns a workflow saved by ComfyUI's editor into the prompt its API takes, as the editor's own export does."""
+from collections.abc import Iterator
+
+NOTES = {"Note", "MarkdownNote"}
+MUTED, BYPASSED = 2, 4
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC}
+# A widget that the editor adds after one with this option: it takes a place in widgets_values and is no input.
+COMPANIONS = ("control_after_generate", "image_upload", "video_upload")
+# On inputs of these names the editor adds control_after_generate even where the schema does not ask for it.
+SEEDS = {"seed", "noise_seed"}
+
+
+def _specs(inputs: dict, order: dict | None = None) -> Iterator[tuple[str, str, dict]]:
+    """(name, type, options) of each input; a V1 combo is written as the list of its options instead of a type."""
+    for section in ("required", "optional"):
+        specs = inputs.get(section, {})
+        for name in (order or {}).get(section, specs):
+            kind, *options = specs[name]
+            yield name, "COMBO" if isinstance(kind, list) else kind, options[0] if options else {}
+
+
+def _is_widget(kind: str, options: dict) -> bool:
+    return kind in WIDGETS and not options.get("forceInput")
+
+
+def _widget_values(specs: Iterator[tuple[str, str, dict]], values: Iterator, prefix: str = "") -> Iterator[tuple]:
+    """(name, value) of each widget, read off the positional `values`."""
+    for name, kind, options in specs:
+        if not _is_widget(kind, options):
+            continue
+        # A workflow saved before the input existed lacks its value; the editor then takes the default too.
+        value = next(values, options.get("default"))
+        yield prefix + name, value
+        if kind == DYNAMIC:
+            # The chosen option's own widgets follow, named `codec.encoding`.
+            chosen = next(o["inputs"] for o in options["options"] if o["key"] == value)
+            yield from _widget_values(_specs(chosen), values, f"{prefix}{name}.")
+        elif any(options.get(c) for c in COMPANIONS) or (kind == "INT" and name in SEEDS):
+            next(values, None)
+
+
+def ui_to_api(workflow: dict, object_info: dict) -> dict:
+    """The API prompt of a UI workflow, given the server's /object_info.
+
+    Notes and muted nodes are left out, with the links from them. Subgraphs, reroutes and bypassed nodes are refused:
+    our workflows have none.
+    """
+    nodes = {n["id"]: n for n in workflow["nodes"] if n["type"] not in NOTES and n["mode"] != MUTED}
+    for node in nodes.values():
+        if node["type"] not in object_info:
+            raise ValueError(f"node {node['id']}: the server has no {node['type']}")
+        if node["mode"] == BYPASSED:
+            raise ValueError(f"node {node['id']} is bypassed, which ui_to_api does not resolve")
+
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"] if link[1] in nodes}
+    prompt = {}
+    for node in nodes.values():
+        info = object_info[node["type"]]
+        values = iter(node.get("widgets_values", []))
+        inputs = dict(_widget_values(_specs(info["input"], info["input_order"]), values))
+        if rest := list(values):
+            raise ValueError(f"node {node['id']} ({node['type']}): {rest} belong to no widget")
+        # A widget's socket may be linked; then the link takes the place of its value.
+        inputs |= {i["name"]: links[i["link"]] for i in node["inputs"] if i["link"] in links}
+        title = node.get("title") or info["display_name"] or node["type"]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
+    return prompt

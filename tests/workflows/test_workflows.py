@@ -1,0 +1,147 @@
+"""The workflows that ship: sound as graphs, equal in both formats, and saying where their models come from."""
+import json
+from itertools import combinations
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+
+from ..support.graph import NOTES, ui_to_api
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+MODEL_FILES = (".safetensors", ".pth")
+SIZES = {
+    "480P": {(640, 640), (640, 480), (480, 640), (832, 480), (480, 832)},
+    "720P": {(960, 960), (960, 720), (720, 960), (1280, 720), (720, 1280)},
+}
+TITLE = 30  # a node's title bar stands above its `pos`
+
+
+def read(path: str) -> dict:
+    return json.loads((WORKFLOWS / path).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(params=NAMES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def ui(name) -> dict:
+    return read(f"{name}.json")
+
+
+@pytest.fixture
+def api(name) -> dict:
+    return read(f"api/{name}.json")
+
+
+def test_every_workflow_is_there_in_both_formats():
+    assert NAMES, "no workflow found"
+    assert NAMES == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+
+
+def test_links_are_the_same_at_both_ends(ui):
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    said_by_links, said_by_sources, said_by_targets = {}, {}, {}
+    for link, source, source_slot, target, target_slot, kind in ui["links"]:
+        assert link not in said_by_links, f"link {link} is listed twice"
+        said_by_links[link] = (source, source_slot, target, target_slot, kind)
+    for node in nodes.values():
+        for slot, output in enumerate(node["outputs"]):
+            said_by_sources |= {link: (node["id"], slot, output["type"]) for link in output["links"] or ()}
+        for slot, socket in enumerate(node["inputs"]):
+            if socket["link"] is not None:
+                said_by_targets[socket["link"]] = (node["id"], slot, socket["type"])
+
+    assert said_by_sources == {link: (s, slot, kind) for link, (s, slot, _, _, kind) in said_by_links.items()}
+    assert said_by_targets == {link: (t, slot, kind) for link, (_, _, t, slot, kind) in said_by_links.items()}
+
+
+def test_ids_are_unique_and_counted(ui):
+    ids = [node["id"] for node in ui["nodes"]]
+    assert len(set(ids)) == len(ids)
+    assert ui["last_node_id"] == max(ids)
+    assert ui["last_link_id"] == max(link[0] for link in ui["links"])
+    assert ui["version"] == 0.4
+
+
+def test_no_node_covers_another(ui):
+    def box(node):
+        (x, y), (width, height) = node["pos"], node["size"]
+        return x, y - TITLE, x + width, y + height
+
+    for one, other in combinations(ui["nodes"], 2):
+        (a0, b0, a1, b1), (c0, d0, c1, d1) = box(one), box(other)
+        assert a1 <= c0 or c1 <= a0 or b1 <= d0 or d1 <= b0, f"nodes {one['id']} and {other['id']} overlap"
+
+
+def test_every_node_but_the_note_is_inside_a_group(ui):
+    for node in ui["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        around = [
+            group["title"] for group in ui["groups"]
+            if group["bounding"][0] <= x and x + width <= group["bounding"][0] + group["bounding"][2]
+            and group["bounding"][1] <= y - TITLE and y + height <= group["bounding"][1] + group["bounding"][3]
+        ]
+        assert len(around) == (0 if node["type"] in NOTES else 1), f"node {node['id']} is in groups {around}"
+
+
+def test_one_note_links_every_model_file(ui):
+    (note,) = (node for node in ui["nodes"] if node["type"] in NOTES)
+    (text,) = note["widgets_values"]
+    for node in ui["nodes"]:
+        for model in node["properties"].get("models", []):
+            assert f"[{model['name']}]({model['url']})" in text
+            assert f"models/{model['directory']}/" in text
+
+
+def test_loaders_say_where_their_files_come_from(ui):
+    for node in ui["nodes"]:
+        files = {v for v in node.get("widgets_values", ()) if isinstance(v, str) and v.endswith(MODEL_FILES)}
+        models = node["properties"].get("models", [])
+        assert {model["name"] for model in models} == files, f"node {node['id']} ({node['type']})"
+        for model in models:
+            url = urlsplit(model["url"])
+            assert url.scheme == "https" and url.netloc == "huggingface.co"
+            assert url.path.endswith(f"/{model['name']}")
+            assert model["directory"] in {"diffusion_models", "text_encoders", "vae"}
+
+
+def test_the_seed_stays(ui):
+    for node in ui["nodes"]:
+        if node["type"] == "TurboDiffusionSample":
+            assert node["widgets_values"][1] == "fixed"
+
+
+def test_length_rate_and_size_fit_the_model(name, api):
+    (latent,) = (n["inputs"] for n in api.values() if n["class_type"] in {"EmptyHunyuanLatentVideo", "WanImageToVideo"})
+    (video,) = (n["inputs"] for n in api.values() if n["class_type"] == "CreateVideo")
+    assert latent["length"] % 4 == 1
+    assert (latent["width"], latent["height"]) in SIZES[name.split("-")[-1]]
+    assert video["fps"] == 16
+
+
+def test_thumbnail_is_a_small_wide_jpeg(name):
+    path = WORKFLOWS / f"{name}.jpg"
+    assert path.stat().st_size <= 100_000
+    with Image.open(path) as image:
+        assert image.format == "JPEG"
+        assert image.width * 9 == image.height * 16
+
+
+@pytest.mark.server
+def test_both_formats_are_one_graph(ui, api, object_info):
+    # Which files are installed does not matter here, so the combos' options are not looked at.
+    assert ui_to_api(ui, object_info) == api
+
+
+@pytest.mark.server
+def test_the_api_graph_uses_only_inputs_the_nodes_have(api, object_info):
+    for node_id, node in api.items():
+        declared = object_info[node["class_type"]]["input"]
+        missing = declared.get("required", {}).keys() - node["inputs"].keys()
+        unknown = node["inputs"].keys() - declared.get("required", {}).keys() - declared.get("optional", {}).keys()
+        assert not missing and not unknown, f"node {node_id} ({node['class_type']})"

@@ -1,0 +1,41 @@
+"""Tensor names: TurboDiffusion's and ComfyUI's differ in wrappers and in the shape of one layer."""
+
+import torch
+
+from ..errors import CheckpointError
+
+# Training wrappers (`net.`), ComfyUI's own saver (`model.diffusion_model.`), and a bare prefix other tools leave.
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
+_WRAPPER = "_checkpoint_wrapped_module."  # torch's activation-checkpoint wrapper, inside block names
+PATCH_EMBEDDING = "patch_embedding.weight"
+PATCH_SIZE = (1, 2, 2)
+
+
+def has_linear_patch_embedding(tensors: dict[str, torch.Tensor]) -> bool:
+    """TurboDiffusion's files hold the patch embedding as a Linear [dim, channels * 4], ComfyUI's as a Conv3d."""
+    weight = tensors.get(PATCH_EMBEDDING)
+    return weight is not None and weight.ndim == 2
+
+
+def strip_wrappers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors under bare names. A prefix goes only if every name has it, so foreign files stay as they are.
+
+    Raises CheckpointError when two names become one."""
+    prefix = next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), "")
+    stripped = {name[len(prefix) :].replace(_WRAPPER, ""): tensor for name, tensor in tensors.items()}
+    if len(stripped) != len(tensors):
+        raise CheckpointError("The file holds the same tensor under two names; it was not written by TurboDiffusion.")
+    return stripped
+
+
+def to_comfyui(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in ComfyUI's shapes. Upstream flattens patches as (channel, t, h, w), so the reshape is exact and
+    keeps the storage (and with it a memory map)."""
+    if not has_linear_patch_embedding(tensors):
+        return tensors
+    weight = tensors[PATCH_EMBEDDING]
+    if weight.shape[1] % 4:
+        raise CheckpointError(
+            f"{PATCH_EMBEDDING} is {list(weight.shape)}: its width must be a multiple of 4 (a 2x2 patch)."
+        )
+    return {**tensors, PATCH_EMBEDDING: weight.reshape(weight.shape[0], -1, *PATCH_SIZE)}

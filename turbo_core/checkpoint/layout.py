@@ -1,0 +1,118 @@
+"""Which tensors a Wan model has, by name and shape."""
+
+import dataclasses
+import re
+
+import torch
+
+from .keys import PATCH_EMBEDDING, PATCH_SIZE
+
+HEAD_WIDTH = 128
+FREQUENCIES = 256  # width of the sinusoidal timestep embedding
+IMAGE_EMBEDDING_WIDTH = 1280  # CLIP vision, Wan 2.1 I2V only
+LATENT_CHANNELS = 16
+TEXT_WIDTH = 4096  # umT5-XXL
+PROJ_L = "self_attn.attn_op.local_attn.proj_l"
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+@dataclasses.dataclass(frozen=True)
+class WanSpec:
+    """What a checkpoint is, read from its tensor shapes. `turbo`: made by TurboDiffusion; `sla`: has a trained `proj_l`."""
+
+    turbo: bool
+    sla: bool
+    dim: int
+    ffn_dim: int
+    layers: int
+    in_channels: int
+    text_width: int
+    image_embedding: bool = False
+    image_positions: int | None = None
+
+    @property
+    def takes_image(self) -> bool:
+        return self.in_channels > LATENT_CHANNELS
+
+    @property
+    def sigma_max(self) -> float:
+        """Where TurboDiffusion's schedule starts for this kind of model."""
+        return 200.0 if self.takes_image else 80.0
+
+    @property
+    def task(self) -> str:
+        return "I2V" if self.takes_image else "T2V"
+
+    def describe(self) -> str:
+        kind = "TurboWan" if self.turbo else "Wan"
+        return f"{kind} {self.task} ({self.layers} layers of width {self.dim}{', SLA' if self.sla else ''})"
+
+
+def count_layers(names) -> int:
+    """One more than the highest block number among tensor names."""
+    return max((int(m.group(1)) for m in map(_BLOCK.match, names) if m), default=-1) + 1
+
+
+def read_spec(tensors: dict[str, torch.Tensor], turbo: bool) -> WanSpec:
+    """The spec of a Wan state dict in ComfyUI's names; raises KeyError for a file that lacks what it is read from."""
+    positions = tensors.get("img_emb.emb_pos")
+    return WanSpec(
+        turbo=turbo,
+        sla=any(name.endswith(PROJ_L + ".weight") for name in tensors),
+        dim=tensors["head.modulation"].shape[-1],
+        ffn_dim=tensors["blocks.0.ffn.0.weight"].shape[0],
+        layers=count_layers(tensors),
+        in_channels=tensors[PATCH_EMBEDDING].shape[1],
+        text_width=tensors["text_embedding.0.weight"].shape[-1],
+        image_embedding="img_emb.proj.0.bias" in tensors,
+        image_positions=None if positions is None else positions.shape[1],
+    )
+
+
+def expected_shapes(spec: WanSpec) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a model with this spec, in ComfyUI's names and shapes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    dim = spec.dim
+
+    def linear(name: str, out_width: int, in_width: int) -> None:
+        shapes[f"{name}.weight"] = (out_width, in_width)
+        shapes[f"{name}.bias"] = (out_width,)
+
+    def norm(name: str, width: int) -> None:
+        shapes[f"{name}.weight"] = (width,)
+        shapes[f"{name}.bias"] = (width,)
+
+    shapes[PATCH_EMBEDDING] = (dim, spec.in_channels, *PATCH_SIZE)
+    shapes["patch_embedding.bias"] = (dim,)
+    linear("text_embedding.0", dim, spec.text_width)
+    linear("text_embedding.2", dim, dim)
+    linear("time_embedding.0", dim, FREQUENCIES)
+    linear("time_embedding.2", dim, dim)
+    linear("time_projection.1", 6 * dim, dim)
+    for i in range(spec.layers):
+        block = f"blocks.{i}"
+        shapes[f"{block}.modulation"] = (1, 6, dim)
+        for attention in ("self_attn", "cross_attn"):
+            for name in "qkvo":
+                linear(f"{block}.{attention}.{name}", dim, dim)
+            shapes[f"{block}.{attention}.norm_q.weight"] = (dim,)
+            shapes[f"{block}.{attention}.norm_k.weight"] = (dim,)
+        if spec.image_embedding:
+            linear(f"{block}.cross_attn.k_img", dim, dim)
+            linear(f"{block}.cross_attn.v_img", dim, dim)
+            shapes[f"{block}.cross_attn.norm_k_img.weight"] = (dim,)
+        if spec.sla:
+            linear(f"{block}.{PROJ_L}", HEAD_WIDTH, HEAD_WIDTH)
+        norm(f"{block}.norm3", dim)
+        linear(f"{block}.ffn.0", spec.ffn_dim, dim)
+        linear(f"{block}.ffn.2", dim, spec.ffn_dim)
+    shapes["head.modulation"] = (1, 2, dim)
+    linear("head.head", LATENT_CHANNELS * 4, dim)
+    if spec.image_embedding:
+        norm("img_emb.proj.0", IMAGE_EMBEDDING_WIDTH)
+        linear("img_emb.proj.1", IMAGE_EMBEDDING_WIDTH, IMAGE_EMBEDDING_WIDTH)
+        linear("img_emb.proj.3", dim, IMAGE_EMBEDDING_WIDTH)
+        norm("img_emb.proj.4", dim)
+    if spec.image_positions is not None:
+        shapes["img_emb.emb_pos"] = (1, spec.image_positions, IMAGE_EMBEDDING_WIDTH)
+    return shapes

@@ -1,0 +1,83 @@
+"""Reading model files without executing anything in them and without copying them into memory."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from ..errors import CheckpointError
+
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+
+
+def check_readable(path: Path) -> None:
+    """Raises CheckpointError with the cause for a file that is no checkpoint at all: absent, empty, a web page, a Git LFS
+    pointer, or in the format of the other suffix."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.name} does not exist; place it in ComfyUI's models/diffusion_models folder.")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise CheckpointError(f"{path.name} is empty; download it again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path.name} is a Git LFS pointer, not the model; download the file itself.")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(f"{path.name} is a web page, not a model; use the download link of the file itself.")
+    is_safetensors_name = path.suffix.lower() in SAFETENSORS_SUFFIXES
+    if head.startswith(b"PK\x03\x04") and is_safetensors_name:
+        raise CheckpointError(f"{path.name} is a PyTorch file; rename it to end in .pth.")
+    if head[8:10] == b'{"' and not is_safetensors_name:
+        raise CheckpointError(f"{path.name} is a safetensors file; rename it to end in .safetensors.")
+
+
+def read_pth(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.pth` file, memory-mapped, `{"state_dict": ...}` unwrapped.
+
+    Raises CheckpointError for a cut file, for anything but tensors in it (nothing in the file is executed), and for the
+    pre-2020 format, which cannot be mapped."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            cut = file.read(4) == b"PK\x03\x04"
+        if cut:
+            raise CheckpointError(f"{path.name} is cut short: its end is missing; download it again.")
+        raise CheckpointError(
+            f"{path.name} is not a PyTorch zip checkpoint; use the original file or a .safetensors one."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path.name} holds Python objects besides tensors and was not loaded (nothing in it was "
+            "executed); use a file from a source you trust, best a .safetensors one."
+        ) from error
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path.name} is damaged ({_first_line(error)}); download it again.") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    return check_tensors(path, content)
+
+
+def check_tensors(path: Path, content: object) -> dict[str, torch.Tensor]:
+    """`content` if it is a non-empty dictionary of named tensors, else CheckpointError."""
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path.name} holds no named tensors; it is not a model checkpoint.")
+    odd = [name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
+    if odd:
+        raise CheckpointError(
+            f"{path.name} is not a model checkpoint: {odd[0]!r} is not a tensor"
+            f"{f' (and {len(odd) - 1} more)' if len(odd) > 1 else ''}; a training state cannot be loaded."
+        )
+    return content
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """The error for a safetensors file whose reader failed with `error`."""
+    cause = _first_line(error)
+    if "IncompleteBuffer" in cause:
+        return CheckpointError(f"{path.name} is cut short: its end is missing; download it again.")
+    return CheckpointError(f"{path.name} is not a readable safetensors file ({cause}); download it again.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -1,0 +1,60 @@
+"""ComfyUI's Wan base model, with the checks a user needs and the timestep a TurboWan network was trained on."""
+
+import comfy.model_base
+import torch
+
+from ..checkpoint.layout import LATENT_CHANNELS, WanSpec
+from ..errors import TurboError
+from .model import TurboWanModel
+
+
+class TurboWAN(comfy.model_base.WAN21):
+    """A Wan model that knows its `spec`. It behaves as WAN21 under every stock node."""
+
+    def __init__(self, model_config, spec: WanSpec, device=None):
+        # WAN21's own constructor fixes the network class, so it is skipped.
+        comfy.model_base.BaseModel.__init__(
+            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=TurboWanModel
+        )
+        self.image_to_video = spec.image_embedding
+        self.spec = spec
+
+    def process_timestep(self, timestep: torch.Tensor, **kwargs) -> torch.Tensor:
+        """1000 * sigma, rounded to bfloat16 for a TurboWan network, which saw no other values in training."""
+        return timestep.to(torch.bfloat16).float() if self.spec.turbo else timestep
+
+    def extra_conds(self, **kwargs):
+        check_latent_shape(kwargs["noise"].shape)
+        check_text(self.spec, kwargs.get("cross_attn"))
+        if kwargs.get("concat_latent_image") is None:
+            check_image(self.spec, given=False)
+        return super().extra_conds(**kwargs)
+
+
+def check_latent_shape(shape: torch.Size) -> None:
+    """Raises TurboError unless a latent is [B, 16, T, H, W]."""
+    if len(shape) != 5 or shape[1] != LATENT_CHANNELS:
+        raise TurboError(
+            f"The latent is {list(shape)}, and Wan needs a 16-channel video latent [batch, 16, frames, height, width]: "
+            "make it with EmptyHunyuanLatentVideo (text to video) or WanImageToVideo (image to video)."
+        )
+
+
+def check_text(spec: WanSpec, context: torch.Tensor | None) -> None:
+    """Raises TurboError unless the text conditioning is there and of the width the model was trained on."""
+    if context is None:
+        raise TurboError("The conditioning holds no text: connect CLIP Text Encode with the umT5-XXL encoder.")
+    if context.shape[-1] != spec.text_width:
+        raise TurboError(
+            f"The text conditioning is {context.shape[-1]} wide and this model takes {spec.text_width}: the prompt was "
+            "encoded with another text encoder; load umt5_xxl with Load CLIP, type wan."
+        )
+
+
+def check_image(spec: WanSpec, given: bool) -> None:
+    """Raises TurboError for an image-to-video model whose conditioning holds no image."""
+    if spec.takes_image and not given:
+        raise TurboError(
+            "This is an image-to-video model and the conditioning holds no image: pass the conditioning through "
+            "WanImageToVideo with a start_image."
+        )

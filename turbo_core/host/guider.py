@@ -1,0 +1,248 @@
+"""A GUIDER that runs two experts in one sampler run: the high-noise one down to a boundary, then the low-noise one.
+
+One run keeps the latent, the random numbers and the progress bar in one place. Each expert keeps its own patches (LoRA,
+SLA, compile) and hooks; ComfyUI's model management decides what stays on the device, nothing is moved by hand."""
+
+import logging
+import math
+
+import comfy.hooks
+import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+
+from ..checkpoint.layout import WanSpec
+from ..errors import TurboError
+from ..sampling.schedule import check_boundary, uses_low_expert
+from .base_model import TurboWAN, check_image, check_latent_shape, check_text
+
+logger = logging.getLogger("turbodiffusion")
+
+
+def model_spec(patcher: comfy.model_patcher.ModelPatcher) -> WanSpec:
+    """The spec of a model from TurboDiffusionLoader; raises TurboError for any other model."""
+    if not isinstance(patcher.model, TurboWAN):
+        raise TurboError(
+            f"This is a {type(patcher.model).__name__} model from another loader: load it with TurboDiffusionLoader."
+        )
+    return patcher.model.spec
+
+
+class ExpertGuider(comfy.samplers.CFGGuider):
+    """CFGGuider over one or two experts. A step whose sigma is below `boundary` runs the low expert, if there is one.
+
+    The base class runs whichever expert the first step needs; the other is prepared when a step first asks for it, so an
+    expert without a step is never loaded. Raises TurboError for experts that do not belong together."""
+
+    def __init__(
+        self,
+        high: comfy.model_patcher.ModelPatcher,
+        low: comfy.model_patcher.ModelPatcher | None = None,
+        boundary: float = 0.9,
+    ):
+        check_boundary(boundary)
+        self.spec = model_spec(high)
+        if low is not None:
+            check_experts_match(self.spec, model_spec(low))
+        super().__init__(high)
+        self._high, self._low, self._boundary = high, low, boundary
+        self._cfg_high = self._cfg_low = 1.0
+        self._other: _OtherExpert | None = None
+        self._run: _Run | None = None
+
+    def set_conds(self, positive, negative=None) -> None:
+        """ComfyUI CONDITIONING lists; `negative` is needed only by a cfg other than 1. Raises TurboError for a text of the wrong
+        encoder and for an image-to-video model without an image."""
+        for conditioning in (positive,) if negative is None else (positive, negative):
+            if not conditioning:
+                raise TurboError("The conditioning is empty: connect CLIP Text Encode with the umT5-XXL encoder.")
+            for context, options in conditioning:
+                check_text(self.spec, context)
+                check_image(self.spec, given=options.get("concat_latent_image") is not None)
+        self.inner_set_conds(
+            {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
+        )
+
+    def inner_set_conds(self, conds) -> None:
+        super().inner_set_conds(conds)
+        # For conditioning with hooks the base class exchanges its patcher for one without dynamic VRAM: so must both experts.
+        if self.model_patcher is not self._high:
+            self._high = self.model_patcher
+            if self._low is not None and self._low.is_dynamic():
+                self._low = self._low.get_non_dynamic_delegate()
+
+    def set_cfg(self, high: float, low: float) -> None:
+        """Raises TurboError for a cfg other than 1 without a negative conditioning (call `set_conds` first)."""
+        needs_negative = not math.isclose(high, 1.0) or (self._low is not None and not math.isclose(low, 1.0))
+        if needs_negative and "negative" not in self.original_conds:
+            raise TurboError(
+                "cfg_high or cfg_low is not 1, which needs a negative conditioning: connect one, or set them to 1 "
+                "(TurboWan models are made for 1)."
+            )
+        self._cfg_high, self._cfg_low = high, low
+
+    def get_models(self) -> list[comfy.model_patcher.ModelPatcher]:
+        """Both experts: ComfyUI keeps the memory of models that the current prompt uses."""
+        return [expert for expert in (self._high, self._low) if expert is not None]
+
+    def sample(
+        self, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None
+    ):
+        if latent_image.is_nested:
+            raise TurboError("The latent holds several tensors (video with audio); Wan needs a plain video latent.")
+        check_latent_shape(latent_image.shape)
+        if sigmas.shape[-1] > 0:
+            self._activate(self._expert_for(float(sigmas[0])))
+        return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+
+    def outer_sample(self, *args, **kwargs):
+        try:
+            return super().outer_sample(*args, **kwargs)
+        finally:
+            other, self._other, self._run = self._other, None, None
+            if other is not None:
+                other.release()
+
+    def inner_sample(
+        self,
+        noise,
+        latent_image,
+        device,
+        sampler,
+        sigmas,
+        denoise_mask,
+        callback,
+        disable_pbar,
+        seed,
+        latent_shapes=None,
+    ):
+        self._run = _Run(noise, latent_image, device, sigmas, denoise_mask, seed, latent_shapes)
+        return super().inner_sample(
+            noise,
+            latent_image,
+            device,
+            sampler,
+            sigmas,
+            denoise_mask,
+            callback,
+            disable_pbar,
+            seed,
+            latent_shapes=latent_shapes,
+        )
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 - ComfyUI's signature
+        expert = self._expert_for(float(timestep.max()))
+        self.cfg = self._cfg_low if expert is self._low else self._cfg_high
+        if expert is self.model_patcher:
+            if self._other is not None and self._other.active:  # a sampler that went back above the boundary
+                self._other.active = False
+                _load(expert, self._run, self.conds, self.model_options)
+            return super().predict_noise(x, timestep, model_options, seed)
+        if self._other is None:
+            self._other = _OtherExpert(expert, self.original_conds, self._run)
+        return self._other.predict(x, timestep, self.cfg, seed)
+
+    def _expert_for(self, sigma: float) -> comfy.model_patcher.ModelPatcher:
+        return self._low if self._low is not None and uses_low_expert(sigma, self._boundary) else self._high
+
+    def _activate(self, patcher: comfy.model_patcher.ModelPatcher) -> None:
+        self.model_patcher, self.model_options = patcher, patcher.model_options
+
+
+class _Run:
+    """What the base class was given for this run, to prepare the other expert's conditioning with."""
+
+    def __init__(self, noise, latent_image, device, sigmas, denoise_mask, seed, latent_shapes):
+        self.noise, self.latent_image, self.device, self.sigmas = noise, latent_image, device, sigmas
+        self.denoise_mask, self.seed, self.latent_shapes = denoise_mask, seed, latent_shapes
+
+
+def _load(patcher: comfy.model_patcher.ModelPatcher, run: _Run, conds: dict, options: dict) -> list:
+    """Has ComfyUI load an expert (making room as it sees fit) and returns the models loaded along with it."""
+    loaded = comfy.sampler_helpers.prepare_sampling(patcher, run.noise.shape, conds, options)[2]
+    patcher.model.current_patcher = patcher  # two patched clones of one file share their model
+    return loaded
+
+
+class _OtherExpert:
+    """The expert the base class does not run, set up as CFGGuider.sample sets up its own: own options, own hooks."""
+
+    def __init__(self, patcher: comfy.model_patcher.ModelPatcher, original_conds: dict, run: _Run):
+        self.patcher, self.active = patcher, False
+        self._run = run
+        self._conds = {name: [cond.copy() for cond in conds] for name, conds in original_conds.items()}
+        self._options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
+        self._loaded: list = []
+        self._hook_mode = patcher.hook_mode
+        self._prepared = False
+
+    def predict(self, x: torch.Tensor, timestep: torch.Tensor, cfg: float, seed: int | None) -> torch.Tensor:
+        if not self._prepared:
+            self._prepare()
+        elif not self.active:
+            self._load()
+        return comfy.samplers.sampling_function(
+            self.patcher.model,
+            x,
+            timestep,
+            self._conds.get("negative"),
+            self._conds.get("positive"),
+            cfg,
+            model_options=self._options,
+            seed=seed,
+        )
+
+    def _prepare(self) -> None:
+        run, patcher = self._run, self.patcher
+        comfy.samplers.preprocess_conds_hooks(self._conds)
+        if comfy.samplers.get_total_hook_groups_in_conds(self._conds) <= 1:
+            patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
+        comfy.sampler_helpers.prepare_model_patcher(patcher, self._conds, self._options)
+        comfy.samplers.filter_registered_hooks_on_conds(self._conds, self._options)
+        self._load()
+        comfy.samplers.cast_to_load_options(self._options, device=run.device, dtype=patcher.model_dtype())
+        patcher.pre_run()
+        latent_image = run.latent_image
+        if latent_image is not None and torch.count_nonzero(latent_image) > 0:
+            latent_image = patcher.model.process_latent_in(latent_image)
+        self._conds = comfy.samplers.process_conds(
+            patcher.model,
+            run.noise,
+            self._conds,
+            run.device,
+            latent_image,
+            run.denoise_mask,
+            run.seed,
+            latent_shapes=run.latent_shapes,
+        )
+        self._options.setdefault("transformer_options", {})["sample_sigmas"] = run.sigmas
+        self._prepared = True
+
+    def _load(self) -> None:
+        self._loaded = _load(self.patcher, self._run, self._conds, self._options)
+        self.active = True
+
+    def release(self) -> None:
+        """Undoes what preparing did; the weights stay where ComfyUI keeps them."""
+        self.patcher.cleanup()
+        comfy.sampler_helpers.cleanup_models(self._conds, self._loaded)
+        comfy.samplers.cast_to_load_options(self._options, device=self.patcher.offload_device)
+        self.patcher.hook_mode = self._hook_mode
+        self.patcher.restore_hook_patches()
+
+
+def check_experts_match(high: WanSpec, low: WanSpec) -> None:
+    """Raises TurboError unless two experts can share one run: same task, same size, same text encoder."""
+    for what, a, b in (
+        ("task", high.task, low.task),
+        ("input channels", high.in_channels, low.in_channels),
+        ("width", high.dim, low.dim),
+        ("number of layers", high.layers, low.layers),
+        ("text width", high.text_width, low.text_width),
+    ):
+        if a != b:
+            raise TurboError(
+                f"The two experts do not belong together, their {what} differs (high: {high.describe()}, low: "
+                f"{low.describe()}): load the -high and the -low file of one model."
+            )

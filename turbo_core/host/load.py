@@ -1,0 +1,83 @@
+"""From a model file to a ModelPatcher, as ComfyUI's own diffusion model loader does it, for our model class."""
+
+import logging
+from pathlib import Path
+
+import comfy.memory_management
+import comfy.model_detection
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+import safetensors
+import torch
+
+from ..checkpoint import read
+from ..checkpoint.identify import identify
+from .base_model import TurboWAN
+
+logger = logging.getLogger("turbodiffusion")
+
+DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The model in the file at `path` as an unpatched ModelPatcher, its weights mapped from the file where they can be.
+
+    `dtype_name` is a key of DTYPES. `disable_dynamic` is how ComfyUI asks for a patcher without dynamic VRAM, through
+    `cached_patcher_init`. Raises CheckpointError for a file that cannot be used."""
+    tensors, metadata = _read(Path(path))
+    tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
+    spec, tensors = identify(Path(path).name, tensors, metadata)
+    config = comfy.model_detection.model_config_from_unet(tensors, "", metadata=metadata)
+    device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    compute = DTYPES[dtype_name] or _default_dtype(device)
+    stored = comfy.utils.weight_dtype(tensors)
+    keep_float8 = dtype_name == "auto" and config.quant_config is None and stored in _FLOAT8
+    config.set_inference_dtype(
+        stored if keep_float8 else compute, compute if keep_float8 or config.quant_config else None
+    )
+    config.unet_config.update(turbo=spec.turbo, trained_sla=spec.sla, text_dim=spec.text_width)
+    if config.quant_config is None:
+        # Float32 activations meet bf16 weights in the time embedding and the head: every layer must be able to cast.
+        config.custom_operations = comfy.ops.manual_cast
+
+    model = TurboWAN(config, spec)
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(model, load_device=device, offload_device=offload_device)
+    if not comfy.model_management.is_device_cpu(offload_device):
+        model.to(offload_device)
+    if not patcher.is_dynamic():
+        _match_dtypes(model.diffusion_model, tensors, offload_device)
+    model.load_model_weights(tensors, "", assign=True)
+    patcher.cached_patcher_init = (load_model, (path, dtype_name))
+    logger.info(
+        "Loaded %s: %s, computing in %s.", Path(path).name, spec.describe(), str(compute).removeprefix("torch.")
+    )
+    return patcher
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    read.check_readable(path)
+    if path.suffix.lower() not in read.SAFETENSORS_SUFFIXES:
+        return read.read_pth(path), {}
+    try:
+        tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
+        raise read.damaged(path, error) from error
+    return read.check_tensors(path, tensors), metadata or {}
+
+
+def _default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16, as the models were trained, where the device computes in it; float32 elsewhere. Never float16."""
+    if comfy.model_management.is_device_cpu(device) or not comfy.model_management.should_use_bf16(device):
+        return torch.float32
+    return torch.bfloat16
+
+
+def _match_dtypes(network: torch.nn.Module, tensors: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Converts tensors to what their layer declares, in place in the dictionary. One that fits stays mapped from the file."""
+    for name, declared in network.named_parameters():
+        tensors[name] = tensors[name].to(device=device, dtype=declared.dtype)

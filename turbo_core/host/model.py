@@ -1,0 +1,208 @@
+"""ComfyUI's Wan network with sparse-linear attention and TurboDiffusion's numerics.
+
+A stock Wan file runs ComfyUI's own code unchanged. For a TurboWan file time embedding, modulation and head are computed
+in float32, as the network was trained."""
+
+from functools import partial
+
+import comfy.model_management
+import torch
+from comfy.ldm.flux.math import apply_rope1
+from comfy.ldm.wan.model import Head, WanAttentionBlock, WanModel, WanSelfAttention, repeat_e, sinusoidal_embedding_1d
+
+from ...kernels import block_map, block_sparse_attention, linear_attention
+from ..attention import SLA
+from ..checkpoint.layout import HEAD_WIDTH
+from ..errors import TurboError
+
+
+class TurboSelfAttention(WanSelfAttention):
+    """Self-attention that is dense while `sla` is None, else sparse-linear.
+
+    `sla` is plain data: nodes change it per model clone by an object patch, which torch.compile's guards see.
+    The learned projection has upstream's name, so checkpoints, LoRA and offload address it."""
+
+    def __init__(self, *args, trained_sla: bool, operation_settings, **kwargs):
+        super().__init__(*args, operation_settings=operation_settings, **kwargs)
+        self.sla = SLA() if trained_sla else None
+        self.attn_op = None
+        if trained_sla:
+            self.attn_op = torch.nn.Module()
+            self.attn_op.local_attn = torch.nn.Module()
+            self.attn_op.local_attn.proj_l = operation_settings["operations"].Linear(
+                HEAD_WIDTH, HEAD_WIDTH, device=operation_settings.get("device"), dtype=operation_settings.get("dtype")
+            )
+
+    def forward(self, x, freqs, transformer_options={}):  # noqa: B006 - ComfyUI's signature
+        """x [B, L, dim] -> [B, L, dim]; freqs as from `rope_encode`."""
+        if self.sla is None:
+            return super().forward(x, freqs, transformer_options=transformer_options)
+        if self.sla.linear and self.attn_op is None:
+            raise TurboError(
+                "Sparse-linear attention needs a checkpoint with trained proj_l weights, and this one has none."
+            )
+        heads = (*x.shape[:2], self.num_heads, self.head_dim)
+        q = apply_rope1(self.norm_q(self.q(x)).view(heads), freqs)
+        k = apply_rope1(self.norm_k(self.k(x)).view(heads), freqs)
+        v = self.v(x).view(heads)
+        out = block_sparse_attention(q, k, v, block_map(q, k, self.sla.topk))
+        if self.sla.linear:
+            out = out + self.attn_op.local_attn.proj_l(linear_attention(q, k, v))
+        out = out.flatten(2)
+        for patch in transformer_options.get("patches", {}).get("attn1_patch", ()):
+            out = patch({"x": out, "q": q, "k": k, "transformer_options": transformer_options})
+        return self.o(out)
+
+
+class TurboBlock(WanAttentionBlock):
+    def __init__(
+        self,
+        cross_attn_type,
+        dim,
+        ffn_dim,
+        num_heads,
+        window_size=(-1, -1),
+        qk_norm=True,
+        cross_attn_norm=False,
+        eps=1e-6,
+        *,
+        turbo: bool,
+        trained_sla: bool,
+        operation_settings,
+    ):
+        super().__init__(
+            cross_attn_type,
+            dim,
+            ffn_dim,
+            num_heads,
+            window_size,
+            qk_norm,
+            cross_attn_norm,
+            eps,
+            operation_settings=operation_settings,
+        )
+        self.turbo = turbo
+        self.self_attn = TurboSelfAttention(
+            dim, num_heads, window_size, qk_norm, eps, trained_sla=trained_sla, operation_settings=operation_settings
+        )
+
+    def forward(self, x, e, freqs, context, context_img_len=257, transformer_options={}):  # noqa: B006 - ComfyUI's signature
+        """x [B, L, dim]; e [B, 1, 6, dim] in float32 for a TurboWan file -> [B, L, dim] in x's dtype."""
+        if not self.turbo:
+            return super().forward(
+                x, e, freqs, context, context_img_len=context_img_len, transformer_options=transformer_options
+            )
+        modulation = comfy.model_management.cast_to(self.modulation, dtype=torch.float32, device=x.device)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
+            repeat_e(part, x) for part in (modulation.unsqueeze(0) + e).unbind(2)
+        )
+        x = x.contiguous()
+        y = self.self_attn(modulate(self.norm1(x), shift, scale), freqs, transformer_options=transformer_options)
+        x = torch.addcmul(x, y, gate.to(x.dtype))
+        x = x + self.cross_attn(
+            self.norm3(x), context, context_img_len=context_img_len, transformer_options=transformer_options
+        )
+        for patch in transformer_options.get("patches", {}).get("attn2_patch", ()):
+            x = patch({"x": x, "transformer_options": transformer_options})
+        y = self.ffn(modulate(self.norm2(x), ffn_shift, ffn_scale))
+        return torch.addcmul(x, y, ffn_gate.to(x.dtype))
+
+
+class TurboHead(Head):
+    def forward(self, x, e):
+        """x [B, L, dim], e [B, 1, dim] in float32 -> patches [B, L, 64] in float32."""
+        modulation = comfy.model_management.cast_to(self.modulation, dtype=torch.float32, device=x.device)
+        shift, scale = (repeat_e(part, x) for part in (modulation.unsqueeze(0) + e.unsqueeze(2)).unbind(2))
+        return self.head(torch.addcmul(shift, self.norm(x).float(), 1 + scale))
+
+
+class TurboWanModel(WanModel):
+    """WanModel with `TurboBlock`s. `turbo`: run with TurboDiffusion's numerics; `trained_sla`: the file has `proj_l`.
+
+    `operations` must cast weights to their input's dtype (comfy.ops.manual_cast or mixed precision)."""
+
+    def __init__(
+        self, *args, turbo: bool = False, trained_sla: bool = False, operations=None, device=None, dtype=None, **kwargs
+    ):
+        block = partial(TurboBlock, turbo=turbo, trained_sla=trained_sla)
+        super().__init__(*args, wan_attn_block_class=block, operations=operations, device=device, dtype=dtype, **kwargs)
+        self.turbo = turbo
+        if turbo:
+            settings = {"operations": operations, "device": device, "dtype": dtype}
+            self.head = TurboHead(self.dim, self.out_dim, self.patch_size, self.eps, operation_settings=settings)
+
+    def forward_orig(self, x, t, context, clip_fea=None, freqs=None, transformer_options={}, **kwargs):  # noqa: B006
+        """x [B, C, T, H, W], t [B] (0 to 1000), context [B, tokens, text width] -> velocity [B, 16, T, H, W]."""
+        if not self.turbo:
+            return super().forward_orig(
+                x, t, context, clip_fea=clip_fea, freqs=freqs, transformer_options=transformer_options, **kwargs
+            )
+        latent = x
+        x = self.patch_embedding(x.float()).to(x.dtype)
+        grid = x.shape[2:]
+        x = x.flatten(2).transpose(1, 2)
+        transformer_options.update(grid_sizes=grid, total_blocks=len(self.blocks), block_type="double")
+
+        e = self.time_embedding(sinusoidal_embedding_1d(self.freq_dim, t.flatten())).reshape(t.shape[0], -1, self.dim)
+        e0 = self.time_projection(e).unflatten(2, (6, self.dim))
+        context = self.text_embedding(context)
+        image_tokens = None
+        if clip_fea is not None:
+            image_tokens = clip_fea.shape[-2]
+            if self.img_emb is not None:
+                context = torch.cat([self.img_emb(clip_fea), context], dim=1)
+
+        replacements = transformer_options.get("patches_replace", {}).get("dit", {})
+        after_block = transformer_options.get("patches", {}).get("double_block", ())
+        for i, block in enumerate(self.blocks):
+            transformer_options["block_index"] = i
+            replacement = replacements.get(("double_block", i))
+            if replacement is None:
+                x = block(
+                    x,
+                    e=e0,
+                    freqs=freqs,
+                    context=context,
+                    context_img_len=image_tokens,
+                    transformer_options=transformer_options,
+                )
+            else:
+                arguments = {
+                    "img": x,
+                    "txt": context,
+                    "vec": e0,
+                    "pe": freqs,
+                    "transformer_options": transformer_options,
+                }
+                x = replacement(arguments, {"original_block": partial(_replaceable, block, image_tokens)})["img"]
+            for patch in after_block:
+                x = patch(
+                    {
+                        "img": x,
+                        "x": latent,
+                        "vec": e,
+                        "block_index": i,
+                        "img_offset": 0,
+                        "transformer_options": transformer_options,
+                    }
+                )["img"]
+        return self.unpatchify(self.head(x, e), grid)
+
+
+def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x * (1 + scale) + shift, computed in float32, returned in x's dtype."""
+    return torch.addcmul(shift, x.float(), 1 + scale).to(x.dtype)
+
+
+def _replaceable(block: TurboBlock, image_tokens: int | None, args: dict) -> dict:
+    """A block in the calling convention of ComfyUI's `patches_replace`."""
+    return {
+        "img": block(
+            args["img"],
+            context=args["txt"],
+            e=args["vec"],
+            freqs=args["pe"],
+            context_img_len=image_tokens,
+            transformer_options=args["transformer_options"],
+        )
+    }

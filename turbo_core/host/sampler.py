@@ -1,0 +1,49 @@
+"""rCM's samplers as a ComfyUI SAMPLER."""
+
+from typing import Literal
+
+import comfy.model_management
+import comfy.samplers
+import torch
+from tqdm.auto import tqdm
+
+from ..sampling import rcm
+
+NoiseDevice = Literal["cpu", "gpu"]
+NOISE_DEVICES: tuple[NoiseDevice, ...] = ("cpu", "gpu")
+
+
+def make_sampler(mode: rcm.Mode, noise_device: NoiseDevice) -> comfy.samplers.KSAMPLER:
+    return comfy.samplers.KSAMPLER(sample_rcm, {"mode": mode, "noise_device": noise_device})
+
+
+def sample_rcm(
+    model,
+    x,
+    sigmas,
+    extra_args=None,
+    callback=None,
+    disable=None,
+    *,
+    mode: rcm.Mode = "sde",
+    noise_device: NoiseDevice = "cpu",
+) -> torch.Tensor:
+    """`rcm.sample` in k-diffusion's calling convention: previews, progress and interrupt between steps come from it."""
+    extra_args = extra_args or {}
+    per_sample = x.new_ones([x.shape[0]])
+    noise = rcm.NoiseStream(
+        extra_args.get("seed") or 0, x.shape, x.device if noise_device == "gpu" else torch.device("cpu")
+    )
+    noise.continue_after(getattr(model, "noise", None))
+    with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
+
+        def denoise(state: torch.Tensor, sigma: float) -> torch.Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            return model(state, per_sample * sigma, **extra_args)
+
+        def on_step(i: int, state: torch.Tensor, sigma: float, x0: torch.Tensor) -> None:
+            bar.update()
+            if callback is not None:
+                callback({"x": state, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
+
+        return rcm.sample(denoise, x, sigmas, mode, lambda: noise.draw().to(x.device), on_step)

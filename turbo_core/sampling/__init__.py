@@ -1,0 +1,1 @@
+"""The rCM schedule and its few-step samplers."""

@@ -1,0 +1,59 @@
+"""rCM's two samplers. Both estimate the clean video x0 at each noise level; they differ in how they go to the next."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+Mode = Literal["sde", "ode"]
+MODES: tuple[Mode, ...] = ("sde", "ode")
+
+
+def sample(
+    denoise: Callable[[torch.Tensor, float], torch.Tensor],
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    mode: Mode,
+    draw_noise: Callable[[], torch.Tensor],
+    on_step: Callable[[int, torch.Tensor, float, torch.Tensor], None],
+) -> torch.Tensor:
+    """Runs a model through the noise levels and returns the last state, in x's dtype.
+
+    denoise(x, sigma) -> x0, all [B, C, T, H, W]; `sigmas` [steps + 1] falling; `draw_noise()` gives standard noise of
+    x's shape and is called once per step in mode "sde"; `on_step(i, x, sigma, x0)` is called after each estimate. The
+    state is float64, as upstream:
+        sde: x <- (1 - s') x0 + s' noise
+        ode: x <- x + (s' - s) (x - x0) / s
+    """
+    levels = sigmas.double().tolist()
+    state = x.double()
+    for i, (sigma, following) in enumerate(zip(levels, levels[1:], strict=False)):
+        given = state.to(x.dtype)
+        x0 = denoise(given, sigma)
+        on_step(i, given, sigma, x0)
+        if mode == "sde":
+            state = (1 - following) * x0.double() + following * draw_noise().double()
+        else:
+            state = state + (following - sigma) / sigma * (given - x0).double()
+    return state.to(x.dtype)
+
+
+class NoiseStream:
+    """Successive standard normal draws of one shape from one generator, float32.
+
+    A run takes its initial noise and then its re-noise from the same stream, so `continue_after` skips the draw that the
+    initial noise was. If that noise came from elsewhere (another NOISE node, a `batch_index`, a second pass), the stream
+    is given another seed: it could otherwise repeat the very noise the run started from."""
+
+    def __init__(self, seed: int, shape: torch.Size, device: torch.device):
+        self._shape, self._device = shape, device
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def draw(self) -> torch.Tensor:
+        return torch.randn(self._shape, generator=self._generator, device=self._device, dtype=torch.float32)
+
+    def continue_after(self, initial: torch.Tensor | None) -> None:
+        first = self.draw()
+        if initial is None or not torch.equal(first, initial.to(first)):
+            seed = (self._generator.initial_seed() + 1) % (1 << 64)
+            self._generator.manual_seed(seed)

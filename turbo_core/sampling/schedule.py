@@ -1,0 +1,74 @@
+"""The rCM schedule: which noise levels a few-step run visits, and which expert runs which.
+
+rCM (arXiv 2510.08431) places a run at angles a between signal and noise; Wan's noise level is
+sigma = sin(a) / (sin(a) + cos(a)), in (0, 1)."""
+
+import math
+
+import torch
+
+from ..errors import TurboError
+
+MIDDLE_ANGLES = (1.5, 1.4, 1.0)  # what TurboDiffusion distilled its models on, after the first, atan(sigma_max)
+MAX_STEPS = 16
+SIGMA_MAX_LIMIT = 14.2  # atan of it is the first that exceeds MIDDLE_ANGLES[0]
+
+
+def angles(steps: int, sigma_max: float) -> list[float]:
+    """`steps` + 1 falling angles ending in 0. Up to 4 steps the trained ones; beyond, points on the polyline through them
+    (an extension: the models were trained for up to 4). Raises TurboError for values out of range."""
+    check_schedule(steps, sigma_max)
+    trained = [math.atan(sigma_max), *MIDDLE_ANGLES, 0.0]
+    if steps < len(trained):
+        return [*trained[:steps], 0.0]
+    points = []
+    for i in range(steps + 1):
+        segment, offset = divmod((len(trained) - 1) * i, steps)
+        following = trained[min(segment + 1, len(trained) - 1)]
+        points.append(trained[segment] + (following - trained[segment]) * (offset / steps))
+    return points
+
+
+def sigmas(steps: int, sigma_max: float) -> list[float]:
+    """The noise levels of a run: `steps` + 1 falling values in [0, 1), the last 0, in float64."""
+    return [math.sin(a) / (math.sin(a) + math.cos(a)) for a in angles(steps, sigma_max)]
+
+
+def uses_low_expert(sigma: float, boundary: float) -> bool:
+    """Whether a step at `sigma` belongs to the low-noise expert: sigma < boundary, as upstream.
+
+    Compared in float32, the precision SIGMAS travel in, so that the split and the switch always agree."""
+    return bool(torch.tensor(sigma, dtype=torch.float32) < torch.tensor(boundary, dtype=torch.float32))
+
+
+def split(levels: torch.Tensor, boundary: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """SIGMAS [steps + 1] as the high expert's and the low expert's part, both with the sigma they switch at.
+
+    A part without a step is empty."""
+    high = sum(not uses_low_expert(float(sigma), boundary) for sigma in levels[:-1])
+    empty = levels[:0]
+    steps = len(levels) - 1
+    return (levels[: high + 1] if high else empty, levels[high:] if high < steps else empty)
+
+
+def check_schedule(steps: int, sigma_max: float) -> None:
+    """Raises TurboError with what to do unless 1 <= steps <= 16 and sigma_max is finite, positive and, for more than one
+    step, above 14.2."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise TurboError(f"steps is {steps}: choose 1 to {MAX_STEPS} (the models were trained for up to 4).")
+    if not (math.isfinite(sigma_max) and sigma_max > 0):
+        raise TurboError(f"sigma_max is {sigma_max}: choose a positive number, 80 for T2V and 200 for I2V models.")
+    if steps > 1 and sigma_max <= SIGMA_MAX_LIMIT:
+        raise TurboError(
+            f"sigma_max is {sigma_max}: with more than one step it must exceed {SIGMA_MAX_LIMIT}, else the noise "
+            "would rise after the first step; use 80 for T2V and 200 for I2V models."
+        )
+
+
+def check_boundary(boundary: float) -> None:
+    """Raises TurboError unless 0 < boundary <= 1."""
+    if not 0 < boundary <= 1:
+        raise TurboError(
+            f"boundary is {boundary}: it is the noise level where the low expert takes over, above 0 and at most "
+            "1 (0.9 for TurboWan I2V A14B)."
+        )
