@@ -126,6 +126,8 @@ def fetch_comfyui(cache: Path) -> Path:
     with lock(cache / "comfyui.lock"):
         if folder.is_dir():
             return folder
+        for interrupted in cache.glob("fetch-*"):
+            shutil.rmtree(interrupted, ignore_errors=True)
         say("fetching ComfyUI 0.30.0 (12 MB)")
         with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as name:
             work = Path(name)
