@@ -6,7 +6,6 @@ import argparse
 import importlib
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -55,17 +54,19 @@ def main(argv: list[str]) -> int:
     try:
         comfyui = environment.find_comfyui(options.comfyui)
         python = Path(sys.executable) if options.here else environment.ensure_python(comfyui)
-    except environment.SetupError as error:
+    except (environment.SetupError, OSError) as error:
         print(f"dev.py: {error}", file=sys.stderr)
         return 2
     os.environ.update(COMFYUI_PATH=str(comfyui), HF_HUB_OFFLINE="1", DO_NOT_TRACK="1")
     if not environment.is_running(python):
-        return subprocess.call([str(python), str(ROOT / "dev.py"), *argv])
+        return environment.become(str(python), str(ROOT / "dev.py"), *argv)
     module = importlib.import_module(f"td_pack.{COMMANDS[options.command][0]}")
     return module.main(rest)
 
 
 if __name__ == "__main__":
+    if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts this may have an older one
+        sys.exit("dev.py: Python 3.10 or newer is needed.")
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 import hashlib
 import io
 import tarfile
+import threading
 
 import pytest
 from td_pack.tests.support import environment
@@ -10,6 +11,7 @@ from td_pack.tests.support.environment import SetupError
 
 def comfyui_folder(path, version="0.30.0"):
     (path / "main.py").touch()
+    (path / "requirements.txt").write_text("av\n")
     (path / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
     return path
 
@@ -102,3 +104,20 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     (tmp_path / "requirements.txt").write_text("av\n")
     with pytest.raises(SetupError, match="GB of disk"):
         environment.ensure_python(tmp_path)
+
+
+def test_a_second_setup_waits_for_the_first(tmp_path, capsys):
+    order = []
+
+    def second():
+        with environment.lock(tmp_path / "lock"):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with environment.lock(tmp_path / "lock"):
+        thread.start()
+        thread.join(timeout=0.3)
+        order.append("first")
+    thread.join(timeout=10)
+    assert order == ["first", "second"]
+    assert "waiting for another dev.py" in capsys.readouterr().err

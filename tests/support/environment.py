@@ -105,8 +105,9 @@ def comfyui_version(folder: Path) -> tuple[int, ...]:
     except OSError:
         text = ""
     match = re.search(r"""__version__\s*=\s*["'](\d+(?:\.\d+)*)""", text)
-    if not match or not (folder / "main.py").is_file():
-        raise SetupError(f"{folder} is not a ComfyUI folder (it needs main.py and comfyui_version.py).")
+    if not match or not all((folder / name).is_file() for name in ("main.py", "requirements.txt")):
+        raise SetupError(f"{folder} is not a ComfyUI folder "
+                         "(it needs main.py, comfyui_version.py and requirements.txt).")
     return tuple(int(part) for part in match[1].split("."))
 
 
@@ -125,6 +126,8 @@ def fetch_comfyui(cache: Path) -> Path:
     with lock(cache / "comfyui.lock"):
         if folder.is_dir():
             return folder
+        for interrupted in cache.glob("fetch-*"):
+            shutil.rmtree(interrupted, ignore_errors=True)
         say("fetching ComfyUI 0.30.0 (12 MB)")
         with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as name:
             work = Path(name)
@@ -191,3 +194,11 @@ def ensure_python(comfyui: Path) -> Path:
 def is_running(python: Path) -> bool:
     """Whether this process runs in that environment (its python is often a link to the system's)."""
     return python.absolute().parent == Path(sys.executable).absolute().parent
+
+
+def become(*command: str) -> int:
+    """Runs the command in place of this process, so that signals reach it; Windows can only wait for it."""
+    if os.name == "nt":
+        return subprocess.call(command)
+    sys.stdout.flush()
+    os.execv(command[0], command)
