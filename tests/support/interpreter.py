@@ -1,0 +1,45 @@
+"""Triton kernels on the CPU: the interpreter, mended where it is wrong or stops.
+
+Import before anything imports triton. The interpreter (up to 3.6) reads bfloat16 bit patterns as integers in `tl.dot` and
+refuses loops whose bound was loaded from memory. Rounding to bfloat16 and fp8 still truncates: test in float32 and float16.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np  # noqa: E402
+import triton.language as tl  # noqa: E402
+import triton.runtime.interpreter as interpreter  # noqa: E402
+
+
+def _allow_loaded_loop_bounds() -> None:
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def as_index(tensor) -> int:
+        return int(tensor.handle.data.reshape(-1)[0])
+
+    def patched(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", as_index)
+
+    interpreter._patch_lang_tensor = patched
+
+
+def _widen_bfloat16_in_dot() -> None:
+    create_dot = interpreter.InterpreterBuilder.create_dot
+
+    def widened(handle):
+        if handle.dtype.scalar != tl.bfloat16 or handle.data.dtype != np.uint16:
+            return handle
+        bits = handle.data.astype(np.uint32) << 16
+        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+
+    def patched(self, a, b, *rest):
+        return create_dot(self, widened(a), widened(b), *rest)
+
+    interpreter.InterpreterBuilder.create_dot = patched
+
+
+_allow_loaded_loop_bounds()
+_widen_bfloat16_in_dot()
