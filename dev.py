@@ -2,6 +2,7 @@
 
 Run with any Python >= 3.10: it makes an environment and fetches ComfyUI once, in a cache, then runs the command there.
 """
+
 import argparse
 import importlib
 import importlib.util
@@ -22,7 +23,8 @@ def load_pack() -> None:
     """Makes the checkout importable as `td_pack`; on sys.path its `nodes/` would shadow ComfyUI's nodes.py."""
     sys.path[:] = [p for p in sys.path if Path(p or os.curdir).resolve() != ROOT]
     spec = importlib.util.spec_from_file_location(
-        "td_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        "td_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["td_pack"] = module
     spec.loader.exec_module(module)
@@ -32,13 +34,22 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our own options, wherever they stand, and the rest, which is the command's."""
     commands = "\n".join(f"  {name:8} {what}" for name, (_, what) in COMMANDS.items())
     parser = argparse.ArgumentParser(
-        prog="dev.py", add_help=False, allow_abbrev=False, epilog=f"commands:\n{commands}",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="dev.py",
+        add_help=False,
+        allow_abbrev=False,
+        epilog=f"commands:\n{commands}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("command", nargs="?", metavar="command")
-    parser.add_argument("--comfyui", metavar="DIR", default=os.environ.get("COMFYUI_PATH"),
-                        help="a ComfyUI folder to use (default: COMFYUI_PATH, else one is downloaded)")
-    parser.add_argument("--here", action="store_true",
-                        help="use the Python running this as it is, instead of making an environment")
+    parser.add_argument(
+        "--comfyui",
+        metavar="DIR",
+        default=os.environ.get("COMFYUI_PATH"),
+        help="a ComfyUI folder to use (default: COMFYUI_PATH, else one is downloaded)",
+    )
+    parser.add_argument(
+        "--here", action="store_true", help="use the Python running this as it is, instead of making an environment"
+    )
     options, rest = parser.parse_known_args(argv)
     if options.command not in COMMANDS:
         parser.print_help(sys.stdout if options.command is None else sys.stderr)

@@ -1,4 +1,5 @@
 """Makes the pack importable as `td_pack` with ComfyUI's modules beside it, and offers the shared live server."""
+
 import importlib.util
 import os
 import sys
@@ -14,7 +15,8 @@ def _load_pack() -> None:
     would shadow ComfyUI's nodes.py."""
     sys.path[:] = [p for p in sys.path if Path(p or os.curdir).resolve() != ROOT]
     spec = importlib.util.spec_from_file_location(
-        "td_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        "td_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["td_pack"] = module
     spec.loader.exec_module(module)

@@ -31,8 +31,17 @@ def empty(width: int = 64, height: int = 64, length: int = 9, batch_size: int = 
 
 
 def sampled(seed: int = 3, steps: int = 2, **more) -> dict:
-    inputs = dict(high=["model", 0], positive=["text", 0], latent=["latent", 0], seed=seed, steps=steps, sigma_max=0,
-                  boundary=0.9, mode="sde", noise_device="cpu")
+    inputs = dict(
+        high=["model", 0],
+        positive=["text", 0],
+        latent=["latent", 0],
+        seed=seed,
+        steps=steps,
+        sigma_max=0,
+        boundary=0.9,
+        mode="sde",
+        noise_device="cpu",
+    )
     return node("TurboDiffusionSample", **inputs | more)
 
 
@@ -54,8 +63,17 @@ def i2v_job(prefix: str, steps: int, low: str, **more) -> dict:
         "text": text(),
         "vae": node("VAELoader", vae_name=checkpoints.VAE),
         "picture": node("EmptyImage", width=64, height=64, batch_size=1, color=0xCC3300),
-        "latent": node("WanImageToVideo", positive=["text", 0], negative=["text", 0], vae=["vae", 0], width=64, height=64,
-                       length=9, batch_size=1, start_image=["picture", 0]),
+        "latent": node(
+            "WanImageToVideo",
+            positive=["text", 0],
+            negative=["text", 0],
+            vae=["vae", 0],
+            width=64,
+            height=64,
+            length=9,
+            batch_size=1,
+            start_image=["picture", 0],
+        ),
         "sample": sampled(steps=steps, positive=["latent", 0], latent=["latent", 2], low=["low", 0], **more),
         "save": node("SaveLatent", samples=["sample", 0], filename_prefix=prefix),
     }
@@ -91,8 +109,14 @@ def test_golden_samples_come_out_of_the_queue(server, name, tolerance):
         job["low"] = loader(f"{name}1.pth")
         job["sample"]["inputs"]["low"] = ["low", 0]
     if case["sla_topk"]:
-        job["attention"] = node("TurboDiffusionSLA", model=["model", 0], mode="sla", topk=case["sla_topk"], dense_blocks="",
-                                allow_untrained=False)
+        job["attention"] = node(
+            "TurboDiffusionSLA",
+            model=["model", 0],
+            mode="sla",
+            topk=case["sla_topk"],
+            dense_blocks="",
+            allow_untrained=False,
+        )
         job["sample"]["inputs"]["high"] = ["attention", 0]
     server.client.run(job)
     assert relative_error(latent_format.process_in(saved(server, name)), tensors["samples"]) <= tolerance
@@ -106,8 +130,14 @@ def test_the_separate_nodes_give_the_same_bits_as_the_all_in_one(server):
         "sampler": node("TurboDiffusionSampler", mode="sde", noise_device="cpu"),
         "guider": node("TurboDiffusionGuider", high=["model", 0], positive=["latent", 0], boundary=0.9, low=["low", 0]),
         "noise": node("RandomNoise", noise_seed=3),
-        "sample": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["sampler", 0],
-                       sigmas=["sigmas", 0], latent_image=["latent", 2]),
+        "sample": node(
+            "SamplerCustomAdvanced",
+            noise=["noise", 0],
+            guider=["guider", 0],
+            sampler=["sampler", 0],
+            sigmas=["sigmas", 0],
+            latent_image=["latent", 2],
+        ),
         "save": node("SaveLatent", samples=["sample", 0], filename_prefix="parts"),
     }
     server.client.run(parts)
@@ -147,7 +177,9 @@ def test_a_replaced_file_is_loaded_again(server):
 
 def test_progress_and_previews_reach_the_client(server):
     result = server.client.run(t2v_job("progress", sample=sampled(seed=11, steps=4)))
-    assert [(p["value"], p["max"]) for p in result.of("progress") if p["node"] == "sample"] == [(i, 4) for i in range(1, 5)]
+    assert [(p["value"], p["max"]) for p in result.of("progress") if p["node"] == "sample"] == [
+        (i, 4) for i in range(1, 5)
+    ]
     assert result.previews_count >= 1
 
 
@@ -163,8 +195,11 @@ def test_stock_lora_nodes_work_on_the_model(server, style):
     name = f"{style}.safetensors"
     checkpoints.write_safetensors(server.models_dir / "loras" / name, lora(style))
     server.client.run(t2v_job("plain"))
-    patched = t2v_job("lora", lora=node("LoraLoaderModelOnly", model=["model", 0], lora_name=name, strength_model=1.0),
-                      sample=sampled(high=["lora", 0]))
+    patched = t2v_job(
+        "lora",
+        lora=node("LoraLoaderModelOnly", model=["model", 0], lora_name=name, strength_model=1.0),
+        sample=sampled(high=["lora", 0]),
+    )
     log_before = len(server.log())
     server.client.run(patched)
     assert "lora key not loaded" not in server.log()[log_before:]
@@ -216,8 +251,13 @@ def test_what_is_visible_before_running_is_a_node_error(server, name, field, val
 
 def test_a_bad_attention_share_is_a_node_error(server):
     for topk, kind in ((0.0, "value_smaller_than_min"), (1.1, "value_bigger_than_max")):
-        job = t2v_job("bad", sample=sampled(high=["attention", 0]), attention=node(
-            "TurboDiffusionSLA", model=["model", 0], mode="auto", topk=topk, dense_blocks="", allow_untrained=False))
+        job = t2v_job(
+            "bad",
+            sample=sampled(high=["attention", 0]),
+            attention=node(
+                "TurboDiffusionSLA", model=["model", 0], mode="auto", topk=topk, dense_blocks="", allow_untrained=False
+            ),
+        )
         with pytest.raises(PromptRejected) as caught:
             server.client.queue(job)
         assert caught.value.node_errors["attention"]["errors"][0]["type"] == kind
@@ -225,17 +265,31 @@ def test_a_bad_attention_share_is_a_node_error(server):
 
 def attention(mode: str, dense_blocks: str = "") -> dict:
     return {
-        "attention": node("TurboDiffusionSLA", model=["model", 0], mode=mode, topk=0.1, dense_blocks=dense_blocks,
-                          allow_untrained=False),
+        "attention": node(
+            "TurboDiffusionSLA",
+            model=["model", 0],
+            mode=mode,
+            topk=0.1,
+            dense_blocks=dense_blocks,
+            allow_untrained=False,
+        ),
         "sample": sampled(high=["attention", 0]),
     }
 
 
 BAD_LINKS = [
     ("wrong text encoder", {"text": text(width=768)}, "The text conditioning is 768 wide and this model takes 4096"),
-    ("image latent", {"latent": node("EmptyLatentImage", width=64, height=64, batch_size=1)}, "16-channel video latent"),
+    (
+        "image latent",
+        {"latent": node("EmptyLatentImage", width=64, height=64, batch_size=1)},
+        "16-channel video latent",
+    ),
     ("no image", {"model": loader(checkpoints.I2V_HIGH)}, "the conditioning holds no image"),
-    ("other expert", {"low": loader(checkpoints.I2V_LOW), "sample": sampled(steps=4, low=["low", 0])}, "their task differs"),
+    (
+        "other expert",
+        {"low": loader(checkpoints.I2V_LOW), "sample": sampled(steps=4, low=["low", 0])},
+        "their task differs",
+    ),
     ("no negative", {"sample": sampled(cfg_high=2.0)}, "needs a negative conditioning"),
     ("sagesla", attention("sagesla"), "choose sla"),
     ("blocks", attention("sla", "7"), "this model's blocks are 0 to 1"),
@@ -258,8 +312,14 @@ FILES = {
     "empty.pth": (b"", "empty.pth is empty; download it again"),
     "page.pth": (b"<!DOCTYPE html><html></html>" * 9, "page.pth is a web page"),
     "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-    "lora.safetensors": ({"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(4, 256)}, "looks like a LoRA"),
-    "vae.safetensors": ({"decoder.head.0.gamma": torch.zeros(8, 1, 1, 1), "encoder.x": torch.zeros(1)}, "looks like a VAE"),
+    "lora.safetensors": (
+        {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(4, 256)},
+        "looks like a LoRA",
+    ),
+    "vae.safetensors": (
+        {"decoder.head.0.gamma": torch.zeros(8, 1, 1, 1), "encoder.x": torch.zeros(1)},
+        "looks like a VAE",
+    ),
     "int8.pth": (checkpoints.upstream_state_dict(1, layers=1, int8=True), "int8 TurboWan file"),
 }
 

@@ -1,4 +1,5 @@
 """Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder."""
+
 import zlib
 
 import folder_paths

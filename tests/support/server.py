@@ -1,4 +1,5 @@
 """A real, headless ComfyUI server with the pack installed, for the tests and the demo."""
+
 import os
 import shutil
 import socket
@@ -42,8 +43,15 @@ class ComfyServer:
     `base` becomes ComfyUI's base directory, and holds the log. `extra_arguments` go to main.py.
     """
 
-    def __init__(self, base: Path, *, pack_name: str = "turbodiffusion", test_nodes: bool = False,
-                 extra_arguments: tuple[str, ...] = (), extra_environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        base: Path,
+        *,
+        pack_name: str = "turbodiffusion",
+        test_nodes: bool = False,
+        extra_arguments: tuple[str, ...] = (),
+        extra_environment: dict[str, str] | None = None,
+    ):
         self.base = Path(base)
         self.pack_name = pack_name
         self.models_dir, self.input_dir, self.output_dir = (self.base / n for n in ("models", "input", "output"))
@@ -62,14 +70,31 @@ class ComfyServer:
         for name, pack in self._packs.items():
             install(pack, self.base / "custom_nodes" / name)
         command = [
-            sys.executable, str(Path(comfyui_path()) / "main.py"), "--base-directory", str(self.base),
-            "--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--preview-method", "latent2rgb",
-            "--listen", "127.0.0.1", "--port", str(self.port),
-            *([] if torch.cuda.is_available() else ["--cpu"]), *self._arguments,
+            sys.executable,
+            str(Path(comfyui_path()) / "main.py"),
+            "--base-directory",
+            str(self.base),
+            "--database-url",
+            "sqlite:///:memory:",
+            "--disable-api-nodes",
+            "--preview-method",
+            "latent2rgb",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            *([] if torch.cuda.is_available() else ["--cpu"]),
+            *self._arguments,
         ]
         with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(command, cwd=self.base, env=self._environment, stdin=subprocess.DEVNULL,
-                                             stdout=log, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                command,
+                cwd=self.base,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         try:
             self._wait_until_ready()
         except BaseException:

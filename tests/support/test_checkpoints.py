@@ -1,4 +1,5 @@
 """The tiny checkpoints are those that the golden outputs were computed with."""
+
 import pytest
 import torch
 from td_pack.tests.support import checkpoints

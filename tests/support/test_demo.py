@@ -1,4 +1,5 @@
 """What the demo makes of its videos."""
+
 import av
 import numpy as np
 from PIL import Image

@@ -1,4 +1,5 @@
 """dev.py's environment: what names it, and what it refuses."""
+
 import hashlib
 import io
 import tarfile

@@ -1,4 +1,5 @@
 """Fitting a shipped workflow to tiny files changes names, size and text, and nothing else."""
+
 import pytest
 from td_pack.tests.support.workflows import fit, missing_files
 
@@ -12,8 +13,10 @@ def shipped() -> dict:
         "2": {"class_type": "CLIPLoader", "inputs": {"clip_name": "umt5.safetensors", "type": "wan"}},
         "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "a fox", "clip": ["2", 0]}},
         "4": {"class_type": "VAELoader", "inputs": {"vae_name": "wan_vae.safetensors"}},
-        "5": {"class_type": "WanImageToVideo", "inputs": {
-            "positive": ["3", 0], "vae": ["4", 0], "width": ["6", 1], "height": 720, "length": 81}},
+        "5": {
+            "class_type": "WanImageToVideo",
+            "inputs": {"positive": ["3", 0], "vae": ["4", 0], "width": ["6", 1], "height": 720, "length": 81},
+        },
         "6": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
     }
 

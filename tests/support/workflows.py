@@ -1,4 +1,5 @@
 """The shipped API-format workflows, and what it takes to run them on tiny test files."""
+
 import copy
 import json
 from fnmatch import fnmatch
@@ -8,8 +9,14 @@ API_WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows" / "api"
 MODEL_SUFFIXES = (".pth", ".pt", ".safetensors", ".gguf")
 TEXT_ENCODERS = ("CLIPTextEncode", "TurboDiffusionTextEncode")
 # The folder under models/ that a loader's input chooses from.
-FOLDERS = {"model_name": "diffusion_models", "unet_name": "diffusion_models", "vae_name": "vae", "lora_name": "loras",
-           "clip_name": "text_encoders", "encoder_name": "text_encoders"}
+FOLDERS = {
+    "model_name": "diffusion_models",
+    "unet_name": "diffusion_models",
+    "vae_name": "vae",
+    "lora_name": "loras",
+    "clip_name": "text_encoders",
+    "encoder_name": "text_encoders",
+}
 
 
 def load(name: str) -> dict:

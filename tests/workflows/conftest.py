@@ -1,4 +1,5 @@
 """What the live server says about its nodes."""
+
 import pytest
 
 

@@ -1,4 +1,5 @@
 """The workflows that ship: sound as graphs, equal in both formats, and saying where their models come from."""
+
 import json
 from itertools import combinations
 from pathlib import Path
@@ -13,8 +14,12 @@ from td_pack.tests.support.workflows import fit
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 MODEL_FILES = (".safetensors", ".pth")
-TINY_FILES = {"*T2V*": checkpoints.T2V_SLA, "*I2V*high*": checkpoints.I2V_HIGH, "*I2V*low*": checkpoints.I2V_LOW,
-              "*vae*": checkpoints.VAE}
+TINY_FILES = {
+    "*T2V*": checkpoints.T2V_SLA,
+    "*I2V*high*": checkpoints.I2V_HIGH,
+    "*I2V*low*": checkpoints.I2V_LOW,
+    "*vae*": checkpoints.VAE,
+}
 SIZES = {
     "480P": {(640, 640), (640, 480), (480, 640), (832, 480), (480, 832)},
     "720P": {(960, 960), (960, 720), (720, 960), (1280, 720), (720, 1280)},
@@ -85,9 +90,12 @@ def test_every_node_but_the_note_is_inside_a_group(ui):
     for node in ui["nodes"]:
         (x, y), (width, height) = node["pos"], node["size"]
         around = [
-            group["title"] for group in ui["groups"]
-            if group["bounding"][0] <= x and x + width <= group["bounding"][0] + group["bounding"][2]
-            and group["bounding"][1] <= y - TITLE and y + height <= group["bounding"][1] + group["bounding"][3]
+            group["title"]
+            for group in ui["groups"]
+            if group["bounding"][0] <= x
+            and x + width <= group["bounding"][0] + group["bounding"][2]
+            and group["bounding"][1] <= y - TITLE
+            and y + height <= group["bounding"][1] + group["bounding"][3]
         ]
         assert len(around) == (0 if node["type"] in NOTES else 1), f"node {node['id']} is in groups {around}"
 

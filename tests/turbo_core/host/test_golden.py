@@ -38,8 +38,18 @@ def test_samples(golden):
     latent_format = models[0].model.latent_format
     latent = {"samples": torch.zeros_like(tensors["x"])}
     low = models[1] if len(models) > 1 else None
-    samples = run(models[0], conditioning(case, tensors, latent_format), latent, case["seed"], case["steps"], 0,
-                  case["boundary"], "ode" if case["ode"] else "sde", "cpu", low)["samples"]
+    samples = run(
+        models[0],
+        conditioning(case, tensors, latent_format),
+        latent,
+        case["seed"],
+        case["steps"],
+        0,
+        case["boundary"],
+        "ode" if case["ode"] else "sde",
+        "cpu",
+        low,
+    )["samples"]
     assert relative_error(latent_format.process_in(samples), tensors["samples"]) <= tolerance
 
 
@@ -53,8 +63,9 @@ def test_the_parts_give_the_same_bits_as_the_whole(golden):
     whole = run(models[0], positive, latent, 7, 4, 0, 0.9, "sde", "cpu", low)["samples"]
     guider = ExpertGuider(models[0], low, 0.9)
     guider.set_conds(positive)
-    parts = SamplerCustomAdvanced.execute(Noise_RandomNoise(7), guider, make_sampler("sde", "cpu"),
-                                          run_sigmas(models[0], 4, 0), latent)[0]["samples"]
+    parts = SamplerCustomAdvanced.execute(
+        Noise_RandomNoise(7), guider, make_sampler("sde", "cpu"), run_sigmas(models[0], 4, 0), latent
+    )[0]["samples"]
     assert torch.equal(whole, parts)
 
 

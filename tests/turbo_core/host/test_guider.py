@@ -28,7 +28,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def experts(folder):
     return [
-        load_model(str(checkpoints.write_pth(folder / f"{name}.pth", checkpoints.upstream_state_dict(seed, in_channels=36))))
+        load_model(
+            str(checkpoints.write_pth(folder / f"{name}.pth", checkpoints.upstream_state_dict(seed, in_channels=36)))
+        )
         for name, seed in (("high", 21), ("low", 22))
     ]
 
@@ -66,18 +68,23 @@ def traced(model, name: str, calls: list):
 
 
 def sample(high, positive, low=None, steps=4, boundary=0.9, mode="sde", seed=3, **more):
-    return run(high, positive, more.pop("latent", latent()), seed, steps, 0, boundary, mode, "cpu", low, **more)["samples"]
+    return run(high, positive, more.pop("latent", latent()), seed, steps, 0, boundary, mode, "cpu", low, **more)[
+        "samples"
+    ]
 
 
-@pytest.mark.parametrize("steps,boundary,expected", [
-    (4, 0.9, "high high low low"),
-    (3, 0.9, "high high low"),
-    (2, 0.9, "high high"),
-    (1, 0.9, "high"),
-    (4, 1.0, "low low low low"),
-    (4, 0.001, "high high high high"),
-    (8, 0.9, "high high high low low low low low"),
-])
+@pytest.mark.parametrize(
+    "steps,boundary,expected",
+    [
+        (4, 0.9, "high high low low"),
+        (3, 0.9, "high high low"),
+        (2, 0.9, "high high"),
+        (1, 0.9, "high"),
+        (4, 1.0, "low low low low"),
+        (4, 0.001, "high high high high"),
+        (8, 0.9, "high high high low low low low low"),
+    ],
+)
 def test_each_step_runs_the_expert_of_its_noise_level(experts, steps, boundary, expected):
     calls = []
     high, low = (traced(model, name, calls) for model, name in zip(experts, ("high", "low"), strict=True))
@@ -131,8 +138,9 @@ def test_a_sampler_that_goes_back_above_the_boundary_switches_back(experts):
         assert torch.equal(results[0], results[2])
         return x
 
-    SamplerCustomAdvanced.execute(Noise_RandomNoise(3), guider, comfy.samplers.KSAMPLER(back_and_forth),
-                                  torch.tensor([0.95, 0.0]), latent())
+    SamplerCustomAdvanced.execute(
+        Noise_RandomNoise(3), guider, comfy.samplers.KSAMPLER(back_and_forth), torch.tensor([0.95, 0.0]), latent()
+    )
     assert [name for name, _ in calls] == ["high", "low", "high"]
 
 
@@ -176,7 +184,9 @@ def test_a_batch_equals_single_runs(t2v, mode):
     def result(value):
         guider = ExpertGuider(t2v)
         guider.set_conds(text())
-        return SamplerCustomAdvanced.execute(Given(value), guider, make_sampler(mode, "cpu"), sigmas, latent(len(value)))[0]["samples"]
+        return SamplerCustomAdvanced.execute(
+            Given(value), guider, make_sampler(mode, "cpu"), sigmas, latent(len(value))
+        )[0]["samples"]
 
     batch = result(noise)
     assert batch.shape[0] == 2
@@ -244,7 +254,9 @@ def test_an_interrupt_leaves_nothing_behind(experts, expert):
     guider = ExpertGuider(**{**models, expert: stopped})
     guider.set_conds(image_text())
     with pytest.raises(Stop):
-        SamplerCustomAdvanced.execute(Noise_RandomNoise(3), guider, make_sampler("sde", "cpu"), run_sigmas(experts[0], 4, 0), latent())
+        SamplerCustomAdvanced.execute(
+            Noise_RandomNoise(3), guider, make_sampler("sde", "cpu"), run_sigmas(experts[0], 4, 0), latent()
+        )
     assert guider._other is None and guider._run is None
     assert all(model.model.current_patcher is None for model in experts)
     high, low = (traced(model, name, calls) for model, name in zip(experts, ("high", "low"), strict=True))
@@ -264,16 +276,19 @@ def test_comfyui_frees_both_experts(folder):
     assert [network() for network in networks] == [None, None]
 
 
-@pytest.mark.parametrize("problem,message", [
-    ("text width", "The text conditioning is 768 wide and this model takes 4096"),
-    ("no text", "The conditioning is empty"),
-    ("no image", "This is an image-to-video model and the conditioning holds no image"),
-    ("tasks", "The two experts do not belong together, their task differs"),
-    ("sizes", "The two experts do not belong together, their number of layers differs"),
-    ("boundary", "boundary is 1.5"),
-    ("cfg", "needs a negative conditioning"),
-    ("other loader", "load it with TurboDiffusionLoader"),
-])
+@pytest.mark.parametrize(
+    "problem,message",
+    [
+        ("text width", "The text conditioning is 768 wide and this model takes 4096"),
+        ("no text", "The conditioning is empty"),
+        ("no image", "This is an image-to-video model and the conditioning holds no image"),
+        ("tasks", "The two experts do not belong together, their task differs"),
+        ("sizes", "The two experts do not belong together, their number of layers differs"),
+        ("boundary", "boundary is 1.5"),
+        ("cfg", "needs a negative conditioning"),
+        ("other loader", "load it with TurboDiffusionLoader"),
+    ],
+)
 def test_what_does_not_fit_together_is_said_before_anything_runs(experts, t2v, folder, problem, message):
     def build():
         if problem == "tasks":
@@ -309,7 +324,9 @@ def test_stock_samplers_give_the_same_messages(t2v, experts):
     import comfy.sample
 
     def stock(model, conditioning):
-        comfy.sample.sample(model, torch.zeros(SHAPE), 1, 1.0, "euler", "simple", conditioning, conditioning, torch.zeros(SHAPE))
+        comfy.sample.sample(
+            model, torch.zeros(SHAPE), 1, 1.0, "euler", "simple", conditioning, conditioning, torch.zeros(SHAPE)
+        )
 
     with pytest.raises(TurboError, match="768 wide"):
         stock(t2v, text(768))

@@ -68,8 +68,11 @@ def test_every_spelling_of_a_checkpoint_is_the_same_model(variant, state_dict, p
 
 @pytest.mark.parametrize("in_channels,task", [(16, "T2V"), (36, "I2V")])
 def test_stock_files_run_comfyui_s_own_code_bit_for_bit(in_channels, task, tmp_path):
-    path = str(checkpoints.write_safetensors(tmp_path / "wan.safetensors",
-                                             stock(checkpoints.upstream_state_dict(4, in_channels=in_channels))))
+    path = str(
+        checkpoints.write_safetensors(
+            tmp_path / "wan.safetensors", stock(checkpoints.upstream_state_dict(4, in_channels=in_channels))
+        )
+    )
     ours = load_model(path, "fp32")
     theirs = comfy.sd.load_diffusion_model(path, {"dtype": torch.float32})
     assert not ours.model.spec.turbo and ours.model.spec.task == task
@@ -100,8 +103,17 @@ def test_expected_shapes_are_those_of_comfyui_s_network(plain, tmp_path):
 def test_wan_2_1_i2v_with_image_embedding_loads_and_uses_it(tmp_path):
     from comfy.ldm.wan.model import WanModel
 
-    network = WanModel("i2v", in_dim=36, dim=256, ffn_dim=512, num_heads=2, num_layers=1, flf_pos_embed_token_number=514,
-                       operations=comfy.ops.manual_cast, dtype=torch.float32)
+    network = WanModel(
+        "i2v",
+        in_dim=36,
+        dim=256,
+        ffn_dim=512,
+        num_heads=2,
+        num_layers=1,
+        flf_pos_embed_token_number=514,
+        operations=comfy.ops.manual_cast,
+        dtype=torch.float32,
+    )
     state_dict = {key: checkpoints.weight(6, key, tuple(value.shape)) for key, value in network.state_dict().items()}
     model = load_model(str(checkpoints.write_safetensors(tmp_path / "flf.safetensors", state_dict)))
     spec = model.model.spec
@@ -148,8 +160,12 @@ def test_the_patcher_can_be_made_anew_for_compile_and_hooks(plain):
 
 
 def test_a_saved_model_loads_again(plain, tmp_path):
-    saved = plain.model.state_dict_for_saving({k: v.clone() for k, v in plain.model.diffusion_model.state_dict().items()})
-    again = load_model(str(checkpoints.write_safetensors(tmp_path / "saved.safetensors", saved, {"workflow": json.dumps({})})))
+    saved = plain.model.state_dict_for_saving(
+        {k: v.clone() for k, v in plain.model.diffusion_model.state_dict().items()}
+    )
+    again = load_model(
+        str(checkpoints.write_safetensors(tmp_path / "saved.safetensors", saved, {"workflow": json.dumps({})}))
+    )
     assert again.model.spec == plain.model.spec
     # The same numbers at another alignment in memory: the matrix library may sum in another order.
     assert relative_error(forward(again), forward(plain)) <= 1e-6

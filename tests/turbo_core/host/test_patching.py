@@ -19,7 +19,9 @@ SHAPE = (1, 16, 3, 16, 16)  # 192 tokens: 3 key blocks, so that sparsity is real
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return str(checkpoints.write_pth(tmp_path_factory.mktemp("m") / "m.pth", checkpoints.upstream_state_dict(31, sla=True)))
+    return str(
+        checkpoints.write_pth(tmp_path_factory.mktemp("m") / "m.pth", checkpoints.upstream_state_dict(31, sla=True))
+    )
 
 
 @pytest.fixture
@@ -29,7 +31,9 @@ def model(path):
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory):
-    return load_model(str(checkpoints.write_pth(tmp_path_factory.mktemp("m") / "s.pth", checkpoints.upstream_state_dict(11))))
+    return load_model(
+        str(checkpoints.write_pth(tmp_path_factory.mktemp("m") / "s.pth", checkpoints.upstream_state_dict(11)))
+    )
 
 
 def sample(model) -> torch.Tensor:
@@ -47,12 +51,17 @@ def same(a: dict, b: dict) -> bool:
 
 def lora(style: str, rank: int = 4) -> dict[str, torch.Tensor]:
     """A LoRA over three kinds of layer, in a key style that ComfyUI maps."""
-    layers = {"blocks.0.self_attn.q": (256, 256), "blocks.1.ffn.2": (256, 512),
-              "blocks.1.self_attn.attn_op.local_attn.proj_l": (128, 128)}
+    layers = {
+        "blocks.0.self_attn.q": (256, 256),
+        "blocks.1.ffn.2": (256, 512),
+        "blocks.1.self_attn.attn_op.local_attn.proj_l": (128, 128),
+    }
     state_dict = {}
     for name, (out_width, in_width) in layers.items():
-        down, up = (checkpoints.draw(8, f"{name}.{part}", shape) * 0.2
-                    for part, shape in (("down", (rank, in_width)), ("up", (out_width, rank))))
+        down, up = (
+            checkpoints.draw(8, f"{name}.{part}", shape) * 0.2
+            for part, shape in (("down", (rank, in_width)), ("up", (out_width, rank)))
+        )
         if style == "diffusion_model":
             state_dict |= {f"diffusion_model.{name}.lora_A.weight": down, f"diffusion_model.{name}.lora_B.weight": up}
         else:
@@ -63,7 +72,10 @@ def lora(style: str, rank: int = 4) -> dict[str, torch.Tensor]:
 
 def test_settings_belong_to_their_clone(model):
     dense, sparse = with_attention(model, "dense", 0.1, "", False), with_attention(model, "sla", 0.7, "1", False)
-    settings = [[m.get_model_object(f"diffusion_model.blocks.{i}.self_attn.sla") for i in (0, 1)] for m in (model, dense, sparse)]
+    settings = [
+        [m.get_model_object(f"diffusion_model.blocks.{i}.self_attn.sla") for i in (0, 1)]
+        for m in (model, dense, sparse)
+    ]
     assert settings == [[SLA(0.1), SLA(0.1)], [None, None], [SLA(0.7), None]]
     outputs = [sample(m) for m in (model, dense, sparse)]
     assert not any(torch.equal(outputs[a], outputs[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
@@ -86,13 +98,16 @@ def test_auto_is_what_the_checkpoint_was_trained_for(model, stock):
     assert torch.equal(sample(with_attention(stock, "auto", 0.1, "", False)), sample(stock))
 
 
-@pytest.mark.parametrize("mode,topk,blocks,message", [
-    ("sla", 0.1, "", "no trained proj_l"),
-    ("sagesla", 0.1, "", "choose sla"),
-    ("dense", 0.1, "0,9", "blocks are 0 to 1"),
-    ("dense", 0.1, "first", "write block numbers"),
-    ("auto", 1.5, "", "topk is 1.5"),
-])
+@pytest.mark.parametrize(
+    "mode,topk,blocks,message",
+    [
+        ("sla", 0.1, "", "no trained proj_l"),
+        ("sagesla", 0.1, "", "choose sla"),
+        ("dense", 0.1, "0,9", "blocks are 0 to 1"),
+        ("dense", 0.1, "first", "write block numbers"),
+        ("auto", 1.5, "", "topk is 1.5"),
+    ],
+)
 def test_what_cannot_be_done_is_said(stock, mode, topk, blocks, message):
     with pytest.raises(TurboError, match=message):
         with_attention(stock, mode, topk, blocks, False)
@@ -120,15 +135,19 @@ def test_a_lora_is_applied_to_every_layer_and_removed_to_the_bit(model, style):
     # The patched layer is w + 0.8 * up @ down.
     sample(patched)
     state_dict = lora(style)
-    down, up = (next(v for k, v in state_dict.items() if "ffn" in k and part in k) for part in
-                (("lora_A", "lora_B") if style == "diffusion_model" else ("down", "up")))
+    down, up = (
+        next(v for k, v in state_dict.items() if "ffn" in k and part in k)
+        for part in (("lora_A", "lora_B") if style == "diffusion_model" else ("down", "up"))
+    )
     merged = before["blocks.1.ffn.2.weight"] + 0.8 * up @ down
     assert torch.allclose(weights(patched)["blocks.1.ffn.2.weight"], merged, atol=1e-6)
     comfy.model_management.unload_all_models()
 
 
 def test_lora_and_attention_settings_stack(model):
-    patched, _ = comfy.sd.load_lora_for_models(with_attention(model, "sla", 0.7, "", False), None, lora("kohya"), 1.0, 0)
+    patched, _ = comfy.sd.load_lora_for_models(
+        with_attention(model, "sla", 0.7, "", False), None, lora("kohya"), 1.0, 0
+    )
     other, _ = comfy.sd.load_lora_for_models(model, None, lora("kohya"), 1.0, 0)
     assert torch.equal(sample(patched), sample(with_attention(other, "sla", 0.7, "", False)))
 
@@ -143,10 +162,14 @@ def test_a_partly_loaded_model_gives_the_same_video(model):
         clone.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=1)
         assert clone.model.model_lowvram
         x = checkpoints.draw(2, "x", SHAPE)
-        offloaded = clone.model.diffusion_model(x, torch.tensor([988.0]), context=checkpoints.draw(1, "text", (1, 8, 4096)))
+        offloaded = clone.model.diffusion_model(
+            x, torch.tensor([988.0]), context=checkpoints.draw(1, "text", (1, 8, 4096))
+        )
         clone.unpatch_model()
         clone.patch_model()
-        resident = clone.model.diffusion_model(x, torch.tensor([988.0]), context=checkpoints.draw(1, "text", (1, 8, 4096)))
+        resident = clone.model.diffusion_model(
+            x, torch.tensor([988.0]), context=checkpoints.draw(1, "text", (1, 8, 4096))
+        )
         clone.unpatch_model()
         # A LoRA on an offloaded layer is added on the fly, in another order.
         assert relative_error(offloaded, resident) <= 1e-5
