@@ -7,81 +7,10 @@ import safetensors.torch
 import torch
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.client import ExecutionFailed, PromptRejected
+from td_pack.tests.support.jobs import empty, i2v_job, loader, node, sampled, saved, t2v_job, text
 from td_pack.tests.support.models import conditioning, relative_error
 
 pytestmark = pytest.mark.server
-
-LOAD = "TurboDiffusionLoader"
-
-
-def node(class_type: str, **inputs) -> dict:
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def loader(name: str) -> dict:
-    return node(LOAD, model_name=name, dtype="auto")
-
-
-def text(words: str = "a red disc moves to the left", width: int = 4096) -> dict:
-    return node("TestTextEmbedding", text=words, width=width)
-
-
-def empty(width: int = 64, height: int = 64, length: int = 9, batch_size: int = 1) -> dict:
-    return node("EmptyHunyuanLatentVideo", width=width, height=height, length=length, batch_size=batch_size)
-
-
-def sampled(seed: int = 3, steps: int = 2, **more) -> dict:
-    inputs = dict(
-        high=["model", 0],
-        positive=["text", 0],
-        latent=["latent", 0],
-        seed=seed,
-        steps=steps,
-        sigma_max=0,
-        boundary=0.9,
-        mode="sde",
-        noise_device="cpu",
-    )
-    return node("TurboDiffusionSample", **inputs | more)
-
-
-def t2v_job(prefix: str, **changes: dict) -> dict:
-    """Model, text, latent and sampler to a saved latent; `changes` replaces nodes by name."""
-    return {
-        "model": loader(checkpoints.T2V_SLA),
-        "text": text(),
-        "latent": empty(),
-        "sample": sampled(),
-        "save": node("SaveLatent", samples=["sample", 0], filename_prefix=prefix),
-    } | changes
-
-
-def i2v_job(prefix: str, steps: int, low: str, **more) -> dict:
-    return {
-        "model": loader(checkpoints.I2V_HIGH),
-        "low": loader(low),
-        "text": text(),
-        "vae": node("VAELoader", vae_name=checkpoints.VAE),
-        "picture": node("EmptyImage", width=64, height=64, batch_size=1, color=0xCC3300),
-        "latent": node(
-            "WanImageToVideo",
-            positive=["text", 0],
-            negative=["text", 0],
-            vae=["vae", 0],
-            width=64,
-            height=64,
-            length=9,
-            batch_size=1,
-            start_image=["picture", 0],
-        ),
-        "sample": sampled(steps=steps, positive=["latent", 0], latent=["latent", 2], low=["low", 0], **more),
-        "save": node("SaveLatent", samples=["sample", 0], filename_prefix=prefix),
-    }
-
-
-def saved(server, prefix: str) -> torch.Tensor:
-    files = sorted(server.output_dir.glob(f"{prefix}_*.latent"))
-    return safetensors.torch.load_file(files[-1])["latent_tensor"]
 
 
 @pytest.mark.parametrize("name,tolerance", [("t2v_dense", 1e-4), ("i2v_two_experts_sde", 1e-4), ("t2v_sla", 1e-3)])
@@ -190,10 +119,8 @@ def test_a_batch_gives_as_many_videos(server):
 
 @pytest.mark.parametrize("style", ["diffusion_model", "kohya"])
 def test_stock_lora_nodes_work_on_the_model(server, style):
-    from td_pack.tests.turbo_core.host.test_patching import lora
-
     name = f"{style}.safetensors"
-    checkpoints.write_safetensors(server.models_dir / "loras" / name, lora(style))
+    checkpoints.write_safetensors(server.models_dir / "loras" / name, checkpoints.lora(style))
     server.client.run(t2v_job("plain"))
     patched = t2v_job(
         "lora",

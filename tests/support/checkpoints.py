@@ -133,6 +133,27 @@ def vae_state_dict(seed: int = 7, dim: int = 8) -> dict[str, torch.Tensor]:
     return sd
 
 
+def lora(style: str, rank: int = 4) -> dict[str, torch.Tensor]:
+    """A LoRA over three kinds of layer, in a key style that ComfyUI maps."""
+    layers = {
+        "blocks.0.self_attn.q": (256, 256),
+        "blocks.1.ffn.2": (256, 512),
+        "blocks.1.self_attn.attn_op.local_attn.proj_l": (128, 128),
+    }
+    state_dict = {}
+    for name, (out_width, in_width) in layers.items():
+        down, up = (
+            draw(8, f"{name}.{part}", shape) * 0.2
+            for part, shape in (("down", (rank, in_width)), ("up", (out_width, rank)))
+        )
+        if style == "diffusion_model":
+            state_dict |= {f"diffusion_model.{name}.lora_A.weight": down, f"diffusion_model.{name}.lora_B.weight": up}
+        else:
+            key = "lora_unet_" + name.replace(".", "_")
+            state_dict |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+    return state_dict
+
+
 def write_pth(path: Path, sd: dict[str, torch.Tensor], wrap: bool = False, prefix: str = "") -> Path:
     """Saves as upstream does; `wrap` nests it under "state_dict", `prefix` goes before every key."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,10 @@ class WanSpec:
 
     def describe(self) -> str:
         kind = "TurboWan" if self.turbo else "Wan"
-        return f"{kind} {self.task} ({self.layers} layers of width {self.dim}{', SLA' if self.sla else ''})"
+        size = {(1536, 30): "1.3B", (5120, 40): "14B"}.get(
+            (self.dim, self.layers), f"{self.layers} layers of width {self.dim}"
+        )
+        return f"{kind} {self.task} {size}{' with SLA' if self.sla else ''}"
 
 
 def count_layers(names) -> int:

@@ -1,7 +1,5 @@
 """What other nodes do to a model - clone it, patch it, offload it, compile it - works and leaves no trace."""
 
-import comfy.lora
-import comfy.lora_convert
 import comfy.model_management
 import comfy.sd
 import pytest
@@ -47,27 +45,6 @@ def weights(model) -> dict[str, torch.Tensor]:
 
 def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def lora(style: str, rank: int = 4) -> dict[str, torch.Tensor]:
-    """A LoRA over three kinds of layer, in a key style that ComfyUI maps."""
-    layers = {
-        "blocks.0.self_attn.q": (256, 256),
-        "blocks.1.ffn.2": (256, 512),
-        "blocks.1.self_attn.attn_op.local_attn.proj_l": (128, 128),
-    }
-    state_dict = {}
-    for name, (out_width, in_width) in layers.items():
-        down, up = (
-            checkpoints.draw(8, f"{name}.{part}", shape) * 0.2
-            for part, shape in (("down", (rank, in_width)), ("up", (out_width, rank)))
-        )
-        if style == "diffusion_model":
-            state_dict |= {f"diffusion_model.{name}.lora_A.weight": down, f"diffusion_model.{name}.lora_B.weight": up}
-        else:
-            key = "lora_unet_" + name.replace(".", "_")
-            state_dict |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
-    return state_dict
 
 
 def test_settings_belong_to_their_clone(model):
@@ -124,7 +101,7 @@ def test_models_of_other_loaders_are_refused(stock):
 @pytest.mark.parametrize("style", ["diffusion_model", "kohya"])
 def test_a_lora_is_applied_to_every_layer_and_removed_to_the_bit(model, style):
     before, plain = weights(model), sample(model)
-    patched, _ = comfy.sd.load_lora_for_models(model, None, lora(style), 0.8, 0)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, checkpoints.lora(style), 0.8, 0)
     assert len(patched.patches) == 3
     changed = sample(patched)
     assert not torch.equal(changed, plain)
@@ -134,7 +111,7 @@ def test_a_lora_is_applied_to_every_layer_and_removed_to_the_bit(model, style):
     assert torch.equal(sample(model), plain)
     # The patched layer is w + 0.8 * up @ down.
     sample(patched)
-    state_dict = lora(style)
+    state_dict = checkpoints.lora(style)
     down, up = (
         next(v for k, v in state_dict.items() if "ffn" in k and part in k)
         for part in (("lora_A", "lora_B") if style == "diffusion_model" else ("down", "up"))
@@ -146,16 +123,16 @@ def test_a_lora_is_applied_to_every_layer_and_removed_to_the_bit(model, style):
 
 def test_lora_and_attention_settings_stack(model):
     patched, _ = comfy.sd.load_lora_for_models(
-        with_attention(model, "sla", 0.7, "", False), None, lora("kohya"), 1.0, 0
+        with_attention(model, "sla", 0.7, "", False), None, checkpoints.lora("kohya"), 1.0, 0
     )
-    other, _ = comfy.sd.load_lora_for_models(model, None, lora("kohya"), 1.0, 0)
+    other, _ = comfy.sd.load_lora_for_models(model, None, checkpoints.lora("kohya"), 1.0, 0)
     assert torch.equal(sample(patched), sample(with_attention(other, "sla", 0.7, "", False)))
 
 
 def test_a_partly_loaded_model_gives_the_same_video(model):
     plain = sample(model)
     comfy.model_management.unload_all_models()
-    patched, _ = comfy.sd.load_lora_for_models(model, None, lora("kohya"), 1.0, 0)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, checkpoints.lora("kohya"), 1.0, 0)
     whole = sample(patched)
     comfy.model_management.unload_all_models()
     for expected, clone in ((plain, model.clone()), (whole, patched.clone())):
