@@ -104,3 +104,22 @@ def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
             normaliser = phi_q @ phi_k.sum(1).unsqueeze(-1) + 1e-5
             out[item, :, group] = (phi_q @ key_values / normaliser).transpose(0, 1).to(q.dtype)
     return out
+
+
+def sparse_linear_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    proj_weight: torch.Tensor | None,
+    proj_bias: torch.Tensor | None,
+    *,
+    topk: float,
+    block_q: int = BLOCK_Q,
+    block_k: int = BLOCK_K,
+) -> torch.Tensor:
+    """Both branches: the linear one through the learned projection [D, D] and bias [D], or the sparse one alone where
+    these are None. Returns [B, L, H, D] in q's dtype."""
+    out = block_sparse_attention(q, k, v, block_map(q, k, topk, block_q, block_k), block_q, block_k)
+    if proj_weight is None:
+        return out
+    return out + F.linear(linear_attention(q, k, v), proj_weight, proj_bias)

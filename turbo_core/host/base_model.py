@@ -1,15 +1,21 @@
 """ComfyUI's Wan base model, with the checks a user needs and the timestep a TurboWan network was trained on."""
 
+from collections import Counter
+
 import comfy.model_base
 import torch
 
+from ...kernels import counting
 from ..checkpoint.layout import LATENT_CHANNELS, WanSpec
 from ..errors import TurboError
 from .model import TurboWanModel
 
 
 class TurboWAN(comfy.model_base.WAN21):
-    """A Wan model that knows its `spec`. It behaves as WAN21 under every stock node."""
+    """A Wan model that knows its `spec`. It behaves as WAN21 under every stock node.
+
+    `calls` counts what its last run (or, without a TurboDiffusion guider, its runs so far) did: passes through the network,
+    dense self-attention, and every operator of `kernels` by name."""
 
     def __init__(self, model_config, spec: WanSpec, device=None):
         # WAN21's own constructor fixes the network class, so it is skipped.
@@ -18,6 +24,13 @@ class TurboWAN(comfy.model_base.WAN21):
         )
         self.image_to_video = spec.image_embedding
         self.spec = spec
+        self.calls: Counter[str] = Counter()
+
+    def _apply_model(self, *args, **kwargs):
+        self.calls["network"] += 1
+        self.calls["dense attention"] += sum(block.self_attn.sla is None for block in self.diffusion_model.blocks)
+        with counting(self.calls):
+            return super()._apply_model(*args, **kwargs)
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs) -> torch.Tensor:
         """1000 * sigma, rounded to bfloat16 for a TurboWan network, which saw no other values in training."""

@@ -92,6 +92,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         if latent_image.is_nested:
             raise TurboError("The latent holds several tensors (video with audio); Wan needs a plain video latent.")
         check_latent_shape(latent_image.shape)
+        for expert in self.get_models():
+            expert.model.calls.clear()
         if sigmas.shape[-1] > 0:
             self._activate(self._expert_for(float(sigmas[0])))
         return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)

@@ -6,11 +6,12 @@ in float32, as the network was trained."""
 from functools import partial
 
 import comfy.model_management
+import comfy.ops
 import torch
 from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.wan.model import Head, WanAttentionBlock, WanModel, WanSelfAttention, repeat_e, sinusoidal_embedding_1d
 
-from ...kernels import block_map, block_sparse_attention, linear_attention
+from ...kernels import sparse_linear_attention
 from ..attention import SLA
 from ..checkpoint.layout import HEAD_WIDTH
 from ..errors import TurboError
@@ -45,13 +46,21 @@ class TurboSelfAttention(WanSelfAttention):
         q = apply_rope1(self.norm_q(self.q(x)).view(heads), freqs)
         k = apply_rope1(self.norm_k(self.k(x)).view(heads), freqs)
         v = self.v(x).view(heads)
-        out = block_sparse_attention(q, k, v, block_map(q, k, self.sla.topk))
-        if self.sla.linear:
-            out = out + self.attn_op.local_attn.proj_l(linear_attention(q, k, v))
-        out = out.flatten(2)
+        out = self._sparse_linear_attention(q, k, v).flatten(2)
         for patch in transformer_options.get("patches", {}).get("attn1_patch", ()):
             out = patch({"x": out, "q": q, "k": k, "transformer_options": transformer_options})
         return self.o(out)
+
+    def _sparse_linear_attention(self, q, k, v):
+        if not self.sla.linear:
+            return sparse_linear_attention(q, k, v, None, None, self.sla.topk)
+        comfy.ops.run_every_op()
+        # The operator fuses the projection, so its weights are fetched (offload, LoRA) as the layer itself would.
+        projection = self.attn_op.local_attn.proj_l
+        weight, bias, stream = comfy.ops.cast_bias_weight(projection, q, offloadable=True)
+        out = sparse_linear_attention(q, k, v, weight, bias, self.sla.topk)
+        comfy.ops.uncast_bias_weight(projection, weight, bias, stream)
+        return out
 
 
 class TurboBlock(WanAttentionBlock):

@@ -179,3 +179,15 @@ def test_a_compiled_model_follows_its_own_settings(model, eager_compile):
         for m in order:
             # The compiler may reorder float32 sums; the two settings differ by far more (previous tests).
             assert relative_error(sample(eager_compile(m)), expected[id(m)]) <= 1e-5
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_counts_what_it_did(model, compiled, eager_compile):
+    for clone, sparse in (
+        (model, 2),
+        (with_attention(model, "sla", 0.5, "1", False), 1),
+        (with_attention(model, "dense", 0.1, "", False), 0),
+    ):
+        sample(eager_compile(clone) if compiled else clone)
+        calls = clone.model.calls
+        assert (calls["network"], calls["sparse attention"], calls["dense attention"]) == (1, sparse, 2 - sparse)

@@ -1,0 +1,105 @@
+"""Which implementation runs an operator: decided from declared constraints before the call, never by trying and failing.
+
+    triton   the GPU kernels in `triton/`, where Triton can be imported, reaches the device and passes a self-test
+    torch    the definitions in `reference/`: any device, the same numerics, sparse where the operator is sparse
+
+The device's part of the decision is made once per device, the tensors' part at each call."""
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+
+HALF = (torch.float16, torch.bfloat16)
+HEAD_WIDTHS = (64, 128)
+_MIN_CAPABILITY = (8, 0)  # bf16 and int8 tensor cores (NVIDIA)
+
+
+class Choice(NamedTuple):
+    """The backend that runs an operator, and why each faster one does not."""
+
+    backend: str
+    rejected: dict[str, str]
+
+    def __str__(self) -> str:
+        return "; ".join([self.backend, *(f"not {name}: {reason}" for name, reason in self.rejected.items())])
+
+
+class NoBackendError(RuntimeError):
+    """A backend was demanded that cannot run the request; the text names its reason."""
+
+
+_demanded: ContextVar[str | None] = ContextVar("turbodiffusion_demanded_backend", default=None)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block every operator runs on backend `name` ("triton" or "torch") or raises NoBackendError: for tests and
+    benchmarks. "triton" then also takes CPU tensors, for Triton's interpreter."""
+    token = _demanded.set(name)
+    try:
+        yield
+    finally:
+        _demanded.reset(token)
+
+
+def load(operator: str, module: str, backend: str) -> Callable:
+    """The function `operator` of backend `backend`, whose module is imported at its first use."""
+    package = "triton" if backend == "triton" else "reference"
+    return getattr(importlib.import_module(f".{package}.{module}", __package__), operator)
+
+
+def choose(tensor: torch.Tensor, unfit: str | None) -> Choice:
+    """The backend for a request about `tensor`; `unfit` is why its shapes or dtypes do not suit the kernels, or None.
+
+    Raises NoBackendError if `use_backend` demands what cannot be had."""
+    demanded = _demanded.get()
+    if demanded == "torch":
+        return Choice("torch", {"triton": "torch was demanded"})
+    reason = unfit
+    if demanded is None:
+        reason = triton_unavailable(tensor.device) or reason
+    if reason is None:
+        return Choice("triton", {})
+    if demanded == "triton":
+        raise NoBackendError(f"triton cannot run this request: {reason}.")
+    return Choice("torch", {"triton": reason})
+
+
+@functools.cache
+def triton_unavailable(device: torch.device) -> str | None:
+    """Why the Triton kernels do not run on a device, or None if they do. The self-test runs here, once per device."""
+    if device.type != "cuda":
+        return f"it does not reach a {device.type} device"
+    if importlib.util.find_spec("triton") is None:
+        return "it is not installed (pip install triton; on Windows triton-windows)"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
+        return f"{torch.cuda.get_device_name(device)} has no bfloat16 tensor cores (compute capability 8.0 or newer is needed)"
+    try:
+        importlib.import_module("triton")
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"it cannot be imported ({error})"
+    try:
+        return _self_test(device)
+    except Exception as error:  # noqa: BLE001 - compilers and drivers fail in every way; the reason goes into the status report
+        return (
+            f"its self-test failed ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''})"
+        )
+
+
+def _self_test(device: torch.device) -> str | None:
+    """Compares the attention kernel with its definition on a small ragged input; None if it agrees."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 384 + 7, 2, 128, generator=generator) for _ in range(3))
+    weight, bias = torch.randn(128, 128, generator=generator) / 12, torch.randn(128, generator=generator)
+    expected = load("sparse_linear_attention", "sla", "torch")(q, k, v, weight, bias, topk=1.0)
+    given = (x.to(device, torch.bfloat16) for x in (q, k, v, weight, bias))
+    actual = load("sparse_linear_attention", "block_sparse_attention", "triton")(*given, topk=1.0)
+    error = ((actual.cpu().float() - expected).norm() / expected.norm()).item()
+    # bf16 inputs and output carry 2^-9 relative error each; a broken kernel is off by tens of per cent. NaN fails too.
+    return None if error < 2e-2 else f"its self-test is off by {error:.1%}"
