@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .attention import TurboDiffusionSLA
 from .loader import TurboDiffusionLoader
 from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
+from .status import TurboDiffusionStatus
 
 
 class TurboDiffusionExtension(ComfyExtension):
@@ -16,4 +17,5 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionSampler,
             TurboDiffusionGuider,
             TurboDiffusionSample,
+            TurboDiffusionStatus,
         ]

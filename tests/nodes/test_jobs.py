@@ -271,3 +271,13 @@ def test_a_cut_file_says_so_and_the_next_prompt_works(server):
     with pytest.raises(ExecutionFailed, match="cut.pth is cut short: its end is missing; download it again"):
         server.client.run(t2v_job("bad", model=loader("cut.pth")))
     server.client.run(t2v_job("after cut"))
+
+
+def test_the_status_reports_the_run_before_it(server):
+    job = t2v_job("status", sample=sampled(seed=31, steps=4)) | {
+        "status": node("TurboDiffusionStatus", any=["sample", 0])
+    }
+    text = server.client.run(job).outputs["status"]["text"][0]
+    assert "sparse attention: torch; not triton: " in text
+    # Two layers, four steps: every self-attention was sparse.
+    assert "TurboWan T2V 2 layers of width 256 with SLA, float32: network 4, sparse attention 8" in text

@@ -1,0 +1,35 @@
+"""What runs on this machine."""
+
+from comfy_api.latest import io, ui
+
+from ..turbo_core.host.status import report
+from .loader import CATEGORY
+
+
+class TurboDiffusionStatus(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TurboDiffusionStatus",
+            display_name="TurboDiffusion Status",
+            category=CATEGORY,
+            description="Reports versions, device, which kernels run and why others do not, and what the loaded models did in their last "
+            "run. Link any output to its input to have it report after that node.",
+            search_aliases=["debug", "report", "system info", "kernels"],
+            inputs=[
+                io.AnyType.Input("any", optional=True, tooltip="Anything: the report is made when this has arrived.")
+            ],
+            outputs=[io.String.Output(display_name="report")],
+            is_output_node=True,
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, any=None) -> float:
+        """Never the same: the report is about now."""
+        return float("nan")
+
+    @classmethod
+    def execute(cls, any=None) -> io.NodeOutput:
+        text = report()
+        return io.NodeOutput(text, ui=ui.PreviewText(text))
