@@ -2,7 +2,19 @@
 is how it runs on a GPU, `backends` decides between them."""
 
 from .backends import Choice, NoBackendError, use_backend
-from .ops import block_map, sparse_linear_attention
+from .ops import block_map, int8_linear, sparse_linear_attention
+from .reference.int8 import dequantize_block, quantize_block, tile_count
 from .tally import counting
 
-__all__ = ["Choice", "NoBackendError", "block_map", "counting", "sparse_linear_attention", "use_backend"]
+__all__ = [
+    "Choice",
+    "NoBackendError",
+    "block_map",
+    "counting",
+    "dequantize_block",
+    "int8_linear",
+    "quantize_block",
+    "sparse_linear_attention",
+    "tile_count",
+    "use_backend",
+]

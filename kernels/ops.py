@@ -5,6 +5,7 @@ Each entry validates once, asks `backends` who runs it, and calls that. Sequence
 import torch
 
 from .backends import HALF, HEAD_WIDTHS, choose, load
+from .reference.int8 import tile_count
 from .reference.sla import BLOCK_K, BLOCK_Q, block_count, selected_blocks
 from .tally import count
 
@@ -71,3 +72,50 @@ def sparse_linear_attention(
 @sparse_linear_attention.register_fake
 def _(q, k, v, proj_weight, proj_bias, topk, block_q=BLOCK_Q, block_k=BLOCK_K):
     return q.new_empty(q.shape)
+
+
+def _int8_unfit(x: torch.Tensor, weight: torch.Tensor) -> str | None:
+    """Why the int8 kernels cannot take these tensors, or None."""
+    if x.dtype not in HALF and x.device.type != "cpu":
+        return f"its kernels compute in float16 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
+    if not weight.is_contiguous():
+        return "its kernels need a contiguous weight"
+    return None
+
+
+@torch.library.custom_op("turbodiffusion::int8_linear", mutates_args=())
+def int8_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str = "block",
+) -> torch.Tensor:
+    """x [..., M, K] times an int8 weight [N, K] with one float32 scale per 128x128 tile, the activation quantised on the way
+    by "block" (128x128 tiles of each batch item, as upstream) or "row". Returns [..., M, N] in x's dtype.
+
+    Raises ValueError for shapes or dtypes that do not fit together."""
+    n, k = weight.shape
+    if (
+        x.ndim < 2
+        or x.shape[-1] != k
+        or weight.dtype != torch.int8
+        or weight_scale.shape != (tile_count(n), tile_count(k))
+    ):
+        raise ValueError(
+            f"x [..., M, K] and an int8 weight [N, K] with scales [N/128, K/128] are needed: {list(x.shape)}, "
+            f"{weight.dtype} {list(weight.shape)}, {list(weight_scale.shape)}."
+        )
+    if activation not in ("block", "row"):
+        raise ValueError(f"activation is {activation!r}: choose block or row.")
+    count("int8 linear")
+    if x.numel() == 0:
+        return x.new_zeros((*x.shape[:-1], n))
+    backend = choose(x, _int8_unfit(x, weight)).backend
+    run = load("int8_linear", "int8_linear" if backend == "triton" else "int8", backend)
+    return run(x, weight, weight_scale, bias, activation=activation)
+
+
+@int8_linear.register_fake
+def _(x, weight, weight_scale, bias=None, activation="block"):
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -5,14 +5,11 @@ from collections.abc import Collection
 import torch
 
 from ..errors import CheckpointError
+from .check import check_complete
 from .keys import PATCH_EMBEDDING, has_linear_patch_embedding, strip_wrappers, to_comfyui
-from .layout import HEAD_WIDTH, LATENT_CHANNELS, WanSpec, count_layers, expected_shapes, read_spec
+from .layout import HEAD_WIDTH, LATENT_CHANNELS, WanSpec, read_spec
 
 METADATA_KEY = "turbodiffusion"  # safetensors metadata that our converter writes
-_LISTED = 10
-_QUANTISED_MARK = ".comfy_quant"  # ComfyUI's own per-layer quantisation: its linears read these side tensors themselves
-_QUANTISED_SIDE = (_QUANTISED_MARK, ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale")
-
 # (a tensor only that kind of file has, what it is, what to do with it), most specific first
 _FOREIGN = (
     ("lora_A.", "a LoRA", "apply it to a loaded model with LoraLoaderModelOnly"),
@@ -56,11 +53,7 @@ def identify(
     of Wan model that this pack does not run, or one whose tensors are missing, unexpected or wrongly shaped."""
     tensors = strip_wrappers(tensors)
     _refuse_foreign(name, tensors)
-    turbo = (
-        METADATA_KEY in (metadata or {})
-        or has_linear_patch_embedding(tensors)
-        or any(".local_attn.proj_l." in key for key in tensors)
-    )
+    turbo = METADATA_KEY in (metadata or {}) or has_linear_patch_embedding(tensors)
     tensors = to_comfyui(tensors)
     try:
         spec = read_spec(tensors, turbo)
@@ -70,15 +63,11 @@ def identify(
             "conversion is incomplete, get the file again."
         ) from None
     _refuse_other_family(name, spec, tensors)
-    _check(name, spec, tensors)
+    check_complete(name, spec, tensors)
     return spec, tensors
 
 
 def _refuse_foreign(name: str, tensors: Collection[str]) -> None:
-    if any(key.endswith(".int8_weight") for key in tensors):
-        raise CheckpointError(
-            f"{name} is an int8 TurboWan file (-quant), which this version does not load yet; use the unquantised file."
-        )
     if any(".quant_state.bitsandbytes__" in key for key in tensors):
         raise CheckpointError(f"{name} is an NF4 file, which this version does not load yet; use the bf16 file.")
     if any(key.startswith("patch_embedding_wancamctrl.") for key in tensors):
@@ -114,50 +103,3 @@ def _refuse_other_family(name: str, spec: WanSpec, tensors: dict[str, torch.Tens
         raise CheckpointError(
             f"{name} is {spec.dim} wide, which is no multiple of {HEAD_WIDTH}, the head width of Wan."
         )
-
-
-def _check(name: str, spec: WanSpec, tensors: dict[str, torch.Tensor]) -> None:
-    """Raises one CheckpointError that lists every kind of disagreement between the file and its spec."""
-    expected = expected_shapes(spec)
-    quantised = {key.removesuffix(_QUANTISED_MARK) for key in tensors if key.endswith(_QUANTISED_MARK)}
-    side = {layer + suffix for layer in quantised for suffix in _QUANTISED_SIDE}
-    # A quantised weight may be packed (two values a byte), so its shape is for its own format to check.
-    packed = {layer + ".weight" for layer in quantised}
-    missing = [key for key in expected if key not in tensors]
-    unexpected = [key for key in tensors if key not in expected and key not in side]
-    misshapen = [
-        f"{key} {list(tensors[key].shape)} instead of {list(shape)}"
-        for key, shape in expected.items()
-        if key in tensors and key not in packed and tuple(tensors[key].shape) != shape
-    ]
-    problems = [
-        _listed(*problem)
-        for problem in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", misshapen))
-        if problem[1]
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{name} is not a complete {spec.describe()}. {' '.join(problems)} "
-            f"{_diagnosis(spec, missing, unexpected, misshapen)}"
-        )
-
-
-def _listed(kind: str, names: list[str]) -> str:
-    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{more}."
-
-
-def _diagnosis(spec: WanSpec, missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
-    """What the file looks like instead."""
-    if missing and all(".proj_l." in key for key in missing) and not unexpected and not misshapen:
-        return (
-            "Some layers lack the trained proj_l: it looks like a plain Wan model merged with parts of a TurboWan one."
-        )
-    if missing and not unexpected and not misshapen:
-        last = f"blocks.{spec.layers - 1}."
-        if all(key.startswith((last, "head.")) for key in missing) or count_layers(missing) > 0:
-            return "It looks like a truncated file: get it again."
-        return "It looks like part of a model: get the whole file."
-    if unexpected and not missing and not misshapen:
-        return "It looks like a different kind of Wan model: load it with Load Diffusion Model."
-    return "It looks like another model or a mixture of two."

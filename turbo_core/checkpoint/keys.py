@@ -7,6 +7,7 @@ from ..errors import CheckpointError
 # Training wrappers (`net.`), ComfyUI's own saver (`model.diffusion_model.`), and a bare prefix other tools leave.
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
 _WRAPPER = "_checkpoint_wrapped_module."  # torch's activation-checkpoint wrapper, inside block names
+_INT8 = ".int8_weight"
 PATCH_EMBEDDING = "patch_embedding.weight"
 PATCH_SIZE = (1, 2, 2)
 
@@ -29,8 +30,15 @@ def strip_wrappers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def to_comfyui(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors in ComfyUI's shapes. Upstream flattens patches as (channel, t, h, w), so the reshape is exact and
-    keeps the storage (and with it a memory map)."""
+    """The tensors in ComfyUI's names and shapes, each on its own storage (and with it a memory map).
+
+    A quantised linear's `int8_weight` and `scale` become `weight` and `weight_scale`. Upstream flattens patches as
+    (channel, t, h, w), so the reshape of the patch embedding is exact."""
+    quantised = [name.removesuffix(_INT8) for name in tensors if name.endswith(_INT8)]
+    names = {layer + _INT8: layer + ".weight" for layer in quantised} | {
+        layer + ".scale": layer + ".weight_scale" for layer in quantised
+    }
+    tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
     if not has_linear_patch_embedding(tensors):
         return tensors
     weight = tensors[PATCH_EMBEDDING]

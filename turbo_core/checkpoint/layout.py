@@ -8,6 +8,7 @@ import torch
 from .keys import PATCH_EMBEDDING, PATCH_SIZE
 
 HEAD_WIDTH = 128
+TILE = 128  # of int8 weights
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 IMAGE_EMBEDDING_WIDTH = 1280  # CLIP vision, Wan 2.1 I2V only
 LATENT_CHANNELS = 16
@@ -18,7 +19,8 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 @dataclasses.dataclass(frozen=True)
 class WanSpec:
-    """What a checkpoint is, read from its tensor shapes. `turbo`: made by TurboDiffusion; `sla`: has a trained `proj_l`."""
+    """What a checkpoint is, read from its tensors. `turbo`: made by TurboDiffusion; `sla`: has a trained `proj_l`; `int8`: has
+    weights in 128x128 tiles."""
 
     turbo: bool
     sla: bool
@@ -29,6 +31,7 @@ class WanSpec:
     text_width: int
     image_embedding: bool = False
     image_positions: int | None = None
+    int8: bool = False
 
     @property
     def takes_image(self) -> bool:
@@ -48,7 +51,7 @@ class WanSpec:
         size = {(1536, 30): "1.3B", (5120, 40): "14B"}.get(
             (self.dim, self.layers), f"{self.layers} layers of width {self.dim}"
         )
-        return f"{kind} {self.task} {size}{' with SLA' if self.sla else ''}"
+        return f"{kind} {self.task} {size}{' int8' if self.int8 else ''}{' with SLA' if self.sla else ''}"
 
 
 def count_layers(names) -> int:
@@ -57,11 +60,14 @@ def count_layers(names) -> int:
 
 
 def read_spec(tensors: dict[str, torch.Tensor], turbo: bool) -> WanSpec:
-    """The spec of a Wan state dict in ComfyUI's names; raises KeyError for a file that lacks what it is read from."""
+    """The spec of a Wan state dict in ComfyUI's names; `turbo` if that is known already. Raises KeyError for a file that lacks
+    what it is read from."""
     positions = tensors.get("img_emb.emb_pos")
+    sla, int8 = any(PROJ_L in name for name in tensors), bool(tile_layers(tensors))
     return WanSpec(
-        turbo=turbo,
-        sla=any(name.endswith(PROJ_L + ".weight") for name in tensors),
+        turbo=turbo or sla or int8,
+        sla=sla,
+        int8=int8,
         dim=tensors["head.modulation"].shape[-1],
         ffn_dim=tensors["blocks.0.ffn.0.weight"].shape[0],
         layers=count_layers(tensors),
@@ -70,6 +76,17 @@ def read_spec(tensors: dict[str, torch.Tensor], turbo: bool) -> WanSpec:
         image_embedding="img_emb.proj.0.bias" in tensors,
         image_positions=None if positions is None else positions.shape[1],
     )
+
+
+def tile_layers(tensors: dict[str, torch.Tensor]) -> set[str]:
+    """The linears whose weight is int8 in 128x128 tiles: TurboDiffusion's format, not one of ComfyUI's own."""
+    int8 = (name.removesuffix(".weight") for name, tensor in tensors.items() if tensor.dtype == torch.int8)
+    return {layer for layer in int8 if f"{layer}.weight" in tensors and f"{layer}.comfy_quant" not in tensors}
+
+
+def tile_shape(shape: torch.Size) -> tuple[int, ...]:
+    """The shape of the scales of an int8 weight: one for each 128x128 tile."""
+    return tuple(-(-size // TILE) for size in shape)
 
 
 def expected_shapes(spec: WanSpec) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ import comfy.model_base
 import torch
 
 from ...kernels import counting
-from ..checkpoint.layout import LATENT_CHANNELS, WanSpec
+from ..checkpoint.layout import LATENT_CHANNELS, PROJ_L, WanSpec, expected_shapes
 from ..errors import TurboError
 from .model import TurboWanModel
 
@@ -15,7 +15,7 @@ class TurboWAN(comfy.model_base.WAN21):
     """A Wan model that knows its `spec`. It behaves as WAN21 under every stock node.
 
     `calls` counts what its last run (or, without a TurboDiffusion guider, its runs so far) did: passes through the network,
-    dense self-attention, and every operator of `kernels` by name."""
+    dense self-attention, every operator of `kernels` by name, and the blocks' linears that were not int8."""
 
     def __init__(self, model_config, spec: WanSpec, device=None):
         # WAN21's own constructor fixes the network class, so it is skipped.
@@ -25,12 +25,17 @@ class TurboWAN(comfy.model_base.WAN21):
         self.image_to_video = spec.image_embedding
         self.spec = spec
         self.calls: Counter[str] = Counter()
+        names = expected_shapes(spec)
+        self._linears = sum(len(names[k]) == 2 and k.startswith("blocks.") and PROJ_L not in k for k in names)
 
     def _apply_model(self, *args, **kwargs):
         self.calls["network"] += 1
         self.calls["dense attention"] += sum(block.self_attn.sla is None for block in self.diffusion_model.blocks)
+        before = self.calls["int8 linear"]
         with counting(self.calls):
-            return super()._apply_model(*args, **kwargs)
+            velocity = super()._apply_model(*args, **kwargs)
+        self.calls["float linear"] += self._linears - (self.calls["int8 linear"] - before)
+        return velocity
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs) -> torch.Tensor:
         """1000 * sigma, rounded to bfloat16 for a TurboWan network, which saw no other values in training."""

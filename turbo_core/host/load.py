@@ -15,6 +15,7 @@ import torch
 from ..checkpoint import read
 from ..checkpoint.identify import identify
 from .base_model import TurboWAN
+from .quant import block_int8_operations
 
 logger = logging.getLogger("turbodiffusion")
 
@@ -35,13 +36,14 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
     offload_device = comfy.model_management.unet_offload_device()
     compute = DTYPES[dtype_name] or _default_dtype(device)
     stored = comfy.utils.weight_dtype(tensors)
-    keep_float8 = dtype_name == "auto" and config.quant_config is None and stored in _FLOAT8
-    config.set_inference_dtype(
-        stored if keep_float8 else compute, compute if keep_float8 or config.quant_config else None
-    )
+    quantised = config.quant_config is not None or spec.int8
+    keep_float8 = dtype_name == "auto" and not quantised and stored in _FLOAT8
+    config.set_inference_dtype(stored if keep_float8 else compute, compute if keep_float8 or quantised else None)
     config.unet_config.update(turbo=spec.turbo, trained_sla=spec.sla, text_dim=spec.text_width)
-    if config.quant_config is None:
-        # Float32 activations meet bf16 weights in the time embedding and the head: every layer must be able to cast.
+    # Float32 activations meet bf16 weights in the time embedding and the head: every layer must be able to cast.
+    if spec.int8:
+        config.custom_operations = block_int8_operations(compute, config.quant_config)
+    elif config.quant_config is None:
         config.custom_operations = comfy.ops.manual_cast
 
     model = TurboWAN(config, spec)
