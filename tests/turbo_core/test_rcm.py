@@ -77,12 +77,12 @@ def test_state_is_float64_between_steps(mode):
     torch.testing.assert_close(out, upstream(mode, sigmas, x, noise), rtol=1e-12, atol=1e-14)
 
 
-def test_an_ode_run_does_not_drift_in_half_precision():
-    """The state is kept in float64: a denoiser that returns what it is given moves nothing, however many steps."""
-    x = draws(1)[0].bfloat16()
-    sigmas = torch.tensor(schedule.sigmas(16, 80))
-    out = rcm.sample(lambda given, sigma: given, x, sigmas, "ode", pytest.fail, lambda *_: None)
-    assert torch.equal(out, x)
+def test_steps_too_small_for_the_latents_precision_add_up():
+    """Constant velocity 1 from 20 in bfloat16, whose spacing there is 0.125: a state rounded after each step of 0.02 would
+    not move at all."""
+    x, sigmas = torch.full(SHAPE, 20.0, dtype=torch.bfloat16), torch.linspace(0.98, 0.68, 16)
+    out = rcm.sample(lambda given, sigma: given - sigma, x, sigmas, "ode", pytest.fail, lambda *_: None)
+    torch.testing.assert_close(out.double(), torch.full(SHAPE, 19.7).double(), rtol=0, atol=0.125)  # one spacing
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
