@@ -13,6 +13,16 @@ _LISTED = 10
 _QUANTISED_MARK = ".comfy_quant"  # ComfyUI's own per-layer quantisation: its linears read these side tensors themselves
 _QUANTISED_SIDE = (_QUANTISED_MARK, ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale")
 
+# Axes of the tensors that sizes are read from, in ComfyUI's shapes
+_AXES = {
+    PATCH_EMBEDDING: 5,
+    "text_embedding.0.weight": 2,
+    "blocks.0.ffn.0.weight": 2,
+    "head.modulation": 3,
+    "head.head.weight": 2,
+    "img_emb.emb_pos": 3,
+}
+
 # (a tensor only that kind of file has, what it is, what to do with it), most specific first
 _FOREIGN = (
     ("lora_A.", "a LoRA", "apply it to a loaded model with LoraLoaderModelOnly"),
@@ -62,6 +72,12 @@ def identify(
         or any(".local_attn.proj_l." in key for key in tensors)
     )
     tensors = to_comfyui(tensors)
+    for key, axes in _AXES.items():
+        if key in tensors and tensors[key].ndim != axes:
+            raise CheckpointError(
+                f"{name} is not a Wan model that this node can read: {key} has the shape {list(tensors[key].shape)}; "
+                "use the original TurboDiffusion or ComfyUI file."
+            )
     try:
         spec = read_spec(tensors, turbo)
     except KeyError as error:
