@@ -247,7 +247,6 @@ FILES = {
         {"decoder.head.0.gamma": torch.zeros(8, 1, 1, 1), "encoder.x": torch.zeros(1)},
         "looks like a VAE",
     ),
-    "int8.pth": (checkpoints.upstream_state_dict(1, layers=1, int8=True), "int8 TurboWan file"),
 }
 
 

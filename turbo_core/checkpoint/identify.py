@@ -10,6 +10,17 @@ from .keys import PATCH_EMBEDDING, has_linear_patch_embedding, strip_wrappers, t
 from .layout import HEAD_WIDTH, LATENT_CHANNELS, WanSpec, read_spec
 
 METADATA_KEY = "turbodiffusion"  # safetensors metadata that our converter writes
+
+# Axes of the tensors that sizes are read from, in ComfyUI's shapes
+_AXES = {
+    PATCH_EMBEDDING: 5,
+    "text_embedding.0.weight": 2,
+    "blocks.0.ffn.0.weight": 2,
+    "head.modulation": 3,
+    "head.head.weight": 2,
+    "img_emb.emb_pos": 3,
+}
+
 # (a tensor only that kind of file has, what it is, what to do with it), most specific first
 _FOREIGN = (
     ("lora_A.", "a LoRA", "apply it to a loaded model with LoraLoaderModelOnly"),
@@ -55,6 +66,12 @@ def identify(
     _refuse_foreign(name, tensors)
     turbo = METADATA_KEY in (metadata or {}) or has_linear_patch_embedding(tensors)
     tensors = to_comfyui(tensors)
+    for key, axes in _AXES.items():
+        if key in tensors and tensors[key].ndim != axes:
+            raise CheckpointError(
+                f"{name} is not a Wan model that this node can read: {key} has the shape {list(tensors[key].shape)}; "
+                "use the original TurboDiffusion or ComfyUI file."
+            )
     try:
         spec = read_spec(tensors, turbo)
     except KeyError as error:

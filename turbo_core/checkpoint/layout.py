@@ -73,7 +73,7 @@ def read_spec(tensors: dict[str, torch.Tensor], turbo: bool) -> WanSpec:
         layers=count_layers(tensors),
         in_channels=tensors[PATCH_EMBEDDING].shape[1],
         text_width=tensors["text_embedding.0.weight"].shape[-1],
-        image_embedding="img_emb.proj.0.bias" in tensors,
+        image_embedding=any(name.startswith("img_emb.proj.") for name in tensors),
         image_positions=None if positions is None else positions.shape[1],
     )
 

@@ -8,8 +8,15 @@ from td_pack.turbo_core.host.guider import ExpertGuider
 from td_pack.turbo_core.host.run import run, run_sigmas
 from td_pack.turbo_core.host.sampler import make_sampler
 
-# The agreement that the golden files' README states; measured here: 3e-6 and below.
-TOLERANCE = {"t2v_dense": 1e-4, "i2v_two_experts_sde": 1e-4, "t2v_sla": 1e-3}
+# The agreement of (velocity, samples) that the golden files' README states. Measured here: 3e-6 in float32; 6e-3 in int8, where a
+# rounding flip in one activation moves all that follows, so that test_quant.py proves the arithmetic layer by layer.
+TOLERANCE = {
+    "t2v_dense": (1e-4, 1e-4),
+    "i2v_two_experts_sde": (1e-4, 1e-4),
+    "t2v_sla": (1e-3, 1e-3),
+    "t2v_int8": (1e-2, 1e-2),
+    "i2v_int8_sla_two_experts_ode": (1e-2, 3e-2),
+}
 
 
 @pytest.fixture(scope="module", params=TOLERANCE)
@@ -30,7 +37,7 @@ def test_velocity(golden):
             x = torch.cat([x, mask, tensors["image_latent"]], dim=1)
         velocity = patched.model.diffusion_model(x, tensors["timestep"], context=tensors["context"].float())
         patched.unpatch_model()
-        assert relative_error(velocity, tensors[expected]) <= tolerance
+        assert relative_error(velocity, tensors[expected]) <= tolerance[0]
 
 
 def test_samples(golden):
@@ -50,7 +57,7 @@ def test_samples(golden):
         "cpu",
         low,
     )["samples"]
-    assert relative_error(latent_format.process_in(samples), tensors["samples"]) <= tolerance
+    assert relative_error(latent_format.process_in(samples), tensors["samples"]) <= tolerance[1]
 
 
 def test_the_parts_give_the_same_bits_as_the_whole(golden):

@@ -1,0 +1,228 @@
+"""Sparse-linear attention in plain torch, against golden outputs and against float64 formulas written here."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from td_pack.kernels import block_map, block_sparse_attention, linear_attention
+from td_pack.kernels.reference import sla
+from td_pack.tests.support import checkpoints
+
+LENGTHS = (1, 63, 64, 65, 127, 128, 129, 300, 448)
+BLOCKS = ((128, 64), (64, 64))
+PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=40)
+
+
+def draw(length, heads=2, width=64, batch=1, dtype=torch.float32, seed=0):
+    """q, k, v of standard normal values, [B, L, H, D]."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, length, heads, width, generator=generator).to(dtype) for _ in range(3)]
+
+
+def sparse(q, k, v, topk, block_q=128, block_k=64):
+    return block_sparse_attention(q, k, v, block_map(q, k, topk, block_q, block_k), block_q, block_k)
+
+
+def dense_masked(q, k, v, blocks, block_q=128, block_k=64):
+    """The same attention as a full matrix in the inputs' precision, where unlisted keys have weight zero."""
+    rows, columns = (torch.arange(x.shape[1]) // block for x, block in ((q, block_q), (k, block_k)))
+    listed = torch.zeros(*blocks.shape[:3], int(columns[-1]) + 1, dtype=torch.bool).scatter(-1, blocks, True)
+    scores = torch.einsum("blhd,bmhd->bhlm", q, k) / math.sqrt(q.shape[-1])
+    weights = scores.masked_fill(~listed[:, :, rows][..., columns], -math.inf).softmax(-1)
+    return torch.einsum("bhlm,bmhd->blhd", weights, v)
+
+
+def linear_formula(q, k, v):
+    """Linear attention as a full matrix of weights phi(q) phi(k)^T."""
+    weights = torch.einsum("blhd,bmhd->bhlm", q.softmax(-1), k.softmax(-1))
+    return torch.einsum("bhlm,bmhd->blhd", weights / (weights.sum(-1, keepdim=True) + 1e-5), v)
+
+
+def assert_as_good_as(got, eager, exact):
+    """`got` may err twice as much as the plain computation in the same dtype, whose error one rounding step of the
+    output bounds from below."""
+    assert got.shape == exact.shape and got.dtype == eager.dtype
+    error, eager_error = ((x.double() - exact).abs().max() for x in (got, eager))
+    assert error <= 2 * (eager_error + torch.finfo(eager.dtype).eps * exact.abs().max())
+
+
+def relative(got, want):
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_golden_operator(name):
+    cases, tensors = checkpoints.golden_case("ops")
+    case = cases[name]
+    q, k, v = (tensors[f"{name}.{x}"] for x in "qkv")
+    blocks = block_map(q, k, case["topk"], case["block_q"], case["block_k"])
+    want = tensors[f"{name}.block_map"].bool()
+    assert blocks.shape[-1] == case["selected"]
+    assert torch.equal(torch.zeros_like(want).scatter(-1, blocks, True), want)
+    weight, bias = tensors[f"{name}.proj_weight"], tensors[f"{name}.proj_bias"]
+    out = block_sparse_attention(q, k, v, blocks, case["block_q"], case["block_k"])
+    out = out + F.linear(linear_attention(q, k, v), weight, bias)
+    assert relative(out, tensors[f"{name}.out"]) <= 1e-5  # both ran in float32; golden/README
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_sparse_branch_is_masked_dense_attention(length, dtype):
+    for heads, width, batch, topk in ((1, 128, 1, 0.01), (3, 64, 1, 0.5), (1, 64, 2, 1.0)):
+        q, k, v = draw(length, heads, width, batch, dtype)
+        blocks = block_map(q, k, topk)
+        exact = dense_masked(q.double(), k.double(), v.double(), blocks)
+        out = block_sparse_attention(q, k, v, blocks)
+        assert_as_good_as(out, dense_masked(q, k, v, blocks), exact)
+
+
+@PROPERTY
+@given(
+    length=st.integers(1, 330),
+    heads=st.integers(1, 3),
+    width=st.sampled_from((16, 64, 128)),
+    topk=st.floats(0.01, 1.0),
+    block=st.sampled_from(BLOCKS),
+    seed=st.integers(0, 2**32),
+)
+def test_sparse_branch_at_any_length_and_topk(length, heads, width, topk, block, seed):
+    q, k, v = draw(length, heads, width, dtype=torch.float64, seed=seed)
+    blocks = block_map(q, k, topk, *block)
+    out = block_sparse_attention(q, k, v, blocks, *block)
+    torch.testing.assert_close(out, dense_masked(q, k, v, blocks, *block), rtol=1e-9, atol=1e-12)  # float64 rounding
+
+
+@PROPERTY
+@given(
+    length=st.integers(1, 700),
+    topk=st.floats(0.01, 1.0),
+    block=st.sampled_from(BLOCKS),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16)),
+    seed=st.integers(0, 2**32),
+)
+def test_block_map_lists_the_best_blocks_once_in_order(length, topk, block, dtype, seed):
+    q, k, _ = draw(length, heads=3, width=16, batch=2, dtype=dtype, seed=seed)
+    blocks = block_map(q, k, topk, *block)
+    rows, columns = -(-length // block[0]), -(-length // block[1])
+    assert blocks.dtype == torch.int64
+    assert blocks.shape == (2, 3, rows, max(1, math.floor(topk * columns)))
+    assert (blocks.diff(dim=-1) > 0).all() and blocks.min() >= 0 and blocks.max() < columns
+    means = [
+        torch.stack([part.double().mean(1) for part in x.split(size, 1)], 2)
+        for x, size in ((q, block[0]), (k, block[1]))
+    ]
+    scores = means[0] @ means[1].transpose(-1, -2)
+    listed = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, blocks, True)
+    worst, best_left = scores.masked_fill(~listed, math.inf).amin(-1), scores.masked_fill(listed, -math.inf).amax(-1)
+    assert (
+        worst >= best_left - 1e-5 * scores.abs().max()
+    ).all()  # the means are float32: a near tie may fall either way
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_ties_go_to_the_lower_block(value):
+    blocks = block_map(*[torch.full((1, 640, 2, 16), value)] * 2, 0.35)
+    assert torch.equal(blocks, torch.arange(3).expand(1, 2, 5, 3))
+
+
+def test_a_ragged_last_block_is_scored_by_its_own_tokens():
+    """One token of length 2 in the last block beats 64 tokens of length 1; padded with zeros it would lose."""
+    key = torch.ones(1, 129, 1, 16)
+    key[:, -1] = 2
+    assert block_map(torch.ones(1, 129, 1, 16), key, 0.34).flatten().tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_all_blocks_are_dense_attention(length):
+    q, k, v = draw(length, width=128)
+    eager = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    exact = F.scaled_dot_product_attention(*(x.double().transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    assert_as_good_as(sparse(q, k, v, 1.0), eager, exact)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_constant_values_come_out_constant(length):
+    q, k, _ = draw(length, dtype=torch.float64)
+    v = torch.linspace(-2, 2, 64, dtype=torch.float64).expand(1, length, 2, 64)
+    torch.testing.assert_close(sparse(q, k, v, 0.4), v, rtol=1e-12, atol=1e-12)  # the weights' sum, in float64
+
+
+@PROPERTY
+@given(order=st.permutations(range(5)), topk=st.sampled_from((0.2, 0.6, 1.0)))
+def test_order_of_key_blocks_does_not_matter(order, topk):
+    q, k, v = draw(320, dtype=torch.float64)
+    tokens = (torch.tensor(order)[:, None] * 64 + torch.arange(64)).flatten()
+    moved = sparse(q, k[:, tokens], v[:, tokens], topk)
+    torch.testing.assert_close(moved, sparse(q, k, v, topk), rtol=1e-9, atol=1e-12)  # sums in another order, float64
+
+
+def branches(q, k, v):
+    return sparse(q, k, v, 0.5), linear_attention(q, k, v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_heads_are_independent(dtype):
+    q, k, v = draw(300, heads=3, dtype=dtype)
+    order = [2, 0, 1]
+    moved = branches(*(x[:, :, order] for x in (q, k, v)))
+    for got, want in zip(moved, branches(q, k, v), strict=True):
+        assert torch.equal(got, want[:, :, order])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_batch_equals_its_single_runs(length, dtype):
+    q, k, v = draw(length, batch=2, dtype=dtype)
+    singles = [branches(*(x[item : item + 1] for x in (q, k, v))) for item in range(2)]
+    for got, *alone in zip(branches(q, k, v), *singles, strict=True):
+        assert torch.equal(got, torch.cat(alone))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_strided_views_give_the_same(length):
+    packed = torch.stack(draw(length, dtype=torch.float64), dim=-1)
+    heads_first = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in packed.unbind(-1)]
+    contiguous = branches(*(x.contiguous() for x in packed.unbind(-1)))
+    for strided in (packed.unbind(-1), heads_first):
+        for got, want in zip(branches(*strided), contiguous, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)  # other summation order, float64
+
+
+@pytest.mark.parametrize("elements", [1, 3 * 64 * 64 * 2])
+@pytest.mark.parametrize("length", [300, 448])
+def test_chunks_do_not_change_the_result(monkeypatch, length, elements):
+    q, k, v = draw(length, heads=3, batch=2, dtype=torch.float64)
+    sparse_whole, linear_whole = branches(q, k, v)
+    monkeypatch.setattr(sla, "_CHUNK_ELEMENTS", elements)
+    sparse_chunked, linear_chunked = branches(q, k, v)
+    assert torch.equal(sparse_chunked, sparse_whole)
+    # A matrix product of fewer heads at once sums in another order, in float64.
+    torch.testing.assert_close(linear_chunked, linear_whole, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_linear_branch_is_its_formula(length):
+    q, k, v = draw(length, heads=3, width=128, batch=2)
+    exact = linear_formula(q.double(), k.double(), v.double())
+    assert relative(linear_attention(q, k, v), exact) <= 1e-6  # about 8 float32 roundings; measured 2e-7
+    torch.testing.assert_close(linear_attention(q.double(), k.double(), v.double()), exact, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_linear_branch_rounds_only_its_result(dtype):
+    """Computed in float32: against it the output differs by the last rounding, half an eps."""
+    q, k, v = draw(300, dtype=dtype)
+    in_float32 = linear_attention(q.float(), k.float(), v.float())
+    assert torch.equal(linear_attention(q, k, v), in_float32.to(dtype))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
+@pytest.mark.parametrize("length", [1, 2, 63, 65])
+def test_short_sequences_are_finite(length, scale):
+    """The reference selects no block here (0.1 of one block) and returns NaN."""
+    q, k, v = (x * scale for x in draw(length))
+    for out in (sparse(q, k, v, 0.1), linear_attention(q, k, v)):
+        assert out.isfinite().all()

@@ -1,0 +1,77 @@
+"""Upstream's names and shapes become ComfyUI's, whatever a trainer or a saver wrapped around them."""
+
+import pytest
+import torch
+from td_pack.tests.support import checkpoints
+from td_pack.turbo_core.checkpoint.keys import PATCH_EMBEDDING, strip_wrappers, to_comfyui
+from td_pack.turbo_core.errors import CheckpointError
+
+
+def bare():
+    return {key: torch.empty(shape, device="meta") for key, shape in checkpoints.shapes(128, 256, 2, 16, True).items()}
+
+
+def wrapped_blocks(key):
+    """Names as torch's activation checkpointing leaves them: the wrapper sits inside each block."""
+    head, *rest = key.split(".", 2)
+    return f"blocks.{rest[0]}._checkpoint_wrapped_module.{rest[1]}" if head == "blocks" else key
+
+
+@pytest.mark.parametrize("prefix", ["", "net.", "model.diffusion_model.", "diffusion_model."])
+@pytest.mark.parametrize("infix", [lambda key: key, wrapped_blocks], ids=["plain", "checkpoint_wrapped"])
+def test_wrappers_come_off(prefix, infix):
+    tensors = bare()
+    stripped = strip_wrappers({prefix + infix(key): tensor for key, tensor in tensors.items()})
+    assert list(stripped) == list(tensors)
+    assert all(stripped[key] is tensor for key, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("prefix", ["net.", "model.diffusion_model."])
+def test_a_prefix_that_only_some_names_have_stays(prefix):
+    tensors = {prefix + "head.modulation": torch.zeros(1), "vae.conv1.weight": torch.zeros(1)}
+    assert list(strip_wrappers(tensors)) == list(tensors)
+
+
+def test_nothing_stays_nothing():
+    assert strip_wrappers({}) == {}
+
+
+def test_two_names_for_one_tensor_are_refused():
+    name = "blocks.0.self_attn.q.weight"
+    with pytest.raises(CheckpointError, match="same tensor under two names"):
+        strip_wrappers({name: torch.zeros(1), wrapped_blocks(name): torch.ones(1)})
+
+
+@pytest.mark.parametrize("channels", [16, 36])
+def test_the_linear_patch_embedding_becomes_the_convolution_of_the_same_patches(channels):
+    weight = torch.randn(8, channels * 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    converted = to_comfyui({PATCH_EMBEDDING: weight})[PATCH_EMBEDDING]
+    assert converted.shape == (8, channels, 1, 2, 2)
+    assert converted.data_ptr() == weight.data_ptr()
+    video = torch.randn(1, channels, 3, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    patches = video.unfold(3, 2, 2).unfold(4, 2, 2).permute(0, 2, 3, 4, 1, 5, 6).flatten(4)  # (channel, h, w) inside
+    want = (patches @ weight.T).permute(0, 4, 1, 2, 3)
+    got = torch.nn.functional.conv3d(video, converted, stride=(1, 2, 2))
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)  # float64 sums in another order
+
+
+def test_other_tensors_and_the_given_dictionary_stay():
+    tensors = {**bare(), PATCH_EMBEDDING: torch.empty(128, 64, device="meta")}
+    converted = to_comfyui(tensors)
+    assert list(converted) == list(tensors) and tensors[PATCH_EMBEDDING].ndim == 2
+    assert all(converted[key] is tensor for key, tensor in tensors.items() if key != PATCH_EMBEDDING)
+
+
+def test_comfyuis_own_shape_stays():
+    tensors = {PATCH_EMBEDDING: torch.empty(128, 16, 1, 2, 2, device="meta")}
+    assert to_comfyui(tensors) == tensors
+
+
+def test_int8_linears_get_comfyuis_names():
+    tensors = {f"blocks.0.ffn.0.{kind}": torch.empty(1, device="meta") for kind in ("int8_weight", "scale", "bias")}
+    assert [*to_comfyui(tensors)] == [f"blocks.0.ffn.0.{kind}" for kind in ("weight", "weight_scale", "bias")]
+
+
+def test_a_patch_embedding_of_no_whole_patches_is_refused():
+    with pytest.raises(CheckpointError, match=r"patch_embedding.weight is \[128, 66\]"):
+        to_comfyui({PATCH_EMBEDDING: torch.empty(128, 66, device="meta")})

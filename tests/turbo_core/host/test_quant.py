@@ -1,0 +1,179 @@
+"""Int8 checkpoints as ComfyUI models: what each linear computes, and that every memory path keeps the weights int8."""
+
+import comfy.model_management
+import comfy.sd
+import pytest
+import torch
+from comfy.quant_ops import QuantizedTensor
+from td_pack.tests.support import checkpoints
+from td_pack.tests.support.models import relative_error
+from td_pack.turbo_core.host.load import load_model
+from td_pack.turbo_core.host.quant import LAYOUT, TurboDiffusionBlockINT8Layout, is_block_int8
+from td_pack.turbo_core.host.run import run
+
+SHAPE = (1, 16, 3, 16, 16)
+LINEARS = 10  # per block: q, k, v, o of two attentions, two of the feed-forward part
+
+
+@pytest.fixture(scope="module")
+def state_dict():
+    # 300 is no multiple of the tile, so that ragged tiles are in every test.
+    return checkpoints.upstream_state_dict(41, ffn_dim=300, sla=True, int8=True)
+
+
+@pytest.fixture
+def model(state_dict, tmp_path):
+    return load_model(str(checkpoints.write_pth(tmp_path / "quant.pth", state_dict)))
+
+
+def sample(model, steps: int = 1) -> torch.Tensor:
+    positive = [[checkpoints.draw(1, "text", (1, 8, 4096)), {}]]
+    return run(model, positive, {"samples": torch.zeros(SHAPE)}, 3, steps, 0, 0.9, "ode", "cpu")["samples"]
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    """Codes, scales and everything else by name."""
+    return {name: value.clone() for name, value in model.model.diffusion_model.state_dict().items()}
+
+
+def activation_codes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of x [M, K] and scales by 128x128 tile, with upstream's multiplier 128/amax, as its kernel computes it."""
+    codes, scales = torch.empty(x.shape, dtype=torch.int8), torch.empty(-(-len(x) // 128), -(-x.shape[1] // 128))
+    for i in range(scales.shape[0]):
+        for j in range(scales.shape[1]):
+            area = slice(i * 128, i * 128 + 128), slice(j * 128, j * 128 + 128)
+            amax = x[area].abs().max().clamp(min=1e-8)
+            codes[area] = (x[area] * (torch.tensor(128.0) / amax)).round().clamp(-128, 127).to(torch.int8)
+            scales[i, j] = amax / 128
+    return codes, scales
+
+
+def w8a8(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """The layer written out: x [B, M, K] quantised by 128x128 tile of each item, exact integer products, float64 sums."""
+    out = []
+    for item in x:
+        xq, xs = activation_codes(item)
+        total = torch.zeros(len(item), len(codes), dtype=torch.float64)
+        for tile in range(scales.shape[1]):
+            k = slice(tile * 128, tile * 128 + 128)
+            product = (xq[:, k].long() @ codes[:, k].long().T).double()
+            rows, columns = (
+                s[:, tile].double().repeat_interleave(128)[:n] for s, n in ((xs, len(item)), (scales, len(codes)))
+            )
+            total += product * rows[:, None] * columns
+        out.append(total + bias.double())
+    return torch.stack(out)
+
+
+def test_every_linear_of_a_block_is_int8_and_nothing_else(model):
+    quantised = {name for name, parameter in model.model.named_parameters() if isinstance(parameter, QuantizedTensor)}
+    blocks = {
+        name
+        for name, parameter in model.model.named_parameters()
+        if ".blocks." in name and name.endswith(".weight") and "norm" not in name and "proj_l" not in name
+    }
+    assert quantised == blocks and len(quantised) == 2 * LINEARS
+    assert all(is_block_int8(model.get_model_object(name)) for name in quantised)
+    assert not list(model.model.diffusion_model.named_buffers())
+
+
+def test_every_linear_multiplies_in_int8_on_what_it_is_given(model, state_dict):
+    """Recorded inputs of a real forward pass, against the layer written out."""
+    recorded = []
+
+    def record(module, args, output):
+        recorded.append((module, args[0], output))
+
+    names = {
+        module: name
+        for name, module in model.model.diffusion_model.named_modules()
+        if is_block_int8(getattr(module, "weight", None))
+    }
+    handles = [module.register_forward_hook(record) for module in names]
+    x, context = checkpoints.draw(2, "x", SHAPE), checkpoints.draw(1, "text", (2, 8, 4096))
+    model.model.diffusion_model(x.repeat(2, 1, 1, 1, 1), torch.tensor([988.0, 932.0]), context=context)
+    for handle in handles:
+        handle.remove()
+    assert len(recorded) == 2 * LINEARS
+    for module, given, output in recorded:
+        upstream = names[module]
+        expected = w8a8(given, *(state_dict[f"{upstream}.{kind}"] for kind in ("int8_weight", "scale", "bias")))
+        # The golden `ops` tolerance; float32 accumulation over at most three tiles.
+        assert relative_error(output, expected) <= 1e-5, upstream
+
+
+def test_a_step_makes_one_int8_call_per_linear_and_no_other(model):
+    sample(model, steps=2)
+    calls = model.model.calls
+    assert (calls["int8 linear"], calls["float linear"]) == (2 * 2 * LINEARS, 0)
+
+
+def test_pth_and_safetensors_are_the_same_model(model, state_dict, tmp_path):
+    other = load_model(str(checkpoints.write_safetensors(tmp_path / "quant.safetensors", state_dict)))
+    assert other.model.spec == model.model.spec and other.model.spec.int8
+    assert torch.equal(sample(other), sample(model))
+
+
+def test_its_size_is_counted_in_int8(model, state_dict):
+    stored = sum(
+        value.numel() * value.element_size()
+        for name, value in state_dict.items()
+        if name.endswith(("int8_weight", ".scale"))
+    )
+    floats = sum(p.numel() * p.element_size() for p in model.model.parameters() if not isinstance(p, QuantizedTensor))
+    assert model.model_size() == pytest.approx(stored + floats, rel=0.01)
+
+
+def test_offloaded_weights_stay_int8_and_give_the_same_bits(model):
+    resident = sample(model)
+    comfy.model_management.unload_all_models()
+    clone = model.clone()
+    clone.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=1)
+    assert clone.model.model_lowvram
+    clone.model.calls.clear()
+    x = checkpoints.draw(2, "x", SHAPE)
+    context = checkpoints.draw(1, "text", (1, 8, 4096))
+    sigma = torch.tensor([0.98765])
+    offloaded = clone.model.apply_model(x, sigma, c_crossattn=context)
+    assert (clone.model.calls["int8 linear"], clone.model.calls["float linear"]) == (2 * LINEARS, 0)
+    clone.unpatch_model()
+    clone.patch_model()
+    assert torch.equal(offloaded, clone.model.apply_model(x, sigma, c_crossattn=context))
+    clone.unpatch_model()
+    assert torch.equal(sample(model), resident)
+
+
+def test_a_stock_lora_is_applied_and_removed_to_the_bit(model):
+    before, plain = weights(model), sample(model)
+    lora = {key: value for key, value in checkpoints.lora("kohya").items() if "ffn" not in key}
+    patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)
+    assert len(patched.patches) == 2
+    assert not torch.equal(sample(patched), plain)
+    assert is_block_int8(model.model.diffusion_model.blocks[0].self_attn.q.weight)
+    assert patched.model.calls["float linear"] == 0
+    comfy.model_management.unload_all_models()
+    after = weights(model)
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert torch.equal(sample(model), plain)
+
+
+def test_requantising_keeps_small_changes_on_average():
+    weight = checkpoints.draw(1, "w", (128, 128))
+    step = weight.abs().max() / 128
+    nudged = torch.full((128, 128), 10.25) * step
+    nudged[0, 0] = 128 * step
+    tensor = QuantizedTensor.from_float(nudged, LAYOUT, stochastic_rounding=7)
+    assert abs((tensor.dequantize()[1:] / step).mean() - 10.25) < 0.02  # 16,256 draws of standard deviation 0.43
+    assert torch.equal(tensor._qdata, TurboDiffusionBlockINT8Layout.quantize(nudged, stochastic_rounding=7)[0])
+    assert (QuantizedTensor.from_float(nudged, LAYOUT)._qdata[1:] == 10).all()
+
+
+def test_a_block_compiles_into_one_graph(model):
+    """A whole model also meets ComfyUI's attention for CPUs, which breaks graphs by itself: the feed-forward part is ours alone."""
+    model.patch_model()
+    layer = model.model.diffusion_model.blocks[0].ffn
+    x = checkpoints.draw(2, "x", (1, 192, 256))
+    torch.compiler.reset()
+    compiled = torch.compile(lambda value: layer(value), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), layer(x))
+    model.unpatch_model()
