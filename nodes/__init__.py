@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .attention import TurboDiffusionSLA
 from .loader import TurboDiffusionLoader
+from .lora import TurboDiffusionLoRA
 from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
 from .status import TurboDiffusionStatus
 
@@ -13,6 +14,7 @@ class TurboDiffusionExtension(ComfyExtension):
         return [
             TurboDiffusionLoader,
             TurboDiffusionSLA,
+            TurboDiffusionLoRA,
             TurboDiffusionSigmas,
             TurboDiffusionSampler,
             TurboDiffusionGuider,

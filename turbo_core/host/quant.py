@@ -5,12 +5,15 @@ it; it stays int8 on disk, in memory, in VRAM and in transfer."""
 
 import dataclasses
 
+import comfy.model_management
 import comfy.ops
 import torch
+import torch.nn.functional as F
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, register_layout_class
 
 from ...kernels import dequantize_block, int8_linear, quantize_block
+from ..lora import LowRank
 
 LAYOUT = "TurboDiffusionBlockINT8Layout"
 FORMAT = "turbodiffusion_int8_block128"
@@ -72,6 +75,12 @@ def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict | None 
 
     class BlockInt8Operations(base):
         class Linear(base.Linear):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                # Low-rank branches of run-time LoRAs. An attribute of plain tensors, which nodes change per clone by object
+                # patch: the int8 weight is neither dequantised nor requantised for them.
+                self.branches: tuple[LowRank, ...] = ()
+
             def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
                 codes = state_dict.get(prefix + "weight")
                 if codes is None or codes.dtype != torch.int8 or prefix + "comfy_quant" in state_dict:
@@ -108,7 +117,14 @@ def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict | None 
 
             def _forward(self, x, weight, bias):
                 if is_block_int8(weight):
-                    return int8_linear(x, weight._qdata, weight._params.scale, bias)
-                return super()._forward(x, weight, bias)
+                    y = int8_linear(x, weight._qdata, weight._params.scale, bias)
+                else:
+                    y = super()._forward(x, weight, bias)
+                for branch in self.branches:
+                    down, up = (
+                        comfy.model_management.cast_to_device(m, x.device, x.dtype) for m in (branch.down, branch.up)
+                    )
+                    y = torch.add(y, F.linear(F.linear(x, down), up), alpha=branch.scale)
+                return y
 
     return BlockInt8Operations
