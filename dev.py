@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent
 # Command: the module whose main(arguments) runs it inside the environment, and what it does.
 COMMANDS = {
     "test": ("tests.support.check", "lint, then every test (further arguments go to pytest)"),
+    "bench": ("tests.bench", "measure: python dev.py bench for the list"),
     "demo": ("tests.support.demo", "queue the shipped workflows on a live server and keep the videos"),
 }
 

@@ -1,0 +1,15 @@
+"""`dev.py bench NAME`: measurements that are no tests."""
+
+import importlib
+import sys
+
+BENCHES = {"load": "time and memory of loading full-size int8 experts"}
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] not in BENCHES:
+        print(
+            "\n".join(["dev.py bench NAME", *(f"  {name:8} {what}" for name, what in BENCHES.items())]), file=sys.stderr
+        )
+        return 2
+    return importlib.import_module(f".{arguments[0]}", __package__).main(arguments[1:])
