@@ -120,8 +120,10 @@ class _Instruction:
 
 
 def read_sass(text: str) -> list[_Instruction]:
-    return [_Instruction(int(address, 16), bool(predicate), opcode, operands)
-            for address, predicate, opcode, operands in _SASS.findall(text)]
+    return [
+        _Instruction(int(address, 16), bool(predicate), opcode, operands)
+        for address, predicate, opcode, operands in _SASS.findall(text)
+    ]
 
 
 def find_loops(code: list[_Instruction]) -> list[list[_Instruction]]:
@@ -144,12 +146,15 @@ def find_loops(code: list[_Instruction]) -> list[list[_Instruction]]:
                     open_ends.extend(before[address])
             if entry not in body or head == entry:  # else the head can be bypassed: a jump back, not a loop
                 bodies[head] |= body
-    return [[by_address[address] for address in sorted(body) if by_address[address].opcode != "NOP"]
-            for body in bodies.values()]
+    return [
+        [by_address[address] for address in sorted(body) if by_address[address].opcode != "NOP"]
+        for body in bodies.values()
+    ]
 
 
 def hottest_loop(code: list[_Instruction]) -> list[_Instruction]:
     """The innermost loop with the most tensor-core instructions, or the longest loop if none has any."""
+
     def count_mma(loop):
         return sum(instruction.is_mma() for instruction in loop)
 
@@ -217,9 +222,11 @@ def compile_case(case: KernelCase, target: str) -> Report:
         fn=function,
         signature=dict(case.signature),
         constexprs={**case.constexprs, **build.constexprs},
-        attrs={(index,): [["tt.divisibility", 16]]
-               for index, (name, kind) in enumerate(case.signature.items())
-               if kind.startswith("*") or name in case.divisible},
+        attrs={
+            (index,): [["tt.divisibility", 16]]
+            for index, (name, kind) in enumerate(case.signature.items())
+            if kind.startswith("*") or name in case.divisible
+        },
     )
     options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": True}
     kernel = triton.compile(source, target=GPUTarget(gpu.backend, gpu.arch, gpu.warp_size), options=options)
@@ -257,10 +264,13 @@ class Worker:
     def _start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         environment.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
-        program = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import dev; dev.load_pack(); "
-                   "from td_pack.tests.support.aot import serve; serve()")
-        self.process = subprocess.Popen([sys.executable, "-c", program], env=environment,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        program = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import dev; dev.load_pack(); "
+            "from td_pack.tests.support.aot import serve; serve()"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     def compile(self, case: KernelCase, target: str) -> Report | str:
         if self.process is None:
