@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, halves to even
+_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: in the sum the integer, halves to even, stands in the low bits
 
 
 @triton.jit(do_not_specialize=["length", "tokens_per_frame"])
@@ -52,7 +52,7 @@ def layer_norm_modulate_kernel(
         bits = tl.max(b_y.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
         largest = bits.to(tl.float32, bitcast=True)
         largest = tl.where(largest < 1e-8, 1e-8, largest)
-        b_y = (b_y * tl.div_rn(127.0, largest) + _ROUND) - _ROUND
+        b_y = (b_y * tl.div_rn(127.0, largest) + _ROUND).to(tl.int32, bitcast=True)
         tl.store(row_scales + i_row, tl.div_rn(largest, 127.0))
     tl.store(out + i_row * WIDTH + o_w, b_y.to(out.dtype.element_ty), mask=m_w)
 
