@@ -16,6 +16,23 @@ from .block_map import block_map, block_map_pooled
 from .kv_prepare import kv_prepare, linear_branch
 
 
+@triton.jit
+def _attend_block(b_q, p_k, p_v, b_acc, b_max, b_sum, scale, m_k):
+    """One step of the online softmax; m_k [keys] tells which keys exist, None means all."""
+    if m_k is None:
+        b_k, b_v = tl.load(p_k), tl.load(p_v)
+        b_s = tl.dot(b_q, b_k.T, input_precision="ieee")
+    else:
+        b_k, b_v = tl.load(p_k, mask=m_k[:, None], other=0), tl.load(p_v, mask=m_k[:, None], other=0)
+        b_s = tl.where(m_k[None, :], tl.dot(b_q, b_k.T, input_precision="ieee"), float("-inf"))
+    b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * scale)
+    b_p = tl.exp2(b_s * scale - b_new[:, None])
+    b_decay = tl.exp2(b_max - b_new)
+    b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
+    b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision="ieee")
+    return b_acc, b_new, b_sum
+
+
 @triton.jit(do_not_specialize=["L_Q", "L_K", "N_Q", "T", "H"])
 def _attention_kernel(
     p_q, p_k, p_v, p_blocks, p_o, p_values, p_k_sum, p_bias,
@@ -38,19 +55,20 @@ def _attention_kernel(
     b_acc = tl.zeros([TILE_Q, D], tl.float32)
     b_max = tl.full([TILE_Q], float("-inf"), tl.float32)
     b_sum = tl.zeros([TILE_Q], tl.float32)
-    for i_t in tl.range(0, T):
-        i_k = tl.load(p_blocks + i_t).to(tl.int32)
-        m_k = o_k < L_K - i_k * BLOCK_K
-        b_k = tl.load(p_k + i_k * k_step, mask=m_k[:, None], other=0)
-        b_s = tl.dot(b_q, b_k.T, input_precision="ieee")
-        b_s = tl.where(m_k[None, :], b_s, float("-inf"))
-        b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * scale)
-        b_p = tl.exp2(b_s * scale - b_new[:, None])
-        b_decay = tl.exp2(b_max - b_new)
-        b_max = b_new
-        b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
-        b_v = tl.load(p_v + i_k * v_step, mask=m_k[:, None], other=0)
-        b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision="ieee")
+    # Blocks ascend: only the last one can reach past L_K. Masks for it in the loop would be an eighth of the instructions.
+    i_last = tl.load(p_blocks + T - 1, mask=T > 0, other=-1).to(tl.int32)
+    n_whole = T - (i_last * BLOCK_K + BLOCK_K > L_K).to(tl.int32)
+    i_next = tl.load(p_blocks, mask=T > 0, other=0).to(tl.int32)
+    for i_t in tl.range(0, n_whole):
+        i_k = i_next  # loaded one step ahead, or each step would wait for its index before its keys
+        i_next = tl.load(p_blocks + i_t + 1, mask=i_t + 1 < T, other=0).to(tl.int32)
+        b_acc, b_max, b_sum = _attend_block(
+            b_q, p_k + i_k * k_step, p_v + i_k * v_step, b_acc, b_max, b_sum, scale, None
+        )
+    if n_whole < T:
+        b_acc, b_max, b_sum = _attend_block(
+            b_q, p_k + i_last * k_step, p_v + i_last * v_step, b_acc, b_max, b_sum, scale, o_k < L_K - i_last * BLOCK_K
+        )
     b_acc = b_acc / tl.where(b_sum == 0, 1.0, b_sum)[:, None]  # no block listed: zeros
     if LINEAR:
         # Loaded again: held over the loop it would cost the registers that keep the loop free of spills.
@@ -59,22 +77,20 @@ def _attention_kernel(
     tl.store(p_o, b_acc.to(p_o.dtype.element_ty), mask=m_q)
 
 
-def tile(device: torch.device, d: int) -> dict[str, int]:
-    """Tile and launch options by GPU: chosen from compiled code (registers, spills, shared memory), not timed."""
+def tile(major: int, hip: bool, d: int) -> dict[str, int]:
+    """Tile and launch options by the GPU's major version: chosen from compiled code (spills, shared memory), not timed."""
+    if hip and major >= 11:
+        return dict(TILE_Q=64, num_warps=4, num_stages=1)
     if d == 64:
         return dict(TILE_Q=128, num_warps=4, num_stages=3)
-    if device.type != "cuda":
-        return dict(TILE_Q=128, num_warps=8, num_stages=2)
-    major = torch.cuda.get_device_capability(device)[0]
-    if torch.version.hip and major > 9:
-        return dict(TILE_Q=64, num_warps=4, num_stages=1)
-    return dict(TILE_Q=128, num_warps=8, num_stages=3 if major in (9, 10) and not torch.version.hip else 2)
+    return dict(TILE_Q=128, num_warps=8, num_stages=3 if major in (9, 10) and not hip else 2)
 
 
 def _attend(q, k, v, blocks, prepared, proj_bias, block_q: int, block_k: int) -> torch.Tensor:
     b, length, h, d = q.shape
     o = torch.empty((b, length, h, d), dtype=q.dtype, device=q.device)
-    options = tile(q.device, d)
+    major = torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 0
+    options = tile(major, torch.version.hip is not None, d)
     options["TILE_Q"] = min(options["TILE_Q"], block_q)
     values, k_sum = (prepared.values, prepared.k_sum) if prepared else (None, None)
     with torch.cuda.device_of(q):
@@ -93,7 +109,7 @@ def block_sparse_attention(
     """softmax(q k^T / sqrt(D)) v over the keys of the listed blocks, without the linear branch.
 
     q, k, v [B, L, H, D] with a contiguous last dimension, D in {64, 128}; blocks [B, H, query blocks, T] contiguous
-    integers, unique in a row (T = 0 gives zeros). Returns a contiguous [B, L, H, D] in q's dtype."""
+    integers, ascending and unique in a row (T = 0 gives zeros). Returns a contiguous [B, L, H, D] in q's dtype."""
     return _attend(q, k, v, blocks, None, None, block_q, block_k)
 
 
