@@ -33,7 +33,7 @@ class PreparedKV(NamedTuple):
 @triton.jit
 def _exp_rows(x):
     """exp(x - row maximum): softmax over the last dimension, not normalised."""
-    return tl.exp2((x - tl.max(x, axis=1)[:, None]) * LOG2_E)
+    return tl.exp2(x * LOG2_E - (tl.max(x, axis=1) * LOG2_E)[:, None])
 
 
 @triton.jit
@@ -76,9 +76,8 @@ def _kv_partial_kernel(
         tl.store(p_k_pooled + (i_bh * N_K + i_k) * D + o_d, b_total / count)
         b_phi = _exp_rows(b_k)
         b_phi *= tl.where(m_l, 1.0 / tl.sum(b_phi, axis=1), 0.0)[:, None]
-        b_phi = b_phi.to(b_v.dtype)  # summed as rounded for the product: the weights of the values still add up to one
-        b_kv = tl.dot(tl.trans(b_phi), b_v, b_kv, input_precision="ieee")
-        b_k_sum += tl.sum(b_phi.to(tl.float32), axis=0)
+        b_kv = tl.dot(tl.trans(b_phi.to(b_v.dtype)), b_v, b_kv, input_precision="ieee")
+        b_k_sum += tl.sum(b_phi, axis=0)
         b_k_total += b_total
         b_v_max = tl.maximum(b_v_max, tl.max(tl.abs(b_v.to(tl.float32)), axis=0))
     i_part = i_bh * tl.num_programs(0) + i_s
