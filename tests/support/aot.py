@@ -64,6 +64,7 @@ class KernelCase:
     constexprs: Mapping[str, object]
     targets: Mapping[str, Build]
     divisible: tuple[str, ...] = ()  # integer arguments that are multiples of 16; pointers always are
+    fp_fusion: bool = True
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def compile_case(case: KernelCase, target: str) -> Report:
                for index, (name, kind) in enumerate(case.signature.items())
                if kind.startswith("*") or name in case.divisible},
     )
-    options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": True}
+    options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": case.fp_fusion}
     kernel = triton.compile(source, target=GPUTarget(gpu.backend, gpu.arch, gpu.warp_size), options=options)
     if gpu.backend == "hip":
         return _report_amd(kernel.asm["amdgcn"], kernel.metadata.shared)
