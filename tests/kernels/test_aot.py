@@ -24,7 +24,8 @@ def _items() -> list:
             for target in case.targets:
                 skip = pytest.mark.skipif(
                     target in EXTRA and not FULL,
-                    reason=f"{EXTRA.get(target)}: TURBODIFFUSION_FULL_AOT=1 compiles it too")
+                    reason=f"{EXTRA.get(target)}: TURBODIFFUSION_FULL_AOT=1 compiles it too",
+                )
                 items.append(pytest.param(case, target, id=f"{case.name}-{target}", marks=skip))
     return items
 
@@ -32,11 +33,16 @@ def _items() -> list:
 @pytest.fixture(scope="module")
 def reports(request, compiler):
     """Everything that this run compiles, submitted at once so that both workers are busy."""
-    chosen = [item.callspec.params for item in request.session.items
-              if item.path == request.path and "target" in getattr(item, "fixturenames", ())
-              and not any(mark.args[0] for mark in item.iter_markers("skipif"))]
-    return {(id(params["case"]), params["target"]): compiler.submit(params["case"], params["target"])
-            for params in chosen}
+    chosen = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path
+        and "target" in getattr(item, "fixturenames", ())
+        and not any(mark.args[0] for mark in item.iter_markers("skipif"))
+    ]
+    return {
+        (id(params["case"]), params["target"]): compiler.submit(params["case"], params["target"]) for params in chosen
+    }
 
 
 @pytest.mark.parametrize("case, target", _items())

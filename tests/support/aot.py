@@ -71,10 +71,10 @@ class KernelCase:
 class Report:
     registers: int
     spill_bytes: int  # the stack frame of a thread: Triton puts nothing but spills there
-    loop_spills: int  # local-memory instructions in the hottest loop
+    loop_spills: int  # local-memory instructions in the hottest loop (of the kernel, if it has none)
     shared: int
     mma: dict[str, int]  # tensor-core instructions of the whole kernel
-    loop_instructions: int  # of the hottest loop, no NOPs; 0 without a loop or on AMD
+    loop_instructions: int  # of the same, without NOPs; 0 on AMD
 
     def faults(self, build: Build, target: str) -> list[str]:
         """What is not as `build` says."""
@@ -121,43 +121,46 @@ class _Instruction:
 
 
 def read_sass(text: str) -> list[_Instruction]:
-    return [_Instruction(int(address, 16), bool(predicate), opcode, operands)
-            for address, predicate, opcode, operands in _SASS.findall(text)]
+    """The instructions, without the padding behind the end, which jumps to itself."""
+    code = [
+        _Instruction(int(address, 16), bool(predicate), opcode, operands)
+        for address, predicate, opcode, operands in _SASS.findall(text)
+    ]
+    return [instruction for instruction in code if instruction.successors(None) != [instruction.address]]
 
 
 def find_loops(code: list[_Instruction]) -> list[list[_Instruction]]:
     """The natural loops. Addresses alone mislead: waits for a barrier are moved behind the end and jump back."""
-    following = [instruction.address for instruction in code[1:]] + [None]
     by_address = {instruction.address: instruction for instruction in code}
     before = defaultdict(set)
-    for instruction, after in zip(code, following, strict=True):
-        for address in instruction.successors(after):
+    for instruction, following in zip(code, [*code[1:], None], strict=True):
+        for address in instruction.successors(following and following.address):
             before[address].add(instruction.address)
-    entry = code[0].address
     bodies = defaultdict(set)  # by the loop's head
-    for head in [address for address in before if any(source >= address for source in before[address])]:
-        for tail in (source for source in before[head] if source >= head):
-            body, open_ends = {head}, [tail]
-            while open_ends:
-                address = open_ends.pop()
-                if address not in body:
-                    body.add(address)
-                    open_ends.extend(before[address])
-            if entry not in body or head == entry:  # else the head can be bypassed: a jump back, not a loop
-                bodies[head] |= body
-    return [[by_address[address] for address in sorted(body) if by_address[address].opcode != "NOP"]
-            for body in bodies.values()]
+    for head, tail in [(head, tail) for head, tails in before.items() for tail in tails if tail >= head]:
+        body, open_ends = {head}, [tail]
+        while open_ends:
+            address = open_ends.pop()
+            if address not in body:
+                body.add(address)
+                open_ends.extend(before[address])
+        if code[0].address not in body:  # else the head can be bypassed: a jump back, not a loop
+            bodies[head] |= body
+    return [[by_address[address] for address in sorted(body)] for body in bodies.values()]
 
 
 def hottest_loop(code: list[_Instruction]) -> list[_Instruction]:
-    """The innermost loop with the most tensor-core instructions, or the longest loop if none has any."""
+    """The innermost loop with the most tensor-core instructions, or the longest loop if none has any, or all of it;
+    NOPs do not count."""
+
     def count_mma(loop):
         return sum(instruction.is_mma() for instruction in loop)
 
     loops = find_loops(code)
     multiplying = [loop for loop in loops if count_mma(loop)]
     innermost = [loop for loop in multiplying if not any(set(other) < set(loop) for other in multiplying)]
-    return max(innermost or loops, key=lambda loop: (count_mma(loop), len(loop)), default=[])
+    hottest = max(innermost or loops, key=lambda loop: (count_mma(loop), len(loop)), default=code)
+    return [instruction for instruction in hottest if instruction.opcode != "NOP"]
 
 
 def _report_cuda(cubin: bytes, shared: int) -> Report:
@@ -218,9 +221,11 @@ def compile_case(case: KernelCase, target: str) -> Report:
         fn=function,
         signature=dict(case.signature),
         constexprs={**case.constexprs, **build.constexprs},
-        attrs={(index,): [["tt.divisibility", 16]]
-               for index, (name, kind) in enumerate(case.signature.items())
-               if kind.startswith("*") or name in case.divisible},
+        attrs={
+            (index,): [["tt.divisibility", 16]]
+            for index, (name, kind) in enumerate(case.signature.items())
+            if kind.startswith("*") or name in case.divisible
+        },
     )
     options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": case.fp_fusion}
     kernel = triton.compile(source, target=GPUTarget(gpu.backend, gpu.arch, gpu.warp_size), options=options)
@@ -258,10 +263,13 @@ class Worker:
     def _start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         environment.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
-        program = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import dev; dev.load_pack(); "
-                   "from td_pack.tests.support.aot import serve; serve()")
-        self.process = subprocess.Popen([sys.executable, "-c", program], env=environment,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        program = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import dev; dev.load_pack(); "
+            "from td_pack.tests.support.aot import serve; serve()"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     def compile(self, case: KernelCase, target: str) -> Report | str:
         if self.process is None:

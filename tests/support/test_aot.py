@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-
 from td_pack.tests.support.aot import TARGETS, Build, Compiler, KernelCase, find_loops, hottest_loop, read_sass
 
 MULTIPLY = KernelCase(
@@ -27,7 +26,8 @@ MULTIPLY = KernelCase(
 def compile_for():
     compiler = Compiler(workers=1)
     yield lambda case, target, **build: compiler.submit(
-        replace(case, targets={target: replace(case.targets[target], **build)}), target).result()
+        replace(case, targets={target: replace(case.targets[target], **build)}), target
+    ).result()
     compiler.close()
 
 
@@ -55,12 +55,15 @@ def test_other_faults_are_named(compile_for):
         assert "recorded" in report.faults(Build(4, 2, loop=int(recorded)), "sm_80")[0]
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"signature": {"a": "*fp16"}}, "the kernel takes"),
-    ({"divisible": ("length",)}, "not specialized"),
-    ({"function": "absent"}, "AttributeError"),
-    ({"constexprs": {"SIZE": 63}}, "CompilationError"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"signature": {"a": "*fp16"}}, "the kernel takes"),
+        ({"divisible": ("length",)}, "not specialized"),
+        ({"function": "absent"}, "AttributeError"),
+        ({"constexprs": {"SIZE": 63}}, "CompilationError"),
+    ],
+)
 def test_case_that_cannot_compile_says_why_and_the_next_one_compiles(compile_for, change, message):
     assert message in compile_for(replace(MULTIPLY, **change), "sm_80")
     assert not isinstance(compile_for(MULTIPLY, "sm_80"), str)
@@ -77,29 +80,41 @@ def sass(*lines: str):
 
 
 def test_hottest_loop_is_the_innermost_with_tensor_cores():
-    code = sass("S2R R1, SR_TID.X",       # 00
-                "IADD3 R2, R2, 1, RZ",    # 10 the outer loop
-                "LDL R4, [R1]",           # 20
-                "HMMA.16816.F32 R4, R4",  # 30 the inner loop
-                "NOP",                    # 40
-                "@!P1 BRA 0x30",          # 50
-                "STL [R1], R4",           # 60
-                "@P0 BRA 0x10",           # 70
-                "EXIT",                   # 80
-                "BRA 0x90")               # 90 padding
-    assert [[i.address for i in loop] for loop in [hottest_loop(code)]] == [[0x30, 0x50]]
+    code = sass(
+        "S2R R1, SR_TID.X",  # 00
+        "IADD3 R2, R2, 1, RZ",  # 10 the outer loop
+        "LDL R4, [R1]",  # 20
+        "NOP",  # 30 the inner loop
+        "HMMA.16816.F32 R4, R4",  # 40
+        "@!P1 BRA 0x30",  # 50
+        "STL [R1], R4",  # 60
+        "@P0 BRA 0x10",  # 70
+        "EXIT",  # 80
+        "BRA 0x90",  # 90 padding
+    )
+    assert [instruction.address for instruction in hottest_loop(code)] == [0x40, 0x50]
 
 
 def test_jump_back_from_a_wait_behind_the_end_is_no_loop():
-    code = sass("S2R R1, SR_TID.X",                     # 00
-                "UTCHMMA gdesc[UR6], tmem[UR20]",       # 10 the loop
-                "SYNCS.PHASECHK.TRYWAIT P4, [UR16]",    # 20
-                "@!P4 BRA 0x60",                        # 30
-                "@!P0 BRA 0x10",                        # 40
-                "EXIT",                                 # 50
-                "SYNCS.PHASECHK.TRYWAIT P4, [UR16]",    # 60 the wait, its own loop
-                "@!P4 BRA 0x60",                        # 70
-                "BRA 0x40")                             # 80
+    code = sass(
+        "S2R R1, SR_TID.X",  # 00
+        "UTCHMMA gdesc[UR6], tmem[UR20]",  # 10 the loop
+        "SYNCS.PHASECHK.TRYWAIT P4, [UR16]",  # 20
+        "@!P4 BRA 0x60",  # 30
+        "@!P0 BRA 0x10",  # 40
+        "EXIT",  # 50
+        "SYNCS.PHASECHK.TRYWAIT P4, [UR16]",  # 60 the wait, its own loop
+        "@!P4 BRA 0x60",  # 70
+        "BRA 0x40",  # 80
+    )
     assert sorted([i.address for i in loop] for loop in find_loops(code)) == [
-        [0x10, 0x20, 0x30, 0x40, 0x60, 0x70, 0x80], [0x60, 0x70]]
+        [0x10, 0x20, 0x30, 0x40, 0x60, 0x70, 0x80],
+        [0x60, 0x70],
+    ]
     assert len(hottest_loop(code)) == 7
+
+
+def test_code_without_a_loop_is_read_whole():
+    code = sass("S2R R1, SR_TID.X", "NOP", "@P0 EXIT", "EXIT", "BRA 0x40", "NOP")
+    assert not find_loops(code)
+    assert [instruction.address for instruction in hottest_loop(code)] == [0x00, 0x20, 0x30]
