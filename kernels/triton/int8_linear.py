@@ -52,8 +52,10 @@ def _matmul_kernel(
     first = i_b.to(tl.int64) * M + row  # row of x and y, as [B * M]
     o_m, o_n, o_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, TILE)
     m_m, m_n = (o_m < M - row)[:, None], o_n < N - column
-    p_x += first * K + o_m[:, None] * K + o_k[None, :]
-    p_w += column.to(tl.int64) * K + o_n[:, None] * K + o_k[None, :]
+    # rows behind the last read that one again: no mask in the loop
+    o_x, o_w = tl.minimum(o_m, M - row - 1), tl.minimum(o_n, N - column - 1)
+    p_x += first * K + o_x[:, None] * K + o_k[None, :]
+    p_w += column.to(tl.int64) * K + o_w[:, None] * K + o_k[None, :]
     p_w_scale += column // TILE * n_k
     if not BY_ROW:
         p_x_scale += (i_b * tl.cdiv(M, TILE) + row // TILE).to(tl.int64) * n_k
@@ -61,12 +63,11 @@ def _matmul_kernel(
     b_y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for i_k in tl.range(0, n_k):
         if WHOLE_K:
-            m_x, m_w = m_m, m_n[:, None]
+            b_x, b_w = tl.load(p_x + i_k * TILE), tl.load(p_w + i_k * TILE)
         else:
             m_k = (o_k < K - i_k * TILE)[None, :]
-            m_x, m_w = m_m & m_k, m_n[:, None] & m_k
-        b_x = tl.load(p_x, mask=m_x, other=0)
-        b_w = tl.load(p_w, mask=m_w, other=0)
+            b_x = tl.load(p_x + i_k * TILE, mask=m_k, other=0)
+            b_w = tl.load(p_w + i_k * TILE, mask=m_k, other=0)
         scale = tl.load(p_w_scale + i_k)
         if not BY_ROW:
             scale *= tl.load(p_x_scale + i_k)
@@ -77,8 +78,6 @@ def _matmul_kernel(
         else:
             b_sum = tl.dot(b_x, b_w.T, out_dtype=tl.int32).to(tl.float32)
         b_y = tl.fma(b_sum, scale, b_y)
-        p_x += TILE
-        p_w += TILE
 
     if BY_ROW:
         b_y *= tl.load(p_x_scale + first + o_m[:, None], mask=m_m, other=0)
@@ -92,7 +91,7 @@ def _matmul_kernel(
         # y/2 (1 + tanh(u)) = y / (1 + exp(-2u)) with 2u = 2 sqrt(2/pi) (y + 0.044715 y^3)
         b_u = 1.5957691216057308 * (b_y + 0.044715 * b_y * b_y * b_y)
         b_y = (b_y / (1 + tl.exp(-b_u))).to(DTYPE).to(tl.float32)
-        b_y = tl.where(m_y, b_y, 0.0)  # rows behind the last hold the bias
+        b_y = tl.where(m_y, b_y, 0.0)  # rows behind the last repeat it
         amax = find_amax(b_y, MIN_AMAX)
         tl.store(p_y_scale + i_m.to(tl.int64) * n_n + i_n, amax * (1 / 128))
         tl.store(p_y + o_y, encode(b_y, amax, 128), mask=m_y)
@@ -163,7 +162,9 @@ def int8_matmul_gelu_quantize(
     *batch, m, _ = codes.shape
     n = weight.shape[0]
     y = torch.empty((*batch, m, n), dtype=torch.int8, device=codes.device)
-    y_scale = torch.empty((*batch, triton.cdiv(m, TILE), triton.cdiv(n, TILE)), dtype=torch.float32, device=codes.device)
+    y_scale = torch.empty(
+        (*batch, triton.cdiv(m, TILE), triton.cdiv(n, TILE)), dtype=torch.float32, device=codes.device
+    )
     _launch(codes, scales, weight, weight_scale, bias, y, y_scale, None, None, out_dtype)
     return y, y_scale
 
