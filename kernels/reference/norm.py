@@ -63,7 +63,7 @@ def layer_norm_modulate_quantize(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`layer_norm_modulate`, unrounded, as int8 codes [B, L, width] and float32 scales [B, L]: largest magnitude / 127.
 
-    The scale of a token with NaN or infinity is NaN."""
+    The scale of a token with NaN or infinity is not finite."""
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     row_scales = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
     for item, tokens, value in _modulated(x, shift, scale, eps):

@@ -10,39 +10,39 @@ import torch
 import triton
 import triton.language as tl
 
-_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, halves to even
+_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: in the sum the integer, halves to even, stands in the low bits
 
 
-@triton.jit(do_not_specialize=["length", "tokens_per_frame"])
-def layer_norm_modulate_kernel(
-    x,
-    shift,
-    scale,
-    out,
-    row_scales,
+@triton.jit(do_not_specialize=["L", "FRAME"])
+def _layer_norm_modulate_kernel(
+    p_x,
+    p_shift,
+    p_scale,
+    p_y,
+    p_row_scales,
     eps,
-    length,
-    tokens_per_frame,
-    stride_b,
-    stride_l,
-    shift_stride_b,
-    shift_stride_f,
-    scale_stride_b,
-    scale_stride_f,
+    L,
+    FRAME,
+    x_b,
+    x_l,
+    shift_b,
+    shift_f,
+    scale_b,
+    scale_f,
     WIDTH: tl.constexpr,
     WIDTH_PADDED: tl.constexpr,
     QUANTIZE: tl.constexpr,
 ):
-    """One token."""
+    """One token; `FRAME` tokens share a shift and a scale."""
     i_l = tl.program_id(0).to(tl.int64)
     i_b = tl.program_id(1).to(tl.int64)
-    i_f = i_l // tokens_per_frame
-    i_row = i_b * length + i_l
+    i_f = i_l // FRAME
+    i_row = i_b * L + i_l
     o_w = tl.arange(0, WIDTH_PADDED)
     m_w = o_w < WIDTH
-    b_x = tl.load(x + i_b * stride_b + i_l * stride_l + o_w, mask=m_w, other=0.0).to(tl.float32)
-    b_shift = tl.load(shift + i_b * shift_stride_b + i_f * shift_stride_f + o_w, mask=m_w, other=0.0).to(tl.float32)
-    b_scale = tl.load(scale + i_b * scale_stride_b + i_f * scale_stride_f + o_w, mask=m_w, other=0.0).to(tl.float32)
+    b_x = tl.load(p_x + i_b * x_b + i_l * x_l + o_w, mask=m_w, other=0.0).to(tl.float32)
+    b_shift = tl.load(p_shift + i_b * shift_b + i_f * shift_f + o_w, mask=m_w, other=0.0).to(tl.float32)
+    b_scale = tl.load(p_scale + i_b * scale_b + i_f * scale_f + o_w, mask=m_w, other=0.0).to(tl.float32)
 
     b_x = tl.where(m_w, b_x - tl.sum(b_x) / WIDTH, 0.0)
     rstd = tl.rsqrt(tl.sum(b_x * b_x) / WIDTH + eps)
@@ -52,15 +52,15 @@ def layer_norm_modulate_kernel(
         bits = tl.max(b_y.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
         largest = bits.to(tl.float32, bitcast=True)
         largest = tl.where(largest < 1e-8, 1e-8, largest)
-        b_y = (b_y * tl.div_rn(127.0, largest) + _ROUND) - _ROUND
-        tl.store(row_scales + i_row, tl.div_rn(largest, 127.0))
-    tl.store(out + i_row * WIDTH + o_w, b_y.to(out.dtype.element_ty), mask=m_w)
+        b_y = (b_y * tl.div_rn(127.0, largest) + _ROUND).to(tl.int32, bitcast=True)
+        tl.store(p_row_scales + i_row, tl.div_rn(largest, 127.0))
+    tl.store(p_y + i_row * WIDTH + o_w, b_y.to(p_y.dtype.element_ty), mask=m_w)
 
 
 def _launch(x, shift, scale, out, row_scales, eps: float) -> None:
     b, length, width = x.shape
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        layer_norm_modulate_kernel[(length, b)](
+        _layer_norm_modulate_kernel[(length, b)](
             x,
             shift,
             scale,

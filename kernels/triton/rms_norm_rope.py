@@ -11,16 +11,16 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["length"])
-def rms_norm_rope_kernel(
-    x,
-    weight,
-    freqs,
-    out,
+@triton.jit(do_not_specialize=["L"])
+def _rms_norm_rope_kernel(
+    p_x,
+    p_weight,
+    p_freqs,
+    p_y,
     eps,
-    length,
-    stride_b,
-    stride_l,
+    L,
+    x_b,
+    x_l,
     HEADS: tl.constexpr,
     HEADS_PADDED: tl.constexpr,
     D: tl.constexpr,
@@ -31,18 +31,18 @@ def rms_norm_rope_kernel(
     o_h = tl.arange(0, HEADS_PADDED)[:, None]
     o_w = o_h * D + tl.arange(0, D)[None, :]
     m_h = o_h < HEADS
-    b_x = tl.load(x + i_b * stride_b + i_l * stride_l + o_w, mask=m_h, other=0.0).to(tl.float32)
-    b_w = tl.load(weight + o_w, mask=m_h, other=0.0).to(tl.float32)
+    b_x = tl.load(p_x + i_b * x_b + i_l * x_l + o_w, mask=m_h, other=0.0).to(tl.float32)
+    b_w = tl.load(p_weight + o_w, mask=m_h, other=0.0).to(tl.float32)
     rstd = tl.rsqrt(tl.sum(b_x * b_x) / (HEADS * D) + eps)
-    b_y = (b_x * rstd * b_w).to(out.dtype.element_ty).to(tl.float32)
+    b_y = (b_x * rstd * b_w).to(p_y.dtype.element_ty).to(tl.float32)
 
     even, odd = tl.split(b_y.reshape(HEADS_PADDED, D // 2, 2))
-    b_f = tl.load(freqs + i_l * (D * 2) + tl.arange(0, D * 2)).reshape(1, D // 2, 2, 2)
+    b_f = tl.load(p_freqs + i_l * (D * 2) + tl.arange(0, D * 2)).reshape(1, D // 2, 2, 2)
     column_0, column_1 = tl.split(b_f)
     f_00, f_10 = tl.split(column_0)
     f_01, f_11 = tl.split(column_1)
     b_o = tl.join(f_00 * even + f_01 * odd, f_10 * even + f_11 * odd).reshape(HEADS_PADDED, D)
-    tl.store(out + (i_b * length + i_l) * (HEADS * D) + o_w, b_o.to(out.dtype.element_ty), mask=m_h)
+    tl.store(p_y + (i_b * L + i_l) * (HEADS * D) + o_w, b_o.to(p_y.dtype.element_ty), mask=m_h)
 
 
 def rms_norm_rope(
@@ -51,7 +51,7 @@ def rms_norm_rope(
     b, length, width = x.shape
     out = torch.empty((b, length, heads, width // heads), dtype=x.dtype, device=x.device)
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        rms_norm_rope_kernel[(length, b)](
+        _rms_norm_rope_kernel[(length, b)](
             x,
             weight,
             freqs.contiguous(),
