@@ -1,0 +1,186 @@
+"""Int8 linear layers with 128x128 weight scales: the products of kernels/reference/int8.py.
+
+The int32 sum over 128 of K is exact; it is converted, scaled and added to a float32 sum in ascending order of K, by the one
+fused multiply-add that is written out. Elsewhere nothing fuses, so that the codes of the epilogue round as the quantiser's.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from ..reference.int8 import MIN_AMAX, TILE
+from .int8_quantize import encode, find_amax, quantize_block, quantize_row
+
+
+def tile(capability: tuple[int, int], rows: int, square: bool) -> dict[str, int]:
+    """Launch parameters by compute capability (of ROCm devices: (0, 0)) and the rows of the product; `square` keeps the
+    program's tile that of a scale."""
+    narrow = not square and rows < 2048 and capability in ((8, 0), (8, 6), (9, 0))
+    stages = 4 if narrow else 3 if capability >= (8, 0) else 2
+    return {
+        "BLOCK_M": TILE,
+        "BLOCK_N": 64 if narrow else TILE,
+        "MAGIC": capability == (8, 0),
+        "num_warps": 4 if narrow else 8,
+        "num_stages": stages,
+    }
+
+
+@triton.jit
+def _tile_position(i, n_m, n_n, GROUP_M: tl.constexpr):
+    """Row and column of the i-th tile: GROUP_M tiles down, then the next column, so that tiles share operands in L2."""
+    i_group = i // (GROUP_M * n_n) * GROUP_M
+    size = tl.minimum(n_m - i_group, GROUP_M)
+    i_rest = i % (GROUP_M * n_n)
+    return i_group + i_rest % size, i_rest // size
+
+
+@triton.jit(do_not_specialize=["B", "M"])
+def _matmul_kernel(
+    p_x, p_x_scale, p_w, p_w_scale, p_bias, p_y, p_y_scale, p_residual, p_gate, B, M, N, K,
+    DTYPE: tl.constexpr, BY_ROW: tl.constexpr, WHOLE_K: tl.constexpr, MIN_AMAX: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr, MAGIC: tl.constexpr,
+):  # fmt: skip
+    """x [B, M, K], w [N, K] -> y [B, M, N]; a program for each [BLOCK_M, BLOCK_N] of an item. With y_scale, y is the codes
+    of the GELU; with residual, it is added."""
+    n_m, n_n, n_k = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), tl.cdiv(K, TILE)
+    i_m, i_n = _tile_position(tl.program_id(0), B * n_m, n_n, GROUP_M)
+    i_b = i_m // n_m
+    row, column = i_m % n_m * BLOCK_M, i_n * BLOCK_N
+    first = i_b.to(tl.int64) * M + row  # row of x and y, as [B * M]
+    o_m, o_n, o_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, TILE)
+    m_m, m_n = (o_m < M - row)[:, None], o_n < N - column
+    # rows behind the last read that one again: no mask in the loop
+    o_x, o_w = tl.minimum(o_m, M - row - 1), tl.minimum(o_n, N - column - 1)
+    p_x += first * K + o_x[:, None] * K + o_k[None, :]
+    p_w += column.to(tl.int64) * K + o_w[:, None] * K + o_k[None, :]
+    p_w_scale += column // TILE * n_k
+    if not BY_ROW:
+        p_x_scale += (i_b * tl.cdiv(M, TILE) + row // TILE).to(tl.int64) * n_k
+
+    b_y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for i_k in tl.range(0, n_k):
+        if WHOLE_K:
+            b_x, b_w = tl.load(p_x + i_k * TILE), tl.load(p_w + i_k * TILE)
+        else:
+            m_k = (o_k < K - i_k * TILE)[None, :]
+            b_x = tl.load(p_x + i_k * TILE, mask=m_k, other=0)
+            b_w = tl.load(p_w + i_k * TILE, mask=m_k, other=0)
+        scale = tl.load(p_w_scale + i_k)
+        if not BY_ROW:
+            scale *= tl.load(p_x_scale + i_k)
+        # loading [N, K] and transposing is what every version compiles well, unlike a [K, N] tile of pointers
+        if MAGIC:  # int32 to float32 without the conversion unit, where that is slow: the sum stays below 2^22
+            b_magic = tl.full([BLOCK_M, BLOCK_N], 0x4B400000, tl.int32)
+            b_sum = tl.dot(b_x, b_w.T, b_magic, out_dtype=tl.int32).to(tl.float32, bitcast=True) - 12582912.0
+        else:
+            b_sum = tl.dot(b_x, b_w.T, out_dtype=tl.int32).to(tl.float32)
+        b_y = tl.fma(b_sum, scale, b_y)
+
+    if BY_ROW:
+        b_y *= tl.load(p_x_scale + first + o_m[:, None], mask=m_m, other=0)
+    b_y = b_y.to(DTYPE).to(tl.float32)
+    if p_bias is not None:  # a second rounding, as in the reference
+        b_bias = tl.load(p_bias + column + o_n, mask=m_n, other=0).to(DTYPE).to(tl.float32)
+        b_y = (b_y + b_bias[None, :]).to(DTYPE).to(tl.float32)
+    m_y = m_m & m_n[None, :]
+    o_y = first * N + column + o_m[:, None] * N + o_n[None, :]
+    if p_y_scale is not None:
+        # y/2 (1 + tanh(u)) = y / (1 + exp(-2u)) with 2u = 2 sqrt(2/pi) (y + 0.044715 y^3)
+        b_u = 1.5957691216057308 * (b_y + 0.044715 * b_y * b_y * b_y)
+        b_y = (b_y / (1 + tl.exp(-b_u))).to(DTYPE).to(tl.float32)
+        b_y = tl.where(m_y, b_y, 0.0)  # rows behind the last repeat it
+        amax = find_amax(b_y, MIN_AMAX)
+        tl.store(p_y_scale + i_m.to(tl.int64) * n_n + i_n, amax * (1 / 128))
+        tl.store(p_y + o_y, encode(b_y, amax, 128), mask=m_y)
+    else:
+        if p_residual is not None:
+            b_gate = tl.load(p_gate + i_b.to(tl.int64) * N + column + o_n, mask=m_n, other=0).to(tl.float32)
+            b_y = tl.fma(b_y, b_gate[None, :], tl.load(p_residual + o_y, mask=m_y, other=0).to(tl.float32))
+        tl.store(p_y + o_y, b_y.to(DTYPE), mask=m_y)
+
+
+_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+
+
+def _launch(codes, scales, weight, weight_scale, bias, y, y_scale, residual, gate, dtype):
+    *batch, m, k = codes.shape
+    n, items = weight.shape[0], math.prod(batch)
+    rocm = torch.version.hip or not codes.is_cuda
+    capability = (0, 0) if rocm else torch.cuda.get_device_capability(codes.device)
+    options = tile(capability, items * m, square=y_scale is not None)
+    with torch.cuda.device_of(codes):
+        _matmul_kernel[(items * triton.cdiv(m, options["BLOCK_M"]) * triton.cdiv(n, options["BLOCK_N"]),)](
+            codes.contiguous(), scales.contiguous(), weight.contiguous(), weight_scale.contiguous(), bias,
+            y, y_scale, residual, gate, items, m, n, k,
+            DTYPE=_DTYPES[dtype], BY_ROW=scales.ndim < codes.ndim, WHOLE_K=k % TILE == 0,
+            MIN_AMAX=MIN_AMAX, TILE=TILE, GROUP_M=8, enable_fp_fusion=False, **options,
+        )  # fmt: skip
+
+
+def int8_matmul(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """codes int8 [..., M, K] with block or row scales, weight int8 [N, K] -> [..., M, N]"""
+    y = torch.empty((*codes.shape[:-1], weight.shape[0]), dtype=out_dtype, device=codes.device)
+    _launch(codes, scales, weight, weight_scale, bias, y, None, None, None, out_dtype)
+    return y
+
+
+def int8_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    activation: str = "block",
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """x [..., M, K], quantised by "block" or "row", times weight int8 [N, K]"""
+    codes, scales = {"block": quantize_block, "row": quantize_row}[activation](x)
+    return int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype or x.dtype)
+
+
+def int8_matmul_gelu_quantize(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    out_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantize_block` of the tanh GELU of `int8_matmul`: a tile of the output is a tile of the next layer's input"""
+    *batch, m, _ = codes.shape
+    n = weight.shape[0]
+    y = torch.empty((*batch, m, n), dtype=torch.int8, device=codes.device)
+    y_scale = torch.empty(
+        (*batch, triton.cdiv(m, TILE), triton.cdiv(n, TILE)), dtype=torch.float32, device=codes.device
+    )
+    _launch(codes, scales, weight, weight_scale, bias, y, y_scale, None, None, out_dtype)
+    return y, y_scale
+
+
+def int8_matmul_gate_residual(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    residual: torch.Tensor,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """residual [B, M, N] + gate [B, N] or [B, 1, N] times `int8_matmul` of codes [B, M, K]"""
+    y = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
+    gate, residual = gate.to(residual.dtype).contiguous(), residual.contiguous()
+    _launch(codes, scales, weight, weight_scale, bias, y, None, residual, gate, residual.dtype)
+    return y

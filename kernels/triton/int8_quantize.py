@@ -1,0 +1,90 @@
+"""Int8 quantisers: `quantize_block` and `quantize_row` of kernels/reference/int8.py.
+
+A program encodes one 128x128 tile, or one row, and reads it once. Multiplications must not fuse with additions here: x times
+the multiplier is rounded before it is rounded to an integer.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from ..reference.int8 import MIN_AMAX, TILE
+
+
+@triton.jit
+def find_amax(b_x, MIN_AMAX: tl.constexpr):
+    """max(|x|, MIN_AMAX), and NaN if there is one: as integers, the bits of |x| put NaN above everything."""
+    amax = tl.max(tl.abs(b_x).to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+    return tl.where(amax < MIN_AMAX, MIN_AMAX, amax)
+
+
+@triton.jit
+def encode(b_x, amax, LEVELS: tl.constexpr):
+    """int8 codes -LEVELS..127 of x, half to even; NaN becomes 0."""
+    b_scaled = b_x * tl.div_rn(LEVELS + 0.0, amax)
+    b_codes = tl.minimum(tl.maximum((b_scaled + 12582912.0) - 12582912.0, -LEVELS), 127.0)
+    return tl.where(b_scaled == b_scaled, b_codes, 0.0).to(tl.int8)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _quantize_block_kernel(
+    p_x, p_codes, p_scales, M, K, x_b, x_m, x_k, MIN_AMAX: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """x [B, M, K] -> codes [B, M, K], scales [B, ceil(M/TILE), ceil(K/TILE)]; a program for each scale"""
+    i_scale = tl.program_id(0)
+    n_m, n_k = tl.cdiv(M, TILE), tl.cdiv(K, TILE)
+    i_b = (i_scale // (n_m * n_k)).to(tl.int64)
+    i_m = (i_scale // n_k % n_m).to(tl.int64) * TILE
+    o_m = tl.arange(0, TILE)[:, None]
+    o_k = i_scale % n_k * TILE + tl.arange(0, TILE)[None, :]
+    m_x = (o_m < M - i_m) & (o_k < K)
+    p_x += i_b * x_b + (i_m + o_m) * x_m + o_k.to(tl.int64) * x_k
+    b_x = tl.load(p_x, mask=m_x, other=0).to(tl.float32)
+    amax = find_amax(b_x, MIN_AMAX)
+    tl.store(p_scales + i_scale, amax * (1 / 128))
+    p_codes += (i_b * M + i_m) * K + o_m * K + o_k
+    tl.store(p_codes, encode(b_x, amax, 128), mask=m_x)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _quantize_row_kernel(
+    p_x, p_codes, p_scales, M, K, x_b, x_m, x_k, MIN_AMAX: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """x [B, M, K] -> codes [B, M, K], scales [B, M]; a program for each row"""
+    i_row = tl.program_id(0).to(tl.int64)
+    o_k = tl.arange(0, WIDTH)
+    p_x += i_row // M * x_b + i_row % M * x_m + o_k.to(tl.int64) * x_k
+    b_x = tl.load(p_x, mask=o_k < K, other=0).to(tl.float32)
+    amax = find_amax(b_x, MIN_AMAX)
+    tl.store(p_scales + i_row, tl.div_rn(amax, 127.0))
+    tl.store(p_codes + i_row * K + o_k, encode(b_x, amax, 127), mask=o_k < K)
+
+
+def quantize_block(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [..., M, K] -> codes int8 [..., M, K], scales float32 [..., ceil(M/128), ceil(K/128)]"""
+    *batch, m, k = x.shape
+    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scales = torch.empty((*batch, triton.cdiv(m, TILE), triton.cdiv(k, TILE)), dtype=torch.float32, device=x.device)
+    items = x.reshape(math.prod(batch), m, k)
+    with torch.cuda.device_of(x):
+        _quantize_block_kernel[(scales.numel(),)](
+            items, codes, scales, m, k, *items.stride(), MIN_AMAX, TILE, num_warps=4, enable_fp_fusion=False
+        )
+    return codes, scales
+
+
+def quantize_row(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [..., M, K] -> codes int8 [..., M, K], scales float32 [..., M]"""
+    *batch, m, k = x.shape
+    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scales = torch.empty((*batch, m), dtype=torch.float32, device=x.device)
+    items = x.reshape(math.prod(batch), m, k)
+    width = triton.next_power_of_2(k)
+    warps = min(max(width // 2048, 1), 16)  # 64 elements a thread
+    with torch.cuda.device_of(x):
+        _quantize_row_kernel[(scales.numel(),)](
+            items, codes, scales, m, k, *items.stride(), MIN_AMAX, width, num_warps=warps, enable_fp_fusion=False
+        )
+    return codes, scales

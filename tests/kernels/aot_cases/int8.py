@@ -1,0 +1,101 @@
+"""The int8 quantisers and products as the launchers start them for a bfloat16 model."""
+
+from td_pack.tests.support import interpreter  # noqa: F401, I001 - before triton
+from td_pack.tests.support.aot import Build, KernelCase
+
+import triton.language as tl
+
+TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
+MMA = dict.fromkeys(TARGETS, r"\bIMMA\.16832\.S8\.S8") | {
+    "sm_90": r"\bIGMMA\.64x\d+x32\.S8\.S8",
+    "gfx942": r"mfma_i32\w*i8",
+    "gfx1100": r"wmma_i32\w*iu8",
+}
+
+
+def _quantize(name: str, block: bool) -> KernelCase:
+    width = "TILE" if block else "WIDTH"
+    return KernelCase(
+        name=name,
+        module="kernels.triton.int8_quantize",
+        function=f"_{name.removeprefix('int8_')}_kernel",
+        signature={
+            **{
+                "p_x": "*bf16",
+                "p_codes": "*i8",
+                "p_scales": "*fp32",
+                "M": "i32",
+                "K": "i32",
+                "x_b": "i32",
+                "x_m": "i32",
+            },
+            **dict.fromkeys(("x_k", "MIN_AMAX", width), "constexpr"),
+        },
+        constexprs={"x_k": 1, "MIN_AMAX": 1e-8, width: 128 if block else 8192},
+        divisible=("K", "x_b", "x_m"),
+        fp_fusion=False,
+        targets={target: Build(num_warps=4, num_stages=3) for target in TARGETS},
+    )
+
+
+def _matmul(
+    name: str,
+    loops: dict[str, int | None],
+    *,
+    row: bool = False,
+    narrow: bool = False,
+    output: str = "*bf16",
+    **given: str,
+) -> KernelCase:
+    """`given`: the optional pointers that there are. `loops`: instructions of the loop, by target."""
+    pointers = {
+        "p_x": "*i8",
+        "p_x_scale": "*fp32",
+        "p_w": "*i8",
+        "p_w_scale": "*fp32",
+        "p_bias": "*bf16",
+        "p_y": output,
+    }
+    optional = {key: given.get(key, "constexpr") for key in ("p_y_scale", "p_residual", "p_gate")}
+    options = {
+        **{"DTYPE": tl.bfloat16, "BY_ROW": row, "WHOLE_K": True, "MIN_AMAX": 1e-8, "TILE": 128},
+        **{"BLOCK_M": 128, "BLOCK_N": 64 if narrow else 128, "GROUP_M": 8, "MAGIC": False},
+    }
+    return KernelCase(
+        name=name,
+        module="kernels.triton.int8_linear",
+        function="_matmul_kernel",
+        signature={**pointers, **optional, **dict.fromkeys("BMNK", "i32"), **dict.fromkeys(options, "constexpr")},
+        constexprs={key: None for key in optional if key not in given} | options,
+        divisible=("N", "K"),
+        fp_fusion=False,
+        targets={
+            target: Build(
+                num_warps=4 if narrow else 8,
+                num_stages=4 if narrow else 3 if target.startswith("sm") else 2,
+                mma=MMA[target],
+                loop=loop,
+                constexprs={"MAGIC": target == "sm_80"},
+            )
+            for target, loop in loops.items()
+        },
+    )
+
+
+def _loops(*instructions: int) -> dict[str, int | None]:
+    """Of every target: measured on NVIDIA's, in order."""
+    return dict.fromkeys(TARGETS) | dict(zip(TARGETS, instructions, strict=False))
+
+
+CASES = [
+    _quantize("int8_quantize_block", block=True),
+    _quantize("int8_quantize_row", block=False),
+    _matmul("int8_matmul_block", _loops(287, 283, 283, 213, 244, 273)),
+    _matmul("int8_matmul_row", _loops(281, 277, 277, 209, 242, 268), row=True),
+    _matmul("int8_matmul_block_narrow", {"sm_80": 309, "sm_86": 304, "sm_90": 240}, narrow=True),
+    _matmul("int8_matmul_row_narrow", {"sm_80": 303, "sm_86": 299, "sm_90": 234}, row=True, narrow=True),
+    _matmul(
+        "int8_matmul_gelu_quantize", _loops(283, 277, 277, 209, 244, 257), row=True, output="*i8", p_y_scale="*fp32"
+    ),
+    _matmul("int8_matmul_gate_residual", _loops(290, 281, 281, 213, 246, 273), p_residual="*bf16", p_gate="*bf16"),
+]

@@ -1,0 +1,303 @@
+"""Int8 linear layers in plain torch, against golden outputs and against formulas written here in exact arithmetic."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from td_pack.kernels.reference import int8
+from td_pack.tests.support import checkpoints
+
+PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=25)
+SIZES = st.sampled_from((1, 2, 127, 128, 129, 300))
+QUANTISERS = pytest.mark.parametrize("quantise, levels", [(int8.quantize_block, 128), (int8.quantize_row, 127)])
+
+
+def draw(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def spread(scales, codes):
+    """The scale of every element, float64: of blocks [..., tiles, tiles] or of rows [..., M]."""
+    scales = scales.double()
+    if scales.ndim < codes.ndim:
+        return scales[..., None].expand(codes.shape)
+    m, k = codes.shape[-2:]
+    return scales.repeat_interleave(128, -2).repeat_interleave(128, -1)[..., :m, :k]
+
+
+def decode(codes, scales):
+    return codes.double() * spread(scales, codes)
+
+
+def relative(got, want):
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+def quantised_linear(m, n, k, *, batch=(), quantise=int8.quantize_block, seed=0):
+    """Codes and scales of activations [*batch, m, k] and of a weight [n, k]."""
+    return *quantise(draw(*batch, m, k, seed=seed)), *int8.quantize_block(draw(n, k, seed=seed + 1) / k**0.5)
+
+
+# --- golden outputs: codes exact, scales 1e-6, outputs 1e-5 -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden():
+    tensors = checkpoints.golden_case("ops")[1]
+    return {name.removeprefix("int8."): tensor for name, tensor in tensors.items() if name.startswith("int8.")}
+
+
+@pytest.mark.parametrize("name", ["w", "x"])
+def test_golden_quantiser(golden, name):
+    codes, scales = int8.quantize_block(golden[name])
+    assert torch.equal(codes, golden[f"{name}q"])
+    torch.testing.assert_close(scales, golden[f"{name}s"], rtol=1e-6, atol=0)
+
+
+def test_golden_product(golden):
+    product = int8.int8_matmul(*(golden[x] for x in ("xq", "xs", "wq", "ws")), out_dtype=torch.float32)
+    assert relative(product, golden["y"]) <= 1e-5
+    assert torch.equal(int8.int8_linear(golden["x"], golden["wq"], golden["ws"]), product)
+
+
+# --- the quantisers ---------------------------------------------------------------------------------------------------
+
+
+def test_codes_by_hand():
+    """amax 128 makes the codes the values themselves, half to even; the largest positive value saturates."""
+    values = torch.tensor([[-128.0, 128.0, 0.5, 1.5, -0.5, -2.5, 126.5, 127.4]])
+    codes, scales = int8.quantize_block(values)
+    assert codes.tolist() == [[-128, 127, 0, 2, 0, -2, 126, 127]]
+    assert scales.tolist() == [[1.0]]
+    codes, scales = int8.quantize_row(torch.tensor([[-127.0, 0.5, 1.5, 127.0], [0, 0, 0, 254.0]]))
+    assert codes.tolist() == [[-127, 0, 2, 127], [0, 0, 0, 127]]
+    assert scales.tolist() == [1.0, 2.0]
+
+
+@QUANTISERS
+def test_zeros(quantise, levels):
+    codes, scales = quantise(torch.zeros(3, 200))
+    assert not codes.any()
+    assert torch.equal(scales, torch.full_like(scales, 1e-8) / levels)
+
+
+@QUANTISERS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_float_dtype_is_read_as_float32(quantise, levels, dtype):
+    x = draw(130, 140, dtype=dtype)
+    for got, want in zip(quantise(x), quantise(x.float()), strict=True):
+        assert torch.equal(got, want)
+
+
+@QUANTISERS
+def test_half_the_largest_float16_and_beyond(quantise, levels):
+    codes, scales = quantise(torch.tensor([[65504.0, -65504.0, 1.0]], dtype=torch.float16))
+    assert codes.tolist() == [[127, -levels, 0]] and scales.flatten().tolist() == [
+        pytest.approx(65504 / levels, rel=1e-7)
+    ]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_non_finite_values_reach_the_output_of_their_block_or_row_alone(bad):
+    x = draw(300, 256)
+    x[130, 5] = bad
+    w, w_scale = int8.quantize_block(draw(100, 256, seed=1))
+    for activation, spoilt in (("block", slice(128, 256)), ("row", slice(130, 131))):
+        finite = int8.int8_linear(x, w, w_scale, activation=activation).isfinite()
+        assert not finite[spoilt].any()
+        assert finite[: spoilt.start].all() and finite[spoilt.stop :].all()
+    codes, scales = int8.quantize_block(x)
+    assert not codes[128:256, :128].any() and not scales[1, 0].isfinite() and scales[1, 1].isfinite()
+
+
+@QUANTISERS
+def test_batch_equals_single_runs(quantise, levels):
+    x = draw(2, 3, 130, 140)
+    codes, scales = quantise(x)
+    for i in range(2):
+        for j in range(3):
+            single = quantise(x[i, j])
+            assert torch.equal(codes[i, j], single[0]) and torch.equal(scales[i, j], single[1])
+
+
+@QUANTISERS
+def test_strided_views(quantise, levels):
+    x = draw(2, 140, 130)
+    for view in (x.transpose(1, 2), x[:, ::2], x[..., 1:]):
+        for got, want in zip(quantise(view), quantise(view.contiguous()), strict=True):
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dequantise(dtype):
+    codes, scales = int8.quantize_block(draw(2, 300, 200))
+    assert torch.equal(int8.dequantize_block(codes, scales, dtype), decode(codes, scales).float().to(dtype))
+
+
+@QUANTISERS
+@PROPERTY
+@given(m=SIZES, k=SIZES, magnitude=st.integers(-20, 20), seed=st.integers(0, 99))
+def test_error_is_half_a_scale(quantise, levels, m, k, magnitude, seed):
+    x = draw(m, k, seed=seed) * 2.0**magnitude
+    codes, scales = quantise(x)
+    assert scales.isfinite().all() and (scales > 0).all()
+    assert codes.min() >= -levels
+    # 128 levels have no code for +128, so values above 127.5 scales are off by up to one; 1e-6 covers float32's rounding
+    limit = torch.where((levels == 128) & (codes == 127), 1.0, 0.5) + 1e-4
+    assert ((decode(codes, scales) - x.double()).abs() <= limit * spread(scales, codes)).all()
+
+
+@QUANTISERS
+@PROPERTY
+@given(m=SIZES, k=SIZES, power=st.integers(-6, 20), seed=st.integers(0, 99))
+def test_powers_of_two_leave_the_codes_unchanged(quantise, levels, m, k, power, seed):
+    x = draw(m, k, seed=seed)
+    (codes, scales), (scaled_codes, scaled_scales) = quantise(x), quantise(x * 2.0**power)
+    assert torch.equal(codes, scaled_codes)
+    assert torch.equal(scales * 2.0**power, scaled_scales)
+
+
+@PROPERTY
+@given(order=st.permutations(range(3)), columns=st.permutations(range(2)), seed=st.integers(0, 99))
+def test_blocks_are_encoded_independently(order, columns, seed):
+    x = draw(384, 256, seed=seed)
+
+    def permute(t, size):
+        tiles = t.unflatten(0, (3, size)).unflatten(2, (2, size))
+        return tiles[list(order)][:, :, list(columns)].flatten(2, 3).flatten(0, 1)
+
+    (codes, scales), (moved_codes, moved_scales) = int8.quantize_block(x), int8.quantize_block(permute(x, 128))
+    assert torch.equal(moved_codes, permute(codes, 128)) and torch.equal(moved_scales, permute(scales, 1))
+
+
+# --- the product ------------------------------------------------------------------------------------------------------
+
+
+@QUANTISERS
+@pytest.mark.parametrize("m, n, k", [(1, 1, 1), (127, 128, 129), (129, 300, 128), (300, 127, 1000)])
+def test_product_of_the_decoded_operands(quantise, levels, m, n, k):
+    """The only error is float32's: of the scales' product, of a conversion that is exact, of at most 8 additions."""
+    x, x_scale, w, w_scale = quantised_linear(m, n, k, quantise=quantise)
+    exact = decode(x, x_scale) @ decode(w, w_scale).T
+    bound = decode(x, x_scale).abs() @ decode(w, w_scale).abs().T
+    error = (int8.int8_matmul(x, x_scale, w, w_scale, out_dtype=torch.float32).double() - exact).abs()
+    assert (error <= 1e-6 * bound).all()
+
+
+@PROPERTY
+@given(m=SIZES, n=SIZES, k=st.integers(1, 128), seed=st.integers(0, 99))
+def test_one_tile_is_exact(m, n, k, seed):
+    """With unit scales and K <= 128 the product is that of integers, the largest there is included."""
+    generator = torch.Generator().manual_seed(seed)
+    x, w = (torch.randint(-128, 128, (rows, k), generator=generator, dtype=torch.int8) for rows in (m, n))
+    x[0], w[0] = -128, -128
+    ones = (torch.ones(int8.tile_count(rows), 1) for rows in (m, n))
+    got = int8.int8_matmul(x, next(ones), w, next(ones), out_dtype=torch.float32)
+    assert torch.equal(got.long(), x.long() @ w.long().T)
+    assert got[0, 0] == 128 * 128 * k
+
+
+@QUANTISERS
+@PROPERTY
+@given(m=SIZES, n=SIZES, k=SIZES, seed=st.integers(0, 99))
+def test_padding_and_row_order_change_nothing(quantise, levels, m, n, k, seed):
+    x, x_scale, w, w_scale = quantised_linear(m, n, k, quantise=quantise, seed=seed)
+    product = int8.int8_matmul(x, x_scale, w, w_scale, out_dtype=torch.float32)
+
+    padding = -k % 128
+    padded = [F.pad(t, (0, padding)) for t in (x, w)]
+    assert torch.equal(int8.int8_matmul(padded[0], x_scale, padded[1], w_scale, out_dtype=torch.float32), product)
+    wider = F.pad(w, (0, 0, 0, -n % 128))
+    assert torch.equal(int8.int8_matmul(x, x_scale, wider, w_scale, out_dtype=torch.float32)[:, :n], product)
+
+    if quantise is int8.quantize_row:
+        order = draw(m, seed=seed).argsort()
+        moved = int8.int8_matmul(x[order], x_scale[order], w, w_scale, out_dtype=torch.float32)
+        assert torch.equal(moved, product[order])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_bias_is_a_second_rounding(dtype):
+    x, x_scale, w, w_scale = quantised_linear(130, 140, 300)
+    bias = draw(140, seed=3)
+    exact = int8.int8_matmul(x, x_scale, w, w_scale, out_dtype=torch.float32)
+    got = int8.int8_matmul(x, x_scale, w, w_scale, bias, out_dtype=dtype)
+    assert torch.equal(got, exact.to(dtype) + bias.to(dtype))
+    if dtype != torch.float32:
+        assert not torch.equal(got, (exact + bias).to(dtype))
+
+
+@pytest.mark.parametrize("activation", ["block", "row"])
+def test_linear_layer_against_the_unquantised_one(activation):
+    """Two quantisers of half a code's error each: 1.4e-2 for normal values, so 2.5e-2 means something is broken."""
+    x, weight, bias = draw(2, 200, 512, dtype=torch.bfloat16), draw(384, 512, seed=1) / 512**0.5, draw(384, seed=2)
+    w, w_scale = int8.quantize_block(weight)
+    got = int8.int8_linear(x, w, w_scale, bias, activation=activation)
+    assert got.dtype == torch.bfloat16
+    assert relative(got, F.linear(x.double(), weight.double(), bias.double())) <= 2.5e-2
+    assert int8.int8_linear(x, w, w_scale, activation=activation, out_dtype=torch.float32).dtype == torch.float32
+
+
+def test_rows_bear_outlier_tokens_that_blocks_do_not():
+    x, weight = draw(256, 512), draw(384, 512, seed=1)
+    x[::64] *= 100
+    ordinary = torch.arange(256) % 64 != 0
+    w, w_scale = int8.quantize_block(weight)
+    exact = x.double() @ weight.double().T
+    block, row = (
+        relative(int8.int8_linear(x, w, w_scale, activation=name)[ordinary], exact[ordinary])
+        for name in ("block", "row")
+    )
+    assert row < 2.5e-2 < block
+
+
+def test_chunks_change_nothing(monkeypatch):
+    x, w_scale_inputs = draw(2, 500, 200), draw(140, 200, seed=1)
+
+    def run():
+        w, w_scale = int8.quantize_block(w_scale_inputs)
+        products = [int8.int8_linear(x, w, w_scale, activation=name) for name in ("block", "row")]
+        return [w, w_scale, *products, int8.dequantize_block(*int8.quantize_block(x), torch.float32)]
+
+    whole = run()
+    monkeypatch.setattr(int8, "_CHUNK_ELEMENTS", 1)  # a tile of rows at a time
+    for got, want in zip(run(), whole, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("activation", ["block", "row"])
+def test_no_rows(activation):
+    w, w_scale = int8.quantize_block(draw(140, 200))
+    assert int8.int8_linear(torch.zeros(2, 0, 200), w, w_scale, draw(140), activation=activation).shape == (2, 0, 140)
+
+
+# --- epilogues --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_quantise(dtype):
+    operands = quantised_linear(150, 260, 200, batch=(2,), quantise=int8.quantize_row)
+    bias = draw(260, seed=3)
+    codes, scales = int8.int8_matmul_gelu_quantize(*operands, bias, out_dtype=dtype)
+    y = int8.int8_matmul(*operands, bias, out_dtype=dtype).double()
+    exact = 0.5 * y * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3)))
+    assert codes.shape == (2, 150, 260) and scales.shape == (2, 2, 3)
+    rounding = torch.finfo(dtype).eps * exact.abs()
+    limit = torch.where(codes == 127, 1.0, 0.5) + 1e-4
+    assert ((decode(codes, scales) - exact).abs() <= limit * spread(scales, codes) + rounding).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("gate_shape", [(2, 260), (2, 1, 260)])
+def test_gate_residual(dtype, gate_shape):
+    operands = quantised_linear(150, 260, 200, batch=(2,))
+    residual, gate, bias = draw(2, 150, 260, seed=3, dtype=dtype), draw(*gate_shape, seed=4, dtype=dtype), draw(260)
+    got = int8.int8_matmul_gate_residual(*operands, bias, residual=residual, gate=gate)
+    y = int8.int8_matmul(*operands, bias, out_dtype=dtype)
+    exact = residual.double() + gate.double().view(2, 1, 260) * y.double()
+    # one rounding, after float32's; in float16 perhaps to a subnormal number
+    bound = 2e-7 * (residual.double().abs() + (gate.double().view(2, 1, 260) * y.double()).abs())
+    assert got.dtype == dtype
+    info = torch.finfo(dtype)
+    assert ((got.double() - exact).abs() <= info.eps / 2 * exact.abs().clamp(min=info.tiny) + bound).all()

@@ -1,0 +1,325 @@
+"""The int8 kernels against their plain-torch definitions and float64, in Triton's interpreter unless there is a GPU."""
+
+from td_pack.tests.support import interpreter  # noqa: F401, I001 - before triton
+
+import math
+
+import pytest
+import torch
+from td_pack.kernels.reference import int8 as reference
+from td_pack.kernels.triton import int8_linear, int8_quantize
+from td_pack.tests.kernels.aot_cases.int8 import CASES
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")  # the interpreter truncates to bfloat16
+CANARY = 16
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, which interprets Inf - Inf and exp(1000)
+QUANTISERS = pytest.mark.parametrize("quantise", ["quantize_block", "quantize_row"])
+
+
+class PoisonedTorch:
+    """torch, with outputs that start as NaN (codes as 77) and have a canary behind them."""
+
+    def __init__(self):
+        self.buffers = []
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def empty(self, shape, *, dtype, device):
+        fill = math.nan if dtype.is_floating_point else 77
+        self.buffers.append(torch.full((math.prod(shape) + CANARY,), fill, dtype=dtype, device=device))
+        return self.buffers[-1][:-CANARY].view(shape)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    poisoned = PoisonedTorch()
+    for module in (int8_quantize, int8_linear):
+        monkeypatch.setattr(module, "torch", poisoned)
+    yield
+    for buffer in poisoned.buffers:
+        canary = buffer[-CANARY:]
+        assert (canary.isnan() if buffer.is_floating_point() else canary == 77).all()
+
+
+def draw(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def operands(m, n, k, quantise="quantize_block", batch=()):
+    """Codes and scales of activations [*batch, m, k] and of a weight [n, k]."""
+    return (
+        *getattr(reference, quantise)(draw(*batch, m, k)),
+        *reference.quantize_block(draw(n, k, seed=1) / k**0.5),
+    )
+
+
+def decode(codes, scales):
+    scales = scales.double()
+    if scales.ndim == codes.ndim:
+        scales = scales.repeat_interleave(128, -1)[..., : codes.shape[-1]]
+        return codes * scales.repeat_interleave(128, -2)[..., : codes.shape[-2], :]
+    return codes * scales[..., None]
+
+
+def assert_equal(got, want):
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+def assert_product(got, want):
+    """Bit for bit in the interpreter, which does not fuse the multiply-add; on a GPU a last place of few elements."""
+    assert got.dtype == want.dtype and got.shape == want.shape
+    if DEVICE == "cpu":
+        assert torch.equal(got, want)
+    elif got.dtype == torch.float32:
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    else:
+        assert (got != want).float().mean() < 1e-3
+        torch.testing.assert_close(got, want, rtol=torch.finfo(got.dtype).eps, atol=1e-5)
+
+
+def assert_near_codes(got, want):
+    """Scales to float32's precision of exp, codes up to one on few elements."""
+    torch.testing.assert_close(got[1], want[1], rtol=2e-6 if DEVICE == "cpu" else 1e-2, atol=0)
+    difference = (got[0].int() - want[0].int()).abs()
+    assert difference.max() <= 1 and (difference > 0).float().mean() < 1e-3
+
+
+# --- quantisers -------------------------------------------------------------------------------------------------------
+
+
+@QUANTISERS
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (127, 128), (2, 128, 129), (3, 200), (2, 1, 130, 64)])
+def test_quantisers(quantise, dtype, shape):
+    x = draw(*shape, dtype=dtype)
+    got = getattr(int8_quantize, quantise)(x)
+    assert_equal(got, getattr(reference, quantise)(x))
+    assert_equal(getattr(int8_quantize, quantise)(x), got)
+
+
+@QUANTISERS
+def test_quantisers_on_strided_views(quantise):
+    x = draw(2, 40, 140)
+    for view in (x.transpose(1, 2)[:, :20], x[:, ::2], x[..., 1:], x[:1].expand(3, 40, 140)):
+        assert_equal(getattr(int8_quantize, quantise)(view), getattr(reference, quantise)(view))
+
+
+@QUANTISERS
+def test_quantisers_on_a_batch_equal_single_runs(quantise):
+    x = draw(2, 130, 140)
+    singles = [getattr(int8_quantize, quantise)(item) for item in x]
+    assert_equal(getattr(int8_quantize, quantise)(x), [torch.stack(parts) for parts in zip(*singles, strict=True)])
+
+
+@QUANTISERS
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.0, -0.0],
+        [1e-30, 3e-9],
+        [65504.0, -65504.0, 1.0],
+        [3e38, -1.0],
+        [math.nan, 1.0],
+        [1.0, math.inf],
+        [-math.inf, math.nan, 2.0],
+        [-128.0, 127.5, 0.5, 1.5, -2.5, 126.5],
+        [254.0, 1.0, 3.0, -5.0],
+    ],
+)
+def test_quantisers_on_extreme_values(quantise, values):
+    x = torch.zeros(130, 200, device=DEVICE)
+    x[129, : len(values)] = torch.tensor(values)
+    got, want = getattr(int8_quantize, quantise)(x[64:]), getattr(reference, quantise)(x[64:])
+    assert torch.equal(got[0], want[0])
+    torch.testing.assert_close(got[1], want[1], rtol=0, atol=0, equal_nan=True)
+
+
+@QUANTISERS
+@pytest.mark.parametrize("shape", [(0, 128), (2, 0, 128), (0, 3, 128)])
+def test_quantisers_without_rows(quantise, shape):
+    x = torch.zeros(shape, device=DEVICE)
+    assert_equal(getattr(int8_quantize, quantise)(x), getattr(reference, quantise)(x))
+
+
+# --- the product ------------------------------------------------------------------------------------------------------
+
+TILES = {
+    "plain": {"BLOCK_M": 128, "BLOCK_N": 128, "MAGIC": False, "num_warps": 8, "num_stages": 3},
+    "magic": {"BLOCK_M": 128, "BLOCK_N": 128, "MAGIC": True, "num_warps": 8, "num_stages": 3},
+    "narrow": {"BLOCK_M": 128, "BLOCK_N": 64, "MAGIC": False, "num_warps": 4, "num_stages": 4},
+}
+
+
+@QUANTISERS
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("m, n, k", [(1, 1, 1), (127, 128, 129), (129, 200, 256), (300, 65, 300)])
+def test_product(monkeypatch, quantise, tile, m, n, k):
+    monkeypatch.setattr(int8_linear, "tile", lambda *_, **__: TILES[tile])
+    given = operands(m, n, k, quantise)
+    got = int8_linear.int8_matmul(*given, out_dtype=torch.float32)
+    assert_product(got, reference.int8_matmul(*given, out_dtype=torch.float32))
+    # float32 rounds the scales, their product and at most 3 additions
+    exact, bound = decode(*given[:2]) @ decode(*given[2:]).T, decode(*given[:2]).abs() @ decode(*given[2:]).abs().T
+    assert ((got - exact).abs() <= 1e-6 * bound).all()
+
+
+@QUANTISERS
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias_dtype", [None, torch.float32, torch.float16])
+def test_product_with_bias_on_a_batch(quantise, dtype, bias_dtype):
+    given = operands(130, 140, 200, quantise, batch=(2,))
+    bias = None if bias_dtype is None else draw(140, seed=2, dtype=bias_dtype)
+    got = int8_linear.int8_matmul(*given, bias, out_dtype=dtype)
+    assert_product(got, reference.int8_matmul(*given, bias, out_dtype=dtype))
+    assert torch.equal(int8_linear.int8_matmul(*given, bias, out_dtype=dtype), got)
+    for i in range(2):
+        single = int8_linear.int8_matmul(given[0][i], given[1][i], *given[2:], bias, out_dtype=dtype)
+        assert torch.equal(got[i], single)
+
+
+@pytest.mark.parametrize("tile", ["plain", "magic"])
+def test_the_largest_sums_are_exact(monkeypatch, tile):
+    monkeypatch.setattr(int8_linear, "tile", lambda *_, **__: TILES[tile])
+    x = torch.full((2, 256), -128, dtype=torch.int8, device=DEVICE)
+    w = x.clone()
+    w[1] = 127
+    ones = torch.ones(1, 2, device=DEVICE)
+    got = int8_linear.int8_matmul(x, ones, w, ones, out_dtype=torch.float32)
+    assert got.tolist() == [[2.0**22, -128.0 * 127 * 256]] * 2
+
+
+def test_more_tiles_than_a_group():
+    """Eleven and two columns of tiles: a whole group of eight, a shorter one, and items that meet inside a group."""
+    given = operands(700, 140, 16, batch=(2,))
+    assert_product(
+        int8_linear.int8_matmul(*given, out_dtype=torch.float32), reference.int8_matmul(*given, out_dtype=torch.float32)
+    )
+
+
+@pytest.mark.parametrize("activation", ["block", "row"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear(activation, dtype):
+    x, bias = draw(2, 60, 200, dtype=dtype)[:, ::2], draw(140, seed=2, dtype=dtype)
+    w, w_scale = reference.quantize_block(draw(140, 200, seed=1))
+    got = int8_linear.int8_linear(x, w, w_scale, bias, activation=activation)
+    assert got.dtype == dtype
+    assert_product(got, reference.int8_linear(x, w, w_scale, bias, activation=activation))
+    assert int8_linear.int8_linear(x, w, w_scale, out_dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("activation", ["block", "row"])
+@pytest.mark.parametrize("shape", [(0, 200), (2, 0, 200)])
+def test_linear_without_rows(activation, shape):
+    w, w_scale = reference.quantize_block(draw(140, 200))
+    got = int8_linear.int8_linear(torch.zeros(shape, device=DEVICE), w, w_scale, activation=activation)
+    assert got.shape == (*shape[:-1], 140)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("activation, spoilt", [("block", slice(128, 140)), ("row", slice(130, 131))])
+def test_non_finite_values_reach_the_output(bad, activation, spoilt):
+    x = draw(140, 200)
+    x[130, 3] = bad
+    w, w_scale = reference.quantize_block(draw(20, 200, seed=1))
+    finite = int8_linear.int8_linear(x, w, w_scale, activation=activation).isfinite()
+    assert not finite[spoilt].any() and finite[: spoilt.start].all() and finite[spoilt.stop :].all()
+
+
+def test_operands_that_are_views():
+    x, x_scale, w, w_scale = operands(20, 40, 200)
+    views = [t.repeat_interleave(2, -1)[..., ::2] for t in (x, x_scale, w, w_scale)]
+    assert not any(t.is_contiguous() for t in views)
+    got = int8_linear.int8_matmul(*views, out_dtype=torch.float32)
+    assert torch.equal(got, int8_linear.int8_matmul(x, x_scale, w, w_scale, out_dtype=torch.float32))
+
+
+# --- epilogues --------------------------------------------------------------------------------------------------------
+
+
+@QUANTISERS
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 128, 140])
+def test_gelu_quantise(quantise, dtype, m):
+    given, bias = operands(m, 200, 200, quantise, batch=(2,)), 3 + draw(200, seed=2)
+    got = int8_linear.int8_matmul_gelu_quantize(*given, bias, out_dtype=dtype)
+    assert_near_codes(got, reference.int8_matmul_gelu_quantize(*given, bias, out_dtype=dtype))
+    assert_equal(int8_linear.int8_matmul_gelu_quantize(*given, bias, out_dtype=dtype), got)
+    single = int8_linear.int8_matmul_gelu_quantize(given[0][1], given[1][1], *given[2:], bias, out_dtype=dtype)
+    assert_equal([t[1] for t in got], single)
+
+
+def test_gelu_of_extreme_values():
+    """Rows of a unit weight's tile: far tails of the GELU, zeros, and values that are not finite."""
+    x = torch.tensor([[50.0], [-50.0], [-6.0], [0.0], [1e30], [-1e30]], device=DEVICE).repeat_interleave(128, 0)
+    one = torch.tensor([[127]], dtype=torch.int8, device=DEVICE), torch.full((1, 1), 1 / 127, device=DEVICE)
+    given = *reference.quantize_row(x), *one
+    got = int8_linear.int8_matmul_gelu_quantize(*given, out_dtype=torch.float32)
+    want = reference.int8_matmul_gelu_quantize(*given, out_dtype=torch.float32)
+    assert (got[0].int() - want[0].int()).abs().max() <= 1
+    # float32's tanh loses all of the tail at -6, where the GELU is -1e-9 or smaller: both scales are then next to the least
+    torch.testing.assert_close(got[1], want[1], rtol=1e-5, atol=1e-9)
+
+
+@QUANTISERS
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gate_shape", [(2, 140), (2, 1, 140)])
+def test_gate_residual(quantise, dtype, gate_shape):
+    given, bias = operands(130, 140, 200, quantise, batch=(2,)), draw(140, seed=2)
+    residual = draw(2, 140, 130, seed=3, dtype=dtype).transpose(1, 2)
+    gate = draw(*gate_shape, seed=4)
+    got = int8_linear.int8_matmul_gate_residual(*given, bias, residual=residual, gate=gate)
+    y = reference.int8_matmul(*given, bias, out_dtype=dtype).double()
+    terms = residual.double(), gate.to(dtype).double().view(2, 1, 140) * y
+    # one rounding after float32's; on a GPU y may differ in its last place
+    eps = torch.finfo(dtype).eps * (0.5 if DEVICE == "cpu" else 2) + 2e-7
+    assert got.dtype == dtype
+    assert ((got - sum(terms)).abs() <= eps * (terms[0].abs() + terms[1].abs()) + torch.finfo(dtype).tiny).all()
+    want = reference.int8_matmul_gate_residual(*given, bias, residual=residual, gate=gate)
+    torch.testing.assert_close(
+        got, want, rtol=2 * torch.finfo(dtype).eps, atol=1e-3 if dtype != torch.float32 else 1e-6
+    )
+    single = int8_linear.int8_matmul_gate_residual(
+        given[0][1:], given[1][1:], *given[2:], bias, residual=residual[1:], gate=gate[1:]
+    )
+    assert torch.equal(got[1:], single)
+
+
+# --- launches ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_compiled_cases_are_what_is_launched():
+    """aot_cases/int8.py holds tile tables of its own, being data; they must be those of `tile`."""
+    matmuls = [case for case in CASES if case.function == "_matmul_kernel"]
+    for case in matmuls:
+        for target, build in case.targets.items():
+            number = target.removeprefix("sm_")
+            capability = (int(number[:-1]), int(number[-1])) if number != target else (0, 0)
+            narrow = case.constexprs["BLOCK_N"] == 64
+            square = "p_y_scale" not in case.constexprs
+            compiled = case.constexprs | dict(build.constexprs)
+            options = int8_linear.tile(capability, 512 if narrow else 1 << 15, square)
+            assert options == {
+                **{key: compiled[key] for key in ("BLOCK_M", "BLOCK_N", "MAGIC")},
+                **{"num_warps": build.num_warps, "num_stages": build.num_stages},
+            }, (case.name, target)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (0, 0)])
+def test_the_tile_of_a_fused_quantiser_is_a_scale_s(capability):
+    assert int8_linear.tile(capability, 1, square=True)["BLOCK_N"] == 128
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_more_elements_than_int32_counts():
+    m, k = (1 << 19) + 100, 4096 + 128
+    row = draw(1, k, dtype=torch.float16)
+    x = row.expand(m, k).contiguous()
+    w, w_scale = reference.quantize_block(draw(64, k, seed=1))
+    for activation in ("block", "row"):
+        got = int8_linear.int8_linear(x, w, w_scale, activation=activation)
+        assert torch.equal(got, got[:1].expand_as(got))
+        assert_product(got[:1], reference.int8_linear(x[:128], w, w_scale, activation=activation)[:1])
