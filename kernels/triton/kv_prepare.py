@@ -1,0 +1,140 @@
+"""Everything the attention needs of k and v beforehand, in one pass over them.
+
+With phi = softmax over the head width, and sums over all keys of one head:
+
+    linear branch = (phi(q) KV / (phi(q) . s + 1e-5)) W^T + bias,    KV = phi(k)^T v [D, D],    s = sum phi(k) [D]
+
+The weights phi(q)[d] s[d] / (phi(q) . s + 1e-5) add up to one, so the same branch is `weights @ values + bias` with
+values[d] = (KV W^T)[d] / s[d], a mean of projected value rows. Both factors are of ordinary size whatever the number of
+keys, so that they fit float16 and lose nothing to the cast. `linear_branch` is that product, for use in a kernel.
+
+The pass over the keys is split in at most SPLITS parts, whose partial sums a second kernel adds in order: no atomics, and
+a result that depends neither on the batch nor on torch's TF32 switch.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+SPLITS = 32  # fills the GPU from 5 heads on; 32 states of D x D floats are small beside k and v
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+class PreparedKV(NamedTuple):
+    values: torch.Tensor  # [B, H, D, D] in v's dtype, rows are projected value means
+    k_sum: torch.Tensor  # [B, H, D] float32, sum of phi(k)
+    k_pooled: torch.Tensor  # [B, H, key blocks, D] float32, mean of each block of k
+    k_mean: torch.Tensor  # [B, H, D] float32
+    v_max: torch.Tensor  # [B, H, D] float32, largest |v| of each channel
+
+
+@triton.jit
+def softmax_rows(x):
+    """Softmax over the last dimension of a float32 tile."""
+    e = tl.exp2((x - tl.max(x, axis=1)[:, None]) * LOG2_E)
+    return e / tl.sum(e, axis=1)[:, None]
+
+
+@triton.jit
+def linear_branch(acc, q, p_values, p_k_sum, p_bias, i_bh, D: tl.constexpr):
+    """acc [rows, D] float32 + the linear branch of the queries q [rows, D]."""
+    o_d = tl.arange(0, D)
+    b_weights = softmax_rows(q.to(tl.float32)) * tl.load(p_k_sum + i_bh * D + o_d)[None, :]
+    b_weights = b_weights / (tl.sum(b_weights, axis=1) + 1e-5)[:, None]
+    b_values = tl.load(p_values + i_bh * D * D + o_d[:, None] * D + o_d[None, :])
+    acc = tl.dot(b_weights.to(b_values.dtype), b_values, acc, input_precision="ieee")
+    return acc + tl.load(p_bias + o_d).to(tl.float32)[None, :]
+
+
+@triton.jit(do_not_specialize=["L", "N_K", "CHUNK", "H"])
+def _kv_partial_kernel(
+    p_k, p_v, p_kv, p_k_sum, p_k_total, p_v_max, p_k_pooled,
+    k_b, k_l, k_h, v_b, v_l, v_h,
+    L, N_K, CHUNK, H,
+    D: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    i_s, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_l, o_d = tl.arange(0, BLOCK_K), tl.arange(0, D)
+    p_k += i_b * k_b + i_h * k_h
+    p_v += i_b * v_b + i_h * v_h
+    k_step, v_step = k_l.to(tl.int64) * BLOCK_K, v_l.to(tl.int64) * BLOCK_K
+    b_kv = tl.zeros([D, D], tl.float32)
+    b_k_sum = tl.zeros([D], tl.float32)
+    b_k_total = tl.zeros([D], tl.float32)
+    b_v_max = tl.zeros([D], tl.float32)
+    for i_k in tl.range(i_s * CHUNK, tl.minimum(i_s * CHUNK + CHUNK, N_K)):
+        count = tl.minimum(L - i_k * BLOCK_K, BLOCK_K)
+        m_l = (o_l < count)[:, None]
+        b_k = tl.load(p_k + i_k * k_step + o_l[:, None] * k_l + o_d[None, :], mask=m_l, other=0).to(tl.float32)
+        b_v = tl.load(p_v + i_k * v_step + o_l[:, None] * v_l + o_d[None, :], mask=m_l, other=0)
+        b_total = tl.sum(b_k, axis=0)
+        tl.store(p_k_pooled + (i_bh * N_K + i_k) * D + o_d, b_total / count)
+        # phi is summed as rounded for the product, so that the weights of the values still add up to one.
+        b_phi = tl.where(m_l, softmax_rows(b_k), 0.0).to(b_v.dtype)
+        b_kv = tl.dot(tl.trans(b_phi), b_v, b_kv, input_precision="ieee")
+        b_k_sum += tl.sum(b_phi.to(tl.float32), axis=0)
+        b_k_total += b_total
+        b_v_max = tl.maximum(b_v_max, tl.max(tl.abs(b_v.to(tl.float32)), axis=0))
+    i_part = i_bh * tl.num_programs(0) + i_s
+    tl.store(p_kv + i_part * D * D + o_d[:, None] * D + o_d[None, :], b_kv)
+    tl.store(p_k_sum + i_part * D + o_d, b_k_sum)
+    tl.store(p_k_total + i_part * D + o_d, b_k_total)
+    tl.store(p_v_max + i_part * D + o_d, b_v_max)
+
+
+@triton.jit(do_not_specialize=["L", "SPLIT"])
+def _kv_finish_kernel(
+    p_kv, p_k_sum_part, p_k_total, p_v_max_part, p_weight, p_values, p_k_sum, p_k_mean, p_v_max,
+    L, SPLIT,
+    D: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    i_bh = tl.program_id(1).to(tl.int64)
+    o_r, o_d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, D)
+    b_kv = tl.zeros([ROWS, D], tl.float32)
+    b_k_sum = tl.zeros([ROWS], tl.float32)
+    b_k_total = tl.zeros([ROWS], tl.float32)
+    b_v_max = tl.zeros([ROWS], tl.float32)
+    for i_s in tl.range(0, SPLIT):
+        i_part = i_bh * SPLIT + i_s
+        b_kv += tl.load(p_kv + i_part * D * D + o_r[:, None] * D + o_d[None, :])
+        b_k_sum += tl.load(p_k_sum_part + i_part * D + o_r)
+        b_k_total += tl.load(p_k_total + i_part * D + o_r)
+        b_v_max = tl.maximum(b_v_max, tl.load(p_v_max_part + i_part * D + o_r))
+    b_mean = b_kv / tl.maximum(b_k_sum, 1e-30)[:, None]  # a channel that no key uses has weight 0 and value 0
+    b_weight = tl.load(p_weight + o_d[:, None] * D + o_d[None, :]).to(tl.float32)
+    b_values = tl.dot(b_mean, b_weight.T, input_precision="ieee")
+    tl.store(p_values + i_bh * D * D + o_r[:, None] * D + o_d[None, :], b_values.to(p_values.dtype.element_ty))
+    tl.store(p_k_sum + i_bh * D + o_r, b_k_sum)
+    tl.store(p_k_mean + i_bh * D + o_r, b_k_total / L)
+    tl.store(p_v_max + i_bh * D + o_r, b_v_max)
+
+
+def kv_prepare(k: torch.Tensor, v: torch.Tensor, proj_weight: torch.Tensor, *, block_k: int = 64) -> PreparedKV:
+    """k, v [B, L, H, D] with a contiguous last dimension, proj_weight [D, D] contiguous, D in {64, 128}."""
+    b, length, h, d = k.shape
+    n_k = triton.cdiv(length, block_k)
+    chunk = triton.cdiv(n_k, SPLITS)  # of the length alone: a batch must give what its members give
+    splits = triton.cdiv(n_k, chunk)
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty((b, h, *shape), dtype=dtype, device=k.device)
+
+    kv, k_sum_part, k_total, v_max_part = new(splits, d, d), new(splits, d), new(splits, d), new(splits, d)
+    out = PreparedKV(new(d, d, dtype=v.dtype), new(d), new(n_k, d), new(d), new(d))
+    rows = 32
+    with torch.cuda.device_of(k):
+        _kv_partial_kernel[splits, b * h](
+            k, v, kv, k_sum_part, k_total, v_max_part, out.k_pooled,
+            *k.stride()[:3], *v.stride()[:3],
+            length, n_k, chunk, h,
+            D=d, BLOCK_K=block_k, num_warps=8 if d == 128 else 4, num_stages=2, enable_fp_fusion=True,
+        )  # fmt: skip
+        _kv_finish_kernel[d // rows, b * h](
+            kv, k_sum_part, k_total, v_max_part, proj_weight, out.values, out.k_sum, out.k_mean, out.v_max,
+            length, splits,
+            D=d, ROWS=rows, num_warps=4, num_stages=1, enable_fp_fusion=True,
+        )  # fmt: skip
+    return out

@@ -1,0 +1,329 @@
+"""Compiles Triton kernels for GPUs that are not here, and reads what came out: registers, spills, the hottest loop.
+
+Triton must not be in interpreter mode for this, so the compiling happens in worker processes: `Compiler` in the tests,
+`serve` in the worker. Kernels stay in Triton's cache, in the cache folder of dev.py, so a second run only reads them.
+"""
+
+import os
+import pickle
+import queue
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .environment import cache_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPILE_SECONDS = 240  # a compiler that takes longer hangs: some kernels do on RDNA
+
+
+@dataclass(frozen=True)
+class Target:
+    backend: str
+    arch: int | str
+    warp_size: int
+    shared_limit: int  # bytes of shared memory one block may have
+
+
+TARGETS = {
+    "sm_80": Target("cuda", 80, 32, 163 << 10),
+    "sm_86": Target("cuda", 86, 32, 99 << 10),
+    "sm_89": Target("cuda", 89, 32, 99 << 10),
+    "sm_90": Target("cuda", 90, 32, 227 << 10),
+    "sm_100": Target("cuda", 100, 32, 227 << 10),
+    "sm_120": Target("cuda", 120, 32, 99 << 10),
+    "gfx942": Target("hip", "gfx942", 64, 64 << 10),
+    "gfx1100": Target("hip", "gfx1100", 32, 64 << 10),
+}
+
+
+@dataclass(frozen=True)
+class Build:
+    """How one target compiles a kernel, and what must come out."""
+
+    num_warps: int
+    num_stages: int
+    mma: str | None = None  # pattern of the tensor-core instruction that must be there
+    loop: int | None = None  # instructions of the hottest loop when this was recorded
+    constexprs: Mapping[str, object] = field(default_factory=dict)  # over the case's own
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    name: str
+    module: str  # inside the pack: "kernels.triton.int8_linear"
+    function: str
+    signature: Mapping[str, str]  # every argument in order: "*bf16", "i32", "fp32", "constexpr"
+    constexprs: Mapping[str, object]
+    targets: Mapping[str, Build]
+    divisible: tuple[str, ...] = ()  # integer arguments that are multiples of 16; pointers always are
+
+
+@dataclass(frozen=True)
+class Report:
+    registers: int
+    spill_bytes: int  # the stack frame of a thread: Triton puts nothing but spills there
+    loop_spills: int  # local-memory instructions in the hottest loop
+    shared: int
+    mma: dict[str, int]  # tensor-core instructions of the whole kernel
+    loop_instructions: int  # of the hottest loop, no NOPs; 0 without a loop or on AMD
+
+    def faults(self, build: Build, target: str) -> list[str]:
+        """What is not as `build` says."""
+        found = []
+        if self.loop_spills:
+            found.append(f"{self.loop_spills} spill instructions in the hottest loop")
+        if self.shared > TARGETS[target].shared_limit:
+            found.append(f"{self.shared} bytes of shared memory, {TARGETS[target].shared_limit} allowed")
+        if build.mma and not re.search(build.mma, " ".join(self.mma)):
+            found.append(f"no {build.mma} among the tensor-core instructions {self.mma}")
+        if build.loop is not None and abs(self.loop_instructions - build.loop) > 0.1 * build.loop:
+            found.append(f"the hottest loop has {self.loop_instructions} instructions, {build.loop} when recorded")
+        return found
+
+
+# --- reading machine code ---------------------------------------------------------------------------------------------
+
+_SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)([^;?]*)")
+_SASS_MMA = re.compile(r"(?:[HIQDO]|HG|IG|QG|UTC\w*)MMA\b")
+_AMD_MMA = re.compile(r"\bv_s?w?mf?mac?_\w+")
+_LOCAL = ("LDL", "STL")
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    address: int
+    predicated: bool
+    opcode: str
+    operands: str
+
+    def is_mma(self) -> bool:
+        return _SASS_MMA.match(self.opcode) is not None
+
+    def successors(self, following: int | None) -> list[int]:
+        """Addresses that may run next; a call comes back."""
+        after = [] if following is None else [following]
+        if self.opcode.startswith("BRA"):
+            jump = int(re.findall(r"0x([0-9a-f]+)", self.operands)[-1], 16)
+            conditional = self.predicated or re.search(r"\bU?P\d", self.operands)
+            return [jump, *after] if conditional else [jump]
+        if self.opcode.startswith(("EXIT", "RET")) and not self.predicated:
+            return []
+        return after
+
+
+def read_sass(text: str) -> list[_Instruction]:
+    return [
+        _Instruction(int(address, 16), bool(predicate), opcode, operands)
+        for address, predicate, opcode, operands in _SASS.findall(text)
+    ]
+
+
+def find_loops(code: list[_Instruction]) -> list[list[_Instruction]]:
+    """The natural loops. Addresses alone mislead: waits for a barrier are moved behind the end and jump back."""
+    following = [instruction.address for instruction in code[1:]] + [None]
+    by_address = {instruction.address: instruction for instruction in code}
+    before = defaultdict(set)
+    for instruction, after in zip(code, following, strict=True):
+        for address in instruction.successors(after):
+            before[address].add(instruction.address)
+    entry = code[0].address
+    bodies = defaultdict(set)  # by the loop's head
+    for head in [address for address in before if any(source >= address for source in before[address])]:
+        for tail in (source for source in before[head] if source >= head):
+            body, open_ends = {head}, [tail]
+            while open_ends:
+                address = open_ends.pop()
+                if address not in body:
+                    body.add(address)
+                    open_ends.extend(before[address])
+            if entry not in body or head == entry:  # else the head can be bypassed: a jump back, not a loop
+                bodies[head] |= body
+    return [
+        [by_address[address] for address in sorted(body) if by_address[address].opcode != "NOP"]
+        for body in bodies.values()
+    ]
+
+
+def hottest_loop(code: list[_Instruction]) -> list[_Instruction]:
+    """The innermost loop with the most tensor-core instructions, or the longest loop if none has any."""
+
+    def count_mma(loop):
+        return sum(instruction.is_mma() for instruction in loop)
+
+    loops = find_loops(code)
+    multiplying = [loop for loop in loops if count_mma(loop)]
+    innermost = [loop for loop in multiplying if not any(set(other) < set(loop) for other in multiplying)]
+    return max(innermost or loops, key=lambda loop: (count_mma(loop), len(loop)), default=[])
+
+
+def _report_cuda(cubin: bytes, shared: int) -> Report:
+    import triton
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+
+        def dump(option: str) -> str:
+            tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+            return subprocess.run([tool, option, path], check=True, capture_output=True, text=True).stdout
+
+        code, usage = read_sass(dump("-sass")), dump("-res-usage")
+    loop = hottest_loop(code)
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    return Report(
+        registers=int(registers),
+        spill_bytes=int(stack),
+        loop_spills=sum(instruction.opcode.startswith(_LOCAL) for instruction in loop),
+        shared=shared,
+        mma=dict(Counter(instruction.opcode for instruction in code if instruction.is_mma())),
+        loop_instructions=len(loop),
+    )
+
+
+def _report_amd(assembly: str, shared: int) -> Report:
+    def read(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
+
+    return Report(
+        registers=read("vgpr_count"),
+        spill_bytes=read("private_segment_fixed_size"),
+        loop_spills=0,
+        shared=shared,
+        mma=dict(Counter(_AMD_MMA.findall(assembly))),
+        loop_instructions=0,
+    )
+
+
+# --- compiling, in the worker -----------------------------------------------------------------------------------------
+
+
+def compile_case(case: KernelCase, target: str) -> Report:
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    build, gpu = case.targets[target], TARGETS[target]
+    function = getattr(importlib.import_module(f"td_pack.{case.module}"), case.function)
+    if list(case.signature) != function.arg_names:
+        raise ValueError(f"{case.name}: the kernel takes {function.arg_names}, the case gives {list(case.signature)}")
+    if runtime := [p.name for p in function.params if p.do_not_specialize and p.name in case.divisible]:
+        raise ValueError(f"{case.name}: {runtime} are not specialized, so never known to be divisible")
+    source = ASTSource(
+        fn=function,
+        signature=dict(case.signature),
+        constexprs={**case.constexprs, **build.constexprs},
+        attrs={
+            (index,): [["tt.divisibility", 16]]
+            for index, (name, kind) in enumerate(case.signature.items())
+            if kind.startswith("*") or name in case.divisible
+        },
+    )
+    options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": True}
+    kernel = triton.compile(source, target=GPUTarget(gpu.backend, gpu.arch, gpu.warp_size), options=options)
+    if gpu.backend == "hip":
+        return _report_amd(kernel.asm["amdgcn"], kernel.metadata.shared)
+    return _report_cuda(kernel.asm["cubin"], kernel.metadata.shared)
+
+
+def serve() -> None:
+    """Answers pickled (case, target) from stdin with a pickled report or error text until stdin ends."""
+    jobs, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the compiler prints must not mix with the answers
+    while True:
+        try:
+            case, target = pickle.load(jobs)
+        except EOFError:
+            return
+        try:
+            answer = compile_case(case, target)
+        except Exception as error:  # noqa: BLE001 - whatever the compiler raises is the test's result
+            answer = f"{type(error).__name__}: {error}"
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+# --- in the tests -----------------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """One compiling process, restarted when it crashed or hung."""
+
+    def __init__(self) -> None:
+        self.process = None
+
+    def _start(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        environment.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
+        program = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import dev; dev.load_pack(); "
+            "from td_pack.tests.support.aot import serve; serve()"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def compile(self, case: KernelCase, target: str) -> Report | str:
+        if self.process is None:
+            self._start()
+        timer = threading.Timer(COMPILE_SECONDS, self.process.kill)
+        timer.start()
+        try:
+            pickle.dump((case, target), self.process.stdin)
+            self.process.stdin.flush()
+            return pickle.load(self.process.stdout)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            code = self.process.wait()
+            self.process = None
+            return f"the compiler ended with exit code {code} or was stopped after {COMPILE_SECONDS} s"
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.wait()
+            self.process.stdout.close()
+
+
+class Compiler:
+    """Compiles in the background, in the order of submission."""
+
+    def __init__(self, workers: int = 2) -> None:
+        self._jobs = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        worker = Worker()
+        while (job := self._jobs.get()) is not None:
+            case, target, future = job
+            if future.set_running_or_notify_cancel():
+                future.set_result(worker.compile(case, target))
+        worker.close()
+
+    def submit(self, case: KernelCase, target: str) -> "Future[Report | str]":
+        """A report, or the text of the error."""
+        future = Future()
+        self._jobs.put((case, target, future))
+        return future
+
+    def close(self) -> None:
+        while not self._jobs.empty():
+            job = self._jobs.get()
+            if job is not None:
+                job[-1].cancel()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
