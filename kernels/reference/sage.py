@@ -36,21 +36,21 @@ def kv_quantize(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """What `sage_attention` reads, from k, v and their statistics over L: the mean key and max |v|, [B, H, D] float32.
 
-    Returns k8 int8 [B, H, blocks * block_k, D], k_scale float32 [B, H, blocks], then v8 [B, H, D, blocks * block_k] in
-    int8 or float8_e4m3fn (transposed: what 8-bit tensor cores read) with v_scale float32 [B, H, D]; for "fp16" v and
-    None. Codes past the end are 0. A channel whose v are all 0 keeps a finite scale."""
+    Returns k8 int8 [B, H, blocks * block_k, D], k_scale float32 [B, H, blocks], then v8 [B, H, D, blocks * block_k]
+    (transposed: what 8-bit tensor cores read) in the format's type, and v_scale float32 [B, H, D], None for "fp16".
+    Codes past the end are 0. A channel whose v are all 0 keeps a finite scale."""
     length, blocks = k.shape[1], block_count(k.shape[1], block_k)
     pad = (0, 0, 0, blocks * block_k - length)
     smooth = F.pad((k.float() - k_mean[:, None]).transpose(1, 2), pad)
     k8, k_scale = _quantize_blocks(smooth.unflatten(2, (blocks, block_k)))
     k8, k_scale = k8.flatten(2, 3), k_scale.flatten(2)
+    v8 = F.pad(v.float().permute(0, 2, 3, 1), (0, blocks * block_k - length))
     v_limit = PV_FORMATS[pv][1]
     if v_limit is None:
-        return k8, k_scale, v, None
+        return k8, k_scale, v8.half(), None
     v_scale = v_max.clamp_min(1e-6) / v_limit
-    scaled = F.pad(v.float().transpose(1, 2) * (1 / v_scale)[:, :, None], pad).transpose(2, 3)
-    v8 = _codes(scaled).to(torch.int8) if pv == "int8" else scaled.to(torch.float8_e4m3fn)
-    return k8, k_scale, v8.contiguous(), v_scale
+    v8 = v8 * (1 / v_scale)[..., None]
+    return k8, k_scale, _codes(v8).to(torch.int8) if pv == "int8" else v8.to(torch.float8_e4m3fn), v_scale
 
 
 def sage_attention(
@@ -64,12 +64,12 @@ def sage_attention(
     *,
     pv: str,
     block_q: int = BLOCK_Q,
-    linear: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None,
+    linear: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v over the listed blocks of `length` quantised keys (see `kv_quantize`), as [B, L, H, D].
 
-    `linear` = (kvw [B, H, D, D], ksum [B, H, D], bias [D] or None) adds the linear branch,
-    phi(q) kvw / (phi(q) ksum + 1e-5) + bias with phi = softmax over D. A query block that lists nothing gets 0 attention."""
+    `linear` = (values [B, H, D, D], k_sum [B, H, D], bias [D]) adds the linear branch, weights @ values + bias with
+    weights = phi(q) k_sum / (phi(q) . k_sum + 1e-5), phi = softmax over D. T = 0 gives no attention, 0."""
     b, l_q, h, d = q.shape
     block_k = k8.shape[2] // k_scale.shape[2]
     n_q, selected = blocks.shape[2:]
@@ -80,7 +80,7 @@ def sage_attention(
     for item in range(b):
         for head in range(h):
             keys = k8[item, head].float().unflatten(0, (-1, block_k))
-            values = _value_blocks(v8, item, head, block_k, keys.shape[0])
+            values = v8[item, head].float().transpose(0, 1).unflatten(0, (-1, block_k))
             for start in range(0, n_q, step):
                 listed = blocks[item, head, start : start + step].long()
                 rows = slice(start * block_q, min((start + step) * block_q, l_q))
@@ -111,16 +111,6 @@ def sage_attention(
     return out
 
 
-def _value_blocks(v8: torch.Tensor, item: int, head: int, block_k: int, count: int) -> torch.Tensor:
-    """One head's v as float32 [blocks, block_k, D], from either storage."""
-    if v8.dtype in (torch.int8, torch.float8_e4m3fn):
-        v = v8[item, head].float().transpose(0, 1)
-    else:
-        v = v8[item, :, head].half().float()
-        v = F.pad(v, (0, 0, 0, count * block_k - len(v)))
-    return v.unflatten(0, (count, block_k))
-
-
 def _round_weights(weights: torch.Tensor, pv: str) -> torch.Tensor:
     if pv == "int8":
         return weights.round()
@@ -128,10 +118,10 @@ def _round_weights(weights: torch.Tensor, pv: str) -> torch.Tensor:
 
 
 def _linear_branch(tiles: torch.Tensor, linear: tuple, item: int, head: int) -> torch.Tensor:
-    kvw, ksum, bias = linear
-    phi = tiles.softmax(-1)
-    o = phi @ kvw[item, head].float() / (phi @ ksum[item, head].float() + 1e-5).unsqueeze(-1)
-    return o if bias is None else o + bias.float()
+    values, k_sum, bias = linear
+    weights = tiles.softmax(-1) * k_sum[item, head]
+    weights = weights / (weights.sum(-1, keepdim=True) + 1e-5)
+    return weights @ values[item, head].float() + bias.float()
 
 
 def sage_block_sparse_attention(
