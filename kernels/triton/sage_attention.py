@@ -18,19 +18,34 @@ from .kv_prepare import kv_prepare, linear_branch
 from .kv_quantize import kv_quantize, quantize_tile
 
 P_MAX = {"fp16": 1.0, "int8": 127.0, "fp8": 448.0}  # the largest weight in each format
-ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds half to even
 
 
 @triton.jit
-def _product(p, v8, acc, PV: tl.constexpr, SUM16: tl.constexpr):
-    """acc + p v8, with p rounded to the format."""
+def _attend_block(
+    b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, i_k, count, p_shift,
+    D: tl.constexpr, BLOCK_K: tl.constexpr, PV: tl.constexpr, SUM16: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The online softmax after one more block, of which the first `count` keys exist."""
+    b_k8 = tl.load(p_k8 + i_k.to(tl.int64) * (BLOCK_K * D))
+    b_v8 = tl.load(p_v8 + i_k * BLOCK_K)
+    scale = q_scale * tl.load(p_k_scale + i_k)
+    b_s = tl.dot(b_q8, b_k8.T).to(tl.float32)
+    if MASKED:
+        b_s = tl.where((tl.arange(0, BLOCK_K) < count)[None, :], b_s, float("-inf"))
+    b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * scale)
+    b_p = tl.exp2(b_s * scale - (b_new - p_shift)[:, None])
+    b_decay = tl.exp2(b_max - b_new)
+    b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
+    b_acc *= b_decay[:, None]
     if PV == "fp16":
-        acc = tl.dot(p.to(tl.float16), v8, acc)
+        b_acc = tl.dot(b_p.to(tl.float16), b_v8.T, b_acc)
     elif PV == "int8":
-        acc += tl.dot(((p + ROUND) - ROUND).to(tl.int8), v8).to(tl.float32)
+        # In the sum with 1.5 * 2^23 the low byte is p, rounded half to even; a conversion would wait for its slow unit.
+        b_p8 = (b_p + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
+        b_acc += tl.dot(b_p8, b_v8.T).to(tl.float32)
     else:  # not dot(..., acc): on Hopper that leaves the whole sum in its 14-bit fp8 accumulator
-        acc += tl.dot(p.to(tl.float8e4nv), v8, out_dtype=tl.float16 if SUM16 else tl.float32).to(tl.float32)
-    return acc
+        b_acc += tl.dot(b_p.to(tl.float8e4nv), b_v8.T, out_dtype=tl.float16 if SUM16 else tl.float32).to(tl.float32)
+    return b_acc, b_new, b_sum
 
 
 @triton.jit(do_not_specialize=["L_Q", "L_K", "N_K", "T", "H"])
@@ -57,24 +72,24 @@ def _sage_kernel(
     b_acc = tl.zeros([BLOCK_Q, D], tl.float32)
     b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_Q], tl.float32)
-    for i_t in tl.range(0, T):
+    # Only the last block can be ragged, and a mask for every block would be an eighth of the loop.
+    for i_t in tl.range(0, T - 1):
         i_k = tl.load(p_blocks + i_t).to(tl.int32)
-        m_k = o_k < L_K - i_k * BLOCK_K
-        b_k8 = tl.load(p_k8 + i_k.to(tl.int64) * (BLOCK_K * D))
-        s_scale = q_scale * tl.load(p_k_scale + i_k)
-        b_s = tl.dot(b_q8, b_k8.T).to(tl.float32)
-        b_s = tl.where(m_k[None, :], b_s, float("-inf"))
-        b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * s_scale)
-        b_p = tl.exp2(b_s * s_scale - (b_new - p_shift)[:, None])
-        b_decay = tl.exp2(b_max - b_new)
-        b_max = b_new
-        b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
-        b_v8 = tl.load(p_v8 + i_k * BLOCK_K)
-        b_acc = _product(b_p, b_v8.T, b_acc * b_decay[:, None], PV, SUM16)
+        b_acc, b_max, b_sum = _attend_block(
+            b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, i_k, 0, p_shift,
+            D, BLOCK_K, PV, SUM16, MASKED=False,
+        )  # fmt: skip
+    if T > 0:
+        i_k = tl.load(p_blocks + T - 1).to(tl.int32)
+        b_acc, b_max, b_sum = _attend_block(
+            b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, i_k, L_K - i_k * BLOCK_K, p_shift,
+            D, BLOCK_K, PV, SUM16, MASKED=True,
+        )  # fmt: skip
     b_acc = b_acc / tl.where(b_sum == 0, 1.0, b_sum)[:, None]  # no block listed: zeros
     if PV != "fp16":
         b_acc *= tl.load(p_v_scale + i_bh * D + o_d)[None, :]
     if LINEAR:
+        # Loaded again: held over the loop it would cost the registers that keep the loop free of spills.
         b_acc = linear_branch(b_acc, tl.load(p_q, mask=m_q, other=0), p_values, p_k_sum, p_bias, i_bh, D)
     p_o += ((i_b * L_Q + i_row + o_q[:, None]) * H + i_h) * D + o_d[None, :]
     tl.store(p_o, b_acc.to(p_o.dtype.element_ty), mask=m_q)
