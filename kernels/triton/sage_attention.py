@@ -22,18 +22,19 @@ P_MAX = {"fp16": 1.0, "int8": 127.0, "fp8": 448.0}  # the largest weight in each
 
 @triton.jit
 def _attend_block(
-    b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, i_k, count, p_shift,
+    b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, v_d, i_k, count, p_shift,
     D: tl.constexpr, BLOCK_K: tl.constexpr, PV: tl.constexpr, SUM16: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The online softmax after one more block, of which the first `count` keys exist."""
-    b_k8 = tl.load(p_k8 + i_k.to(tl.int64) * (BLOCK_K * D))
-    b_v8 = tl.load(p_v8 + i_k * BLOCK_K)
+    o_k, o_d = tl.arange(0, BLOCK_K), tl.arange(0, D)
+    b_k8 = tl.load(p_k8 + i_k.to(tl.int64) * (BLOCK_K * D) + (o_k[:, None] * D + o_d[None, :]))
+    b_v8 = tl.load(p_v8 + i_k * BLOCK_K + (o_d[:, None] * v_d + o_k[None, :]))
     scale = q_scale * tl.load(p_k_scale + i_k)
     b_s = tl.dot(b_q8, b_k8.T).to(tl.float32)
     if MASKED:
-        b_s = tl.where((tl.arange(0, BLOCK_K) < count)[None, :], b_s, float("-inf"))
-    b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * scale)
-    b_p = tl.exp2(b_s * scale - (b_new - p_shift)[:, None])
+        b_s = tl.where((o_k < count)[None, :], b_s, float("-inf"))
+    b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * scale - p_shift)  # the largest weight is 2^p_shift
+    b_p = tl.exp2(b_s * scale - b_new[:, None])
     b_decay = tl.exp2(b_max - b_new)
     b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
     b_acc *= b_decay[:, None]
@@ -58,16 +59,17 @@ def _sage_kernel(
 ):  # fmt: skip
     i_q, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
     i_b, i_h = i_bh // H, i_bh % H
-    o_q, o_k, o_d = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_K), tl.arange(0, D)
+    o_q, o_d = tl.arange(0, BLOCK_Q), tl.arange(0, D)
     i_row = i_q.to(tl.int64) * BLOCK_Q
     m_q = (o_q < L_Q - i_q * BLOCK_Q)[:, None]
-    p_q += i_b * q_b + i_h * q_h + i_row * q_l + o_q[:, None] * q_l + o_d[None, :]
-    p_k8 += i_bh * N_K * BLOCK_K * D + o_k[:, None] * D + o_d[None, :]
+    v_d = N_K * BLOCK_K
+    p_q += i_b * q_b + i_h * q_h
+    p_k8 += i_bh * v_d * D
     p_k_scale += i_bh * N_K
-    p_v8 += i_bh * D * N_K * BLOCK_K + o_d[:, None] * (N_K * BLOCK_K) + o_k[None, :]
+    p_v8 += i_bh * v_d * D
     p_blocks += (i_bh * tl.num_programs(0) + i_q) * T
 
-    b_q8, q_scale = quantize_tile(tl.load(p_q, mask=m_q, other=0).to(tl.float32))
+    b_q8, q_scale = quantize_tile(tl.load(p_q + i_row * q_l + (o_q[:, None] * q_l + o_d[None, :]), mask=m_q, other=0).to(tl.float32))
     q_scale *= scale
     b_acc = tl.zeros([BLOCK_Q, D], tl.float32)
     b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -76,13 +78,13 @@ def _sage_kernel(
     for i_t in tl.range(0, T - 1):
         i_k = tl.load(p_blocks + i_t).to(tl.int32)
         b_acc, b_max, b_sum = _attend_block(
-            b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, i_k, 0, p_shift,
+            b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, v_d, i_k, 0, p_shift,
             D, BLOCK_K, PV, SUM16, MASKED=False,
         )  # fmt: skip
     if T > 0:
         i_k = tl.load(p_blocks + T - 1).to(tl.int32)
         b_acc, b_max, b_sum = _attend_block(
-            b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, i_k, L_K - i_k * BLOCK_K, p_shift,
+            b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, v_d, i_k, L_K - i_k * BLOCK_K, p_shift,
             D, BLOCK_K, PV, SUM16, MASKED=True,
         )  # fmt: skip
     b_acc = b_acc / tl.where(b_sum == 0, 1.0, b_sum)[:, None]  # no block listed: zeros
@@ -90,9 +92,9 @@ def _sage_kernel(
         b_acc *= tl.load(p_v_scale + i_bh * D + o_d)[None, :]
     if LINEAR:
         # Loaded again: held over the loop it would cost the registers that keep the loop free of spills.
-        b_acc = linear_branch(b_acc, tl.load(p_q, mask=m_q, other=0), p_values, p_k_sum, p_bias, i_bh, D)
-    p_o += ((i_b * L_Q + i_row + o_q[:, None]) * H + i_h) * D + o_d[None, :]
-    tl.store(p_o, b_acc.to(p_o.dtype.element_ty), mask=m_q)
+        b_acc = linear_branch(b_acc, tl.load(p_q + (i_row + o_q)[:, None] * q_l + o_d[None, :], mask=m_q, other=0), p_values, p_k_sum, p_bias, i_bh, D)
+    p_o += ((i_b * L_Q + i_row) * H + i_h) * D
+    tl.store(p_o + (o_q[:, None] * (H * D) + o_d[None, :]), b_acc.to(p_o.dtype.element_ty), mask=m_q)
 
 
 class Choice(NamedTuple):
