@@ -1,0 +1,141 @@
+"""8-bit sparse-linear attention (SageSLA): the sparse branch with int8 scores, as SageAttention 2 quantises it.
+
+    scores: q and k (less its mean over L) in int8, one scale per block;  o = softmax(scores) v in one of `PV_FORMATS`
+
+Plain torch that rounds where the kernels round, so it can judge them: integer products are exact in float32, and the
+softmax walks the listed key blocks in the kernel's order, because weights are rounded relative to the running maximum.
+Sequences are [B, L, H, D]; any L >= 1, any float dtype; computed in float32 with temporaries bounded by `_CHUNK_ELEMENTS`.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .sla import BLOCK_K, BLOCK_Q, block_count
+
+# Largest weight and largest |v| code of each format of the product with v. In "fp8" (e4m3) 448 * 2.25 * 64 keys stays
+# below 65504, so a GPU may add up a key block in float16; with 448 instead of 2.25 nothing measurable is gained.
+PV_FORMATS = {"fp16": (1.0, None), "int8": (127.0, 127.0), "fp8": (448.0, 2.25)}
+_CHUNK_ELEMENTS = 1 << 26
+
+
+def _codes(x: torch.Tensor) -> torch.Tensor:
+    """Nearest integer, halves away from zero (the reference's rule)."""
+    return (x + torch.where(x >= 0, 0.5, -0.5)).trunc()
+
+
+def _quantize_blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 codes and one float32 scale for each [tokens, D] block: [..., tokens, D] -> same, [..., 1, 1]."""
+    scale = x.abs().amax((-2, -1), keepdim=True) / 127 + 1e-7
+    return _codes(x * (1 / scale)).to(torch.int8), scale
+
+
+def kv_quantize(
+    k: torch.Tensor, v: torch.Tensor, k_mean: torch.Tensor, v_max: torch.Tensor, *, pv: str, block_k: int = BLOCK_K
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """What `sage_attention` reads, from k, v and their statistics over L: the mean key and max |v|, [B, H, D] float32.
+
+    Returns k8 int8 [B, H, blocks * block_k, D], k_scale float32 [B, H, blocks], then v8 [B, H, D, blocks * block_k]
+    (transposed: what 8-bit tensor cores read) in the format's type, and v_scale float32 [B, H, D], None for "fp16".
+    Codes past the end are 0. A channel whose v are all 0 keeps a finite scale."""
+    length, blocks = k.shape[1], block_count(k.shape[1], block_k)
+    pad = (0, 0, 0, blocks * block_k - length)
+    smooth = F.pad((k.float() - k_mean[:, None]).transpose(1, 2), pad)
+    k8, k_scale = _quantize_blocks(smooth.unflatten(2, (blocks, block_k)))
+    k8, k_scale = k8.flatten(2, 3), k_scale.flatten(2)
+    v8 = F.pad(v.float().permute(0, 2, 3, 1), (0, blocks * block_k - length))
+    v_limit = PV_FORMATS[pv][1]
+    if v_limit is None:
+        return k8, k_scale, v8.half(), None
+    v_scale = v_max.clamp_min(1e-6) / v_limit
+    v8 = v8 * (1 / v_scale)[..., None]
+    return k8, k_scale, _codes(v8).to(torch.int8) if pv == "int8" else v8.to(torch.float8_e4m3fn), v_scale
+
+
+def sage_attention(
+    q: torch.Tensor,
+    k8: torch.Tensor,
+    k_scale: torch.Tensor,
+    v8: torch.Tensor,
+    v_scale: torch.Tensor | None,
+    blocks: torch.Tensor,
+    length: int,
+    *,
+    pv: str,
+    block_q: int = BLOCK_Q,
+    linear: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(D)) v over the listed blocks of `length` quantised keys (see `kv_quantize`), as [B, L, H, D].
+
+    `linear` = (values [B, H, D, D], k_sum [B, H, D], bias [D]) adds the linear branch, weights @ values + bias with
+    weights = phi(q) k_sum / (phi(q) . k_sum + 1e-5), phi = softmax over D. T = 0 gives no attention, 0."""
+    b, l_q, h, d = q.shape
+    block_k = k8.shape[2] // k_scale.shape[2]
+    n_q, selected = blocks.shape[2:]
+    p_max = PV_FORMATS[pv][0]
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    step = max(1, _CHUNK_ELEMENTS // (block_q * max(d, block_k)))
+    in_block = torch.arange(block_k, device=q.device)
+    for item in range(b):
+        for head in range(h):
+            keys = k8[item, head].float().unflatten(0, (-1, block_k))
+            values = v8[item, head].float().transpose(0, 1).unflatten(0, (-1, block_k))
+            for start in range(0, n_q, step):
+                listed = blocks[item, head, start : start + step].long()
+                rows = slice(start * block_q, min((start + step) * block_q, l_q))
+                x = q[item, rows, head].float()
+                tiles = F.pad(x, (0, 0, 0, len(listed) * block_q - len(x))).unflatten(0, (len(listed), block_q))
+                q8, q_scale = _quantize_blocks(tiles)
+                q_scale = q_scale * (d**-0.5 * math.log2(math.e))
+                acc = torch.zeros_like(tiles)
+                total = tiles.new_zeros(len(listed), block_q, 1)
+                top = torch.full_like(total, -torch.inf)
+                for t in range(selected):
+                    i = listed[:, t]
+                    scores = q8.float() @ keys[i].transpose(1, 2) * (q_scale * k_scale[item, head, i, None, None])
+                    scores.masked_fill_((i[:, None] * block_k + in_block >= length)[:, None], -torch.inf)
+                    peak = torch.maximum(top, scores.amax(-1, keepdim=True))
+                    # the largest weight is p_max, through the exponent
+                    weights = torch.exp2(scores - (peak - math.log2(p_max)))
+                    fade = torch.exp2(top - peak)
+                    total = total * fade + weights.sum(-1, keepdim=True)  # of unrounded weights
+                    acc = acc * fade + _round_weights(weights, pv) @ values[i]
+                    top = peak
+                o = acc / total.masked_fill(total == 0, 1)
+                if v_scale is not None:
+                    o = o * v_scale[item, head]
+                if linear is not None:
+                    o = o + _linear_branch(tiles, linear, item, head)
+                out[item, rows, head] = o.flatten(0, 1)[: len(x)].to(q.dtype)
+    return out
+
+
+def _round_weights(weights: torch.Tensor, pv: str) -> torch.Tensor:
+    if pv == "int8":
+        return weights.round()
+    return weights.to(torch.float16 if pv == "fp16" else torch.float8_e4m3fn).float()
+
+
+def _linear_branch(tiles: torch.Tensor, linear: tuple, item: int, head: int) -> torch.Tensor:
+    values, k_sum, bias = linear
+    weights = tiles.softmax(-1) * k_sum[item, head]
+    weights = weights / (weights.sum(-1, keepdim=True) + 1e-5)
+    return weights @ values[item, head].float() + bias.float()
+
+
+def sage_block_sparse_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    blocks: torch.Tensor,
+    *,
+    pv: str,
+    block_q: int = BLOCK_Q,
+    block_k: int = BLOCK_K,
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(D)) v over the keys of the listed blocks, in 8 bits. `blocks` as from `block_map`."""
+    k_mean = k.mean(1, dtype=torch.float32)
+    v_max = v.abs().amax(1).float()
+    quantized = kv_quantize(k, v, k_mean, v_max, pv=pv, block_k=block_k)
+    return sage_attention(q, *quantized, blocks, k.shape[1], pv=pv, block_q=block_q)

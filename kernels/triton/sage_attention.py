@@ -1,0 +1,196 @@
+"""8-bit sparse attention over quantised keys (kernels/reference/sage.py: `sage_attention`), plus the linear branch.
+
+    o = softmax2(q8 k8^T q_scale k_scale log2(e) / sqrt(D)) v8 v_scale [+ the linear branch as in kv_prepare.py]
+
+One program computes a block of queries of one head and quantises them itself. Query blocks are the fastest index of the grid,
+so that programs which run together share a head's k8 and v8 in the L2 cache.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .block_map import block_map, block_map_pooled
+from .kv_prepare import kv_prepare, linear_branch
+from .kv_quantize import kv_quantize, quantize_tile
+
+P_MAX = {"fp16": 1.0, "int8": 127.0, "fp8": 448.0}  # the largest weight in each format
+
+
+@triton.jit
+def _attend_block(
+    b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, v_d, i_k, count, p_shift,
+    D: tl.constexpr, BLOCK_K: tl.constexpr, PV: tl.constexpr, SUM16: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The online softmax after one more block, of which the first `count` keys exist."""
+    o_k, o_d = tl.arange(0, BLOCK_K), tl.arange(0, D)
+    b_k8 = tl.load(p_k8 + i_k.to(tl.int64) * (BLOCK_K * D) + (o_k[:, None] * D + o_d[None, :]))
+    b_v8 = tl.load(p_v8 + i_k * BLOCK_K + (o_d[:, None] * v_d + o_k[None, :]))
+    scale = q_scale * tl.load(p_k_scale + i_k)
+    b_s = tl.dot(b_q8, b_k8.T).to(tl.float32)
+    if MASKED:
+        b_s = tl.where((o_k < count)[None, :], b_s, float("-inf"))
+    b_new = tl.maximum(b_max, tl.max(b_s, axis=1) * scale - p_shift)  # the largest weight is 2^p_shift
+    b_p = tl.exp2(b_s * scale - b_new[:, None])
+    b_decay = tl.exp2(b_max - b_new)
+    b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
+    b_acc *= b_decay[:, None]
+    if PV == "fp16":
+        b_acc = tl.dot(b_p.to(tl.float16), b_v8.T, b_acc)
+    elif PV == "int8":
+        # In the sum with 1.5 * 2^23 the low byte is p, rounded half to even; a conversion would wait for its slow unit.
+        b_p8 = (b_p + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
+        b_acc += tl.dot(b_p8, b_v8.T).to(tl.float32)
+    else:  # not dot(..., acc): on Hopper that leaves the whole sum in its 14-bit fp8 accumulator
+        b_acc += tl.dot(b_p.to(tl.float8e4nv), b_v8.T, out_dtype=tl.float16 if SUM16 else tl.float32).to(tl.float32)
+    return b_acc, b_new, b_sum
+
+
+@triton.jit(do_not_specialize=["L_Q", "L_K", "N_K", "T", "H"])
+def _sage_kernel(
+    p_q, p_k8, p_k_scale, p_v8, p_v_scale, p_blocks, p_o, p_values, p_k_sum, p_bias,
+    q_b, q_l, q_h,
+    L_Q, L_K, N_K, T, H, scale, p_shift,
+    D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    PV: tl.constexpr, SUM16: tl.constexpr, LINEAR: tl.constexpr,
+):  # fmt: skip
+    i_q, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_b, i_h = i_bh // H, i_bh % H
+    o_q, o_d = tl.arange(0, BLOCK_Q), tl.arange(0, D)
+    i_row = i_q.to(tl.int64) * BLOCK_Q
+    m_q = (o_q < L_Q - i_q * BLOCK_Q)[:, None]
+    v_d = N_K * BLOCK_K
+    p_q += i_b * q_b + i_h * q_h
+    p_k8 += i_bh * v_d * D
+    p_k_scale += i_bh * N_K
+    p_v8 += i_bh * v_d * D
+    p_blocks += (i_bh * tl.num_programs(0) + i_q) * T
+
+    b_q8, q_scale = quantize_tile(tl.load(p_q + i_row * q_l + (o_q[:, None] * q_l + o_d[None, :]), mask=m_q, other=0).to(tl.float32))
+    q_scale *= scale
+    b_acc = tl.zeros([BLOCK_Q, D], tl.float32)
+    b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BLOCK_Q], tl.float32)
+    # Only the last block can be ragged, and a mask for every block would be an eighth of the loop.
+    for i_t in tl.range(0, T - 1):
+        i_k = tl.load(p_blocks + i_t).to(tl.int32)
+        b_acc, b_max, b_sum = _attend_block(
+            b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, v_d, i_k, 0, p_shift,
+            D, BLOCK_K, PV, SUM16, MASKED=False,
+        )  # fmt: skip
+    if T > 0:
+        i_k = tl.load(p_blocks + T - 1).to(tl.int32)
+        b_acc, b_max, b_sum = _attend_block(
+            b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, v_d, i_k, L_K - i_k * BLOCK_K, p_shift,
+            D, BLOCK_K, PV, SUM16, MASKED=True,
+        )  # fmt: skip
+    b_acc = b_acc / tl.where(b_sum == 0, 1.0, b_sum)[:, None]  # no block listed: zeros
+    if PV != "fp16":
+        b_acc *= tl.load(p_v_scale + i_bh * D + o_d)[None, :]
+    if LINEAR:
+        # Loaded again: held over the loop it would cost the registers that keep the loop free of spills.
+        b_acc = linear_branch(b_acc, tl.load(p_q + (i_row + o_q)[:, None] * q_l + o_d[None, :], mask=m_q, other=0), p_values, p_k_sum, p_bias, i_bh, D)
+    p_o += ((i_b * L_Q + i_row) * H + i_h) * D
+    tl.store(p_o + (o_q[:, None] * (H * D) + o_d[None, :]), b_acc.to(p_o.dtype.element_ty), mask=m_q)
+
+
+class Choice(NamedTuple):
+    pv: str | None  # None: no 8-bit attention on this GPU
+    faster: bool  # than the 16-bit kernel, going by the instructions
+    reason: str
+
+
+def default_pv(capability: tuple[int, int], triton_version: tuple[int, ...]) -> Choice:
+    """The format of the product with v for an NVIDIA GPU of this compute capability."""
+    major = capability[0]
+    if major < 8:
+        return Choice(None, False, "no int8 tensor cores that Triton can use")
+    if capability == (8, 0):
+        return Choice("fp16", True, "no fp8 here; fp16 rounds least, and int8 is hardly faster on this chip")
+    if capability < (8, 9):
+        return Choice("int8", True, "no fp8 here, and int8 is twice as fast as fp16")
+    if triton_version < (3, 5, 1):
+        return Choice("int8", major not in (9, 10), "fp8 needs Triton 3.5.1: before, it fails to compile or runs as fp16")
+    if major in (9, 10):
+        return Choice("fp8", False, "16-bit products are as fast here: rounding and scaling fill the time that 8 bits save")
+    return Choice("fp8", True, "fp8 products summed in float16 are the fastest of this chip")
+
+
+def tile(device: torch.device, d: int) -> dict[str, int | bool]:
+    """Launch options by GPU: chosen from compiled code (registers, spills, shared memory), not timed."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    # only the consumer chips multiply fp8 faster when they add up in float16
+    sum16 = capability == (8, 9) or capability[0] == 12
+    return dict(SUM16=sum16, num_warps=4 if d == 64 else 8, num_stages=3)
+
+
+def sage_attention(
+    q: torch.Tensor,
+    k8: torch.Tensor,
+    k_scale: torch.Tensor,
+    v8: torch.Tensor,
+    v_scale: torch.Tensor | None,
+    blocks: torch.Tensor,
+    length: int,
+    *,
+    pv: str,
+    block_q: int = 128,
+    linear: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """q [B, L, H, D] with a contiguous last dimension, D in {64, 128}; `length` keys as from `kv_quantize`; blocks
+    [B, H, query blocks, T] contiguous integers, unique in a row (T = 0 gives zeros); `linear` = (values, k_sum of
+    `kv_prepare`, bias [D]). Returns a contiguous [B, L, H, D] in q's dtype."""
+    b, l_q, h, d = q.shape
+    n_k = k_scale.shape[2]
+    o = torch.empty((b, l_q, h, d), dtype=q.dtype, device=q.device)
+    values, k_sum, bias = linear or (None, None, None)
+    with torch.cuda.device_of(q):
+        _sage_kernel[blocks.shape[2], b * h](
+            q, k8, k_scale, v8, v_scale, blocks, o, values, k_sum, bias,
+            *q.stride()[:3],
+            l_q, length, n_k, blocks.shape[3], h, d**-0.5 * math.log2(math.e), math.log2(P_MAX[pv]),
+            D=d, BLOCK_Q=block_q, BLOCK_K=k8.shape[2] // n_k, PV=pv, LINEAR=linear is not None,
+            enable_fp_fusion=True, **tile(q.device, d),
+        )  # fmt: skip
+    return o
+
+
+def sage_block_sparse_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    blocks: torch.Tensor,
+    *,
+    pv: str,
+    block_q: int = 128,
+    block_k: int = 64,
+) -> torch.Tensor:
+    """The sparse branch alone."""
+    quantized = kv_quantize(k, v, k.mean(1, dtype=torch.float32), v.abs().amax(1).float(), pv=pv, block_k=block_k)
+    return sage_attention(q, *quantized, blocks, k.shape[1], pv=pv, block_q=block_q)
+
+
+def sage_sparse_linear_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    proj_weight: torch.Tensor | None,
+    proj_bias: torch.Tensor | None,
+    *,
+    topk: float,
+    pv: str,
+    block_q: int = 128,
+    block_k: int = 64,
+) -> torch.Tensor:
+    """Both branches; the sparse one alone where proj_weight [D, D] and proj_bias [D] are None."""
+    if proj_weight is None:
+        blocks = block_map(q, k, topk, block_q, block_k)
+        return sage_block_sparse_attention(q, k, v, blocks, pv=pv, block_q=block_q, block_k=block_k)
+    prepared = kv_prepare(k, v, proj_weight, block_k=block_k)
+    blocks = block_map_pooled(q, prepared.k_pooled, topk, block_q)
+    quantized = kv_quantize(k, v, prepared.k_mean, prepared.v_max, pv=pv, block_k=block_k)
+    linear = (prepared.values, prepared.k_sum, proj_bias)
+    return sage_attention(q, *quantized, blocks, k.shape[1], pv=pv, block_q=block_q, linear=linear)
