@@ -69,7 +69,9 @@ def _sage_kernel(
     p_v8 += i_bh * v_d * D
     p_blocks += (i_bh * tl.num_programs(0) + i_q) * T
 
-    b_q8, q_scale = quantize_tile(tl.load(p_q + i_row * q_l + (o_q[:, None] * q_l + o_d[None, :]), mask=m_q, other=0).to(tl.float32))
+    b_q8, q_scale = quantize_tile(
+        tl.load(p_q + i_row * q_l + (o_q[:, None] * q_l + o_d[None, :]), mask=m_q, other=0).to(tl.float32)
+    )
     q_scale *= scale
     b_acc = tl.zeros([BLOCK_Q, D], tl.float32)
     b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -92,7 +94,15 @@ def _sage_kernel(
         b_acc *= tl.load(p_v_scale + i_bh * D + o_d)[None, :]
     if LINEAR:
         # Loaded again: held over the loop it would cost the registers that keep the loop free of spills.
-        b_acc = linear_branch(b_acc, tl.load(p_q + (i_row + o_q)[:, None] * q_l + o_d[None, :], mask=m_q, other=0), p_values, p_k_sum, p_bias, i_bh, D)
+        b_acc = linear_branch(
+            b_acc,
+            tl.load(p_q + (i_row + o_q)[:, None] * q_l + o_d[None, :], mask=m_q, other=0),
+            p_values,
+            p_k_sum,
+            p_bias,
+            i_bh,
+            D,
+        )
     p_o += ((i_b * L_Q + i_row) * H + i_h) * D
     tl.store(p_o + (o_q[:, None] * (H * D) + o_d[None, :]), b_acc.to(p_o.dtype.element_ty), mask=m_q)
 
@@ -113,9 +123,13 @@ def default_pv(capability: tuple[int, int], triton_version: tuple[int, ...]) -> 
     if capability < (8, 9):
         return Choice("int8", True, "no fp8 here, and int8 is twice as fast as fp16")
     if triton_version < (3, 5, 1):
-        return Choice("int8", major not in (9, 10), "fp8 needs Triton 3.5.1: before, it fails to compile or runs as fp16")
+        return Choice(
+            "int8", major not in (9, 10), "fp8 needs Triton 3.5.1: before, it fails to compile or runs as fp16"
+        )
     if major in (9, 10):
-        return Choice("fp8", False, "16-bit products are as fast here: rounding and scaling fill the time that 8 bits save")
+        return Choice(
+            "fp8", False, "16-bit products are as fast here: rounding and scaling fill the time that 8 bits save"
+        )
     return Choice("fp8", True, "fp8 products summed in float16 are the fastest of this chip")
 
 
