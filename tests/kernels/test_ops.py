@@ -4,9 +4,18 @@ from collections import Counter
 
 import pytest
 import torch
-from td_pack.kernels import NoBackendError, block_map, counting, sparse_linear_attention, use_backend
+from td_pack.kernels import (
+    NoBackendError,
+    block_map,
+    counting,
+    int8_linear,
+    quantize_block,
+    sparse_linear_attention,
+    use_backend,
+)
 from td_pack.kernels.backends import choose, triton_unavailable
 from td_pack.kernels.reference import sla
+from td_pack.tests.support.interpreter import DEVICE
 
 
 def qkv(length: int = 200, heads: int = 2, width: int = 128, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -100,3 +109,23 @@ def test_a_demanded_backend_runs_or_gives_its_reason():
     ):
         sparse_linear_attention(*qkv(width=32), None, None, 0.4)
     assert choose(torch.zeros(1), None).backend == "torch"
+
+
+@pytest.mark.parametrize(
+    "operator,arguments",
+    [
+        (block_map, lambda: (*qkv()[:2], 0.4)),
+        (sparse_linear_attention, lambda: (*qkv(), *projection(), 0.4)),
+        (int8_linear, lambda: (qkv(130, heads=1)[0][:, :, 0], *quantize_block(projection()[0]), projection()[1])),
+    ],
+    ids=["block_map", "sparse_linear_attention", "int8_linear"],
+)
+def test_the_operators_reach_their_kernels(operator, arguments):
+    """The same call on both backends (the kernels interpreted where there is no GPU)."""
+    given = [value.to(DEVICE) if isinstance(value, torch.Tensor) else value for value in arguments()]
+    with use_backend("torch"):
+        expected = operator(*given)
+    with use_backend("triton"):
+        actual = operator(*given)
+    # Float32 sums in another order; the codes of the map are exact.
+    assert torch.allclose(actual.float(), expected.float(), rtol=1e-4, atol=1e-5)
