@@ -113,7 +113,7 @@ class _Instruction:
         after = [] if following is None else [following]
         if self.opcode.startswith("BRA"):
             jump = int(re.findall(r"0x([0-9a-f]+)", self.operands)[-1], 16)
-            conditional = self.predicated or re.search(r"\bU?P\d", self.operands)
+            conditional = self.predicated or self.opcode != "BRA"  # BRA.U and BRA.DIV take a condition as an operand
             return [jump, *after] if conditional else [jump]
         if self.opcode.startswith(("EXIT", "RET")) and not self.predicated:
             return []

@@ -100,7 +100,7 @@ def test_jump_back_from_a_wait_behind_the_end_is_no_loop():
         "S2R R1, SR_TID.X",  # 00
         "UTCHMMA gdesc[UR6], tmem[UR20]",  # 10 the loop
         "SYNCS.PHASECHK.TRYWAIT P4, [UR16]",  # 20
-        "@!P4 BRA 0x60",  # 30
+        "BRA.U !UP4, 0x60",  # 30
         "@!P0 BRA 0x10",  # 40
         "EXIT",  # 50
         "SYNCS.PHASECHK.TRYWAIT P4, [UR16]",  # 60 the wait, its own loop
