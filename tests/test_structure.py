@@ -187,6 +187,7 @@ CONTRACT = {
         ],
         ["LATENT"],
     ),
+    "TurboDiffusionLoRA": (["model MODEL", "lora_name COMBO [files]", "strength FLOAT=1.0 [-20.0, 20.0]"], ["MODEL"]),
     "TurboDiffusionStatus": (["any * optional"], ["STRING report"]),
 }
 NODES = {node.define_schema().node_id: node for node in asyncio.run(TurboDiffusionExtension().get_node_list())}
@@ -202,7 +203,8 @@ def written(given: io.Input) -> str:
     if "min" in values or "max" in values:
         text += f" [{values.get('min')}, {values.get('max')}]"
     if "options" in values:
-        of_files = given.id == "model_name" and values["options"] == folder_paths.get_filename_list("diffusion_models")
+        folder = {"model_name": "diffusion_models", "lora_name": "loras"}.get(given.id)
+        of_files = folder is not None and values["options"] == folder_paths.get_filename_list(folder)
         text += " [files]" if of_files else f" [{', '.join(values['options'])}]"
     return " ".join([text, *(flag for flag in ("optional", "lazy", "control_after_generate") if values.get(flag))])
 

@@ -272,11 +272,29 @@ def test_a_cut_file_says_so_and_the_next_prompt_works(server):
     server.client.run(t2v_job("after cut"))
 
 
+def test_our_lora_node_reports_its_layers_on_an_int8_model(server):
+    checkpoints.write_pth(
+        server.models_dir / "diffusion_models" / "quant.pth", checkpoints.upstream_state_dict(41, sla=True, int8=True)
+    )
+    checkpoints.write_safetensors(server.models_dir / "loras" / "peft.safetensors", checkpoints.lora("diffusion_model"))
+    server.client.run(t2v_job("int8", model=loader("quant.pth")))
+    lora = node("TurboDiffusionLoRA", model=["model", 0], lora_name="peft.safetensors", strength=0.8)
+    job = t2v_job("int8 lora", model=loader("quant.pth"), lora=lora, sample=sampled(high=["lora", 0]))
+    job["status"] = node("TurboDiffusionStatus", any=["sample", 0])
+    result = server.client.run(job)
+    assert result.outputs["lora"]["text"] == ["peft.safetensors: 3 layers"]
+    # Two steps of 2 x 10 linears, all in int8 with the LoRA on.
+    assert "float32: int8 linear 40, network 2, sparse attention 4" in result.outputs["status"]["text"][0]
+    assert not torch.equal(saved(server, "int8"), saved(server, "int8 lora"))
+
+
 def test_the_status_reports_the_run_before_it(server):
     job = t2v_job("status", sample=sampled(seed=31, steps=4)) | {
         "status": node("TurboDiffusionStatus", any=["sample", 0])
     }
     text = server.client.run(job).outputs["status"]["text"][0]
-    assert "sparse attention: torch; not triton: " in text
+    assert "sparse attention: torch; not triton: " in text and "int8 linear: torch; not triton: " in text
     # Two layers, four steps: every self-attention was sparse.
-    assert "TurboWan T2V 2 layers of width 256 with SLA, float32: network 4, sparse attention 8" in text
+    assert (
+        "TurboWan T2V 2 layers of width 256 with SLA, float32: float linear 80, network 4, sparse attention 8" in text
+    )

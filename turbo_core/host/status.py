@@ -39,7 +39,10 @@ def _machine() -> list[str]:
 
 def _operators() -> list[str]:
     example = torch.empty(0, dtype=torch.bfloat16, device=comfy.model_management.get_torch_device())
-    return ["Operators", *(f"  {name}: {backends.choose(example, None)}" for name in ("sparse attention", "block map"))]
+    return [
+        "Operators",
+        *(f"  {name}: {backends.choose(example, None)}" for name in ("sparse attention", "int8 linear")),
+    ]
 
 
 def _models() -> list[str]:
