@@ -13,7 +13,7 @@ from td_pack.tests.support import checkpoints
 
 LENGTHS = (1, 63, 64, 65, 127, 128, 129, 300, 448)
 BLOCKS = ((128, 64), (64, 64))
-PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=40)
+PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=20)
 
 
 def draw(length, heads=2, width=64, batch=1, dtype=torch.float32, seed=0):
