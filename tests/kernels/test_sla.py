@@ -122,6 +122,14 @@ def test_block_map_lists_the_best_blocks_once_in_order(length, topk, block, dtyp
     ).all()  # the means are float32: a near tie may fall either way
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("length", [448, 700])
+def test_block_means_and_scores_are_float32(length, dtype):
+    """Rounded to the inputs' precision, close scores would tie and fall to the lower block."""
+    q, k, _ = draw(length, heads=3, width=128, batch=2, dtype=dtype)
+    assert torch.equal(block_map(q, k, 0.4), block_map(q.float(), k.float(), 0.4))
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
 def test_ties_go_to_the_lower_block(value):
     blocks = block_map(*[torch.full((1, 640, 2, 16), value)] * 2, 0.35)
