@@ -32,12 +32,12 @@ _FOREIGN = (
     ("vision_model.", "a CLIP vision model", "load it with Load CLIP Vision"),
     ("visual.", "a CLIP vision model", "load it with Load CLIP Vision"),
     ("SelfAttention.", "a text encoder", "move it to models/text_encoders and load it with Load CLIP, type wan"),
+    ("text_model.", "a text encoder", "move it to models/text_encoders and load it with Load CLIP"),
     (
         "token_embedding.weight",
         "a text encoder",
         "use the umt5_xxl file repackaged for ComfyUI with Load CLIP, type wan",
     ),
-    ("text_model.", "a text encoder", "move it to models/text_encoders and load it with Load CLIP"),
     ("decoder.head.", "a VAE", "move it to models/vae and load it with Load VAE"),
     ("decoder.conv_in.", "a VAE", "move it to models/vae and load it with Load VAE"),
     ("condition_embedder.", "a Wan model in the Diffusers layout", "use the original TurboDiffusion or ComfyUI file"),

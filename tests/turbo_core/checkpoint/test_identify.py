@@ -248,7 +248,7 @@ FOREIGN = {
         "a text encoder",
         "umt5_xxl",
     ),
-    "CLIP text": (names("text_model.embeddings.token_embedding.weight"), "a text encoder", "Load CLIP"),
+    "CLIP text": (names("text_model.embeddings.token_embedding.weight"), "a text encoder", "with Load CLIP."),
     "CLIP vision": (names("vision_model.encoder.layers.0.mlp.fc1.weight"), "a CLIP vision model", "Load CLIP Vision"),
     "CLIP of upstream": (
         names("log_scale", "visual.patch_embedding.weight", "visual.transformer.0.attn.proj.weight"),
