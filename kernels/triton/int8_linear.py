@@ -52,7 +52,7 @@ def _matmul_kernel(
     first = i_b.to(tl.int64) * M + row  # row of x and y, as [B * M]
     o_m, o_n, o_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, TILE)
     m_m, m_n = (o_m < M - row)[:, None], o_n < N - column
-    # rows behind the last read that one again: no mask in the loop
+    # rows and columns behind the last repeat it, so the loop needs no masks and a maximum stays what it is
     o_x, o_w = tl.minimum(o_m, M - row - 1), tl.minimum(o_n, N - column - 1)
     p_x += first * K + o_x[:, None] * K + o_k[None, :]
     p_w += column.to(tl.int64) * K + o_w[:, None] * K + o_k[None, :]
@@ -80,10 +80,10 @@ def _matmul_kernel(
         b_y = tl.fma(b_sum, scale, b_y)
 
     if BY_ROW:
-        b_y *= tl.load(p_x_scale + first + o_m[:, None], mask=m_m, other=0)
+        b_y *= tl.load(p_x_scale + first + o_x[:, None])
     b_y = b_y.to(DTYPE).to(tl.float32)
     if p_bias is not None:  # a second rounding, as in the reference
-        b_bias = tl.load(p_bias + column + o_n, mask=m_n, other=0).to(DTYPE).to(tl.float32)
+        b_bias = tl.load(p_bias + column + o_w).to(DTYPE).to(tl.float32)
         b_y = (b_y + b_bias[None, :]).to(DTYPE).to(tl.float32)
     m_y = m_m & m_n[None, :]
     o_y = first * N + column + o_m[:, None] * N + o_n[None, :]
@@ -91,7 +91,6 @@ def _matmul_kernel(
         # y/2 (1 + tanh(u)) = y / (1 + exp(-2u)) with 2u = 2 sqrt(2/pi) (y + 0.044715 y^3)
         b_u = 1.5957691216057308 * (b_y + 0.044715 * b_y * b_y * b_y)
         b_y = (b_y / (1 + tl.exp(-b_u))).to(DTYPE).to(tl.float32)
-        b_y = tl.where(m_y, b_y, 0.0)  # rows behind the last repeat it
         amax = find_amax(b_y, MIN_AMAX)
         tl.store(p_y_scale + i_m.to(tl.int64) * n_n + i_n, amax * (1 / 128))
         tl.store(p_y + o_y, encode(b_y, amax, 128), mask=m_y)
