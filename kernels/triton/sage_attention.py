@@ -28,7 +28,6 @@ def _attend_block(
     """The online softmax after one more block, of which the first `count` keys exist."""
     o_k, o_d = tl.arange(0, BLOCK_K), tl.arange(0, D)
     b_k8 = tl.load(p_k8 + i_k.to(tl.int64) * (BLOCK_K * D) + (o_k[:, None] * D + o_d[None, :]))
-    b_v8 = tl.load(p_v8 + i_k * BLOCK_K + (o_d[:, None] * v_d + o_k[None, :]))
     scale = q_scale * tl.load(p_k_scale + i_k)
     b_s = tl.dot(b_q8, b_k8.T).to(tl.float32)
     if MASKED:
@@ -37,15 +36,19 @@ def _attend_block(
     b_p = tl.exp2(b_s * scale - b_new[:, None])
     b_decay = tl.exp2(b_max - b_new)
     b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
+    if PV == "fp16":
+        b_v8 = tl.load(p_v8 + i_k.to(tl.int64) * (BLOCK_K * D) + (o_k[:, None] * D + o_d[None, :]))
+    else:
+        b_v8 = tl.load(p_v8 + i_k * BLOCK_K + (o_d[:, None] * v_d + o_k[None, :])).T
     b_acc *= b_decay[:, None]
     if PV == "fp16":
-        b_acc = tl.dot(b_p.to(tl.float16), b_v8.T, b_acc)
+        b_acc = tl.dot(b_p.to(tl.float16), b_v8, b_acc)
     elif PV == "int8":
         # In the sum with 1.5 * 2^23 the low byte is p, rounded half to even; a conversion would wait for its slow unit.
         b_p8 = (b_p + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
-        b_acc += tl.dot(b_p8, b_v8.T).to(tl.float32)
+        b_acc += tl.dot(b_p8, b_v8).to(tl.float32)
     else:  # not dot(..., acc): on Hopper that leaves the whole sum in its 14-bit fp8 accumulator
-        b_acc += tl.dot(b_p.to(tl.float8e4nv), b_v8.T, out_dtype=tl.float16 if SUM16 else tl.float32).to(tl.float32)
+        b_acc += tl.dot(b_p.to(tl.float8e4nv), b_v8, out_dtype=tl.float16 if SUM16 else tl.float32).to(tl.float32)
     return b_acc, b_new, b_sum
 
 
