@@ -22,14 +22,17 @@ def _pool_kernel(p_x, p_y, x_b, x_l, x_h, L, H, D: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit(do_not_specialize=["N_Q", "N_K"])
-def _score_kernel(p_q, p_k, p_scores, N_Q, N_K, D: tl.constexpr, TILE: tl.constexpr):
+def _score_kernel(p_q, p_k, p_scores, N_Q, N_K, D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr):
     i_bh = tl.program_id(2).to(tl.int64)
     o_q, o_k = tl.program_id(1) * TILE + tl.arange(0, TILE), tl.program_id(0) * TILE + tl.arange(0, TILE)
-    o_d = tl.arange(0, D)
     m_q, m_k = (o_q < N_Q)[:, None], (o_k < N_K)[:, None]
-    b_q = tl.load(p_q + i_bh * N_Q * D + o_q[:, None] * D + o_d[None, :], mask=m_q, other=0)
-    b_k = tl.load(p_k + i_bh * N_K * D + o_k[:, None] * D + o_d[None, :], mask=m_k, other=0)
-    b_scores = tl.dot(b_q, b_k.T, input_precision="ieee")
+    p_q += i_bh * N_Q * D + o_q[:, None] * D
+    p_k += i_bh * N_K * D + o_k[:, None] * D
+    b_scores = tl.zeros([TILE, TILE], tl.float32)
+    for i_c in tl.range(0, D, CHUNK):  # an exact product keeps both operands in registers
+        o_c = (i_c + tl.arange(0, CHUNK))[None, :]
+        b_q, b_k = tl.load(p_q + o_c, mask=m_q, other=0), tl.load(p_k + o_c, mask=m_k, other=0)
+        b_scores = tl.dot(b_q, b_k.T, b_scores, input_precision="ieee")
     tl.store(p_scores + (i_bh * N_Q + o_q[:, None]) * N_K + o_k[None, :], b_scores, mask=m_q & m_k.T)
 
 
@@ -87,7 +90,17 @@ def block_map_pooled(q: torch.Tensor, k_pooled: torch.Tensor, topk: float, block
     scores = torch.empty((b, h, n_q, n_k), dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):
         _score_kernel[triton.cdiv(n_k, tile), triton.cdiv(n_q, tile), b * h](
-            q_pooled, k_pooled, scores, n_q, n_k, D=d, TILE=tile, num_warps=4, num_stages=1, enable_fp_fusion=True
+            q_pooled,
+            k_pooled,
+            scores,
+            n_q,
+            n_k,
+            D=d,
+            TILE=tile,
+            CHUNK=16,
+            num_warps=4,
+            num_stages=2,
+            enable_fp_fusion=True,
         )
     return _top_blocks(scores, max(1, min(n_k, int(topk * n_k))))
 

@@ -31,18 +31,19 @@ class PreparedKV(NamedTuple):
 
 
 @triton.jit
-def softmax_rows(x):
-    """Softmax over the last dimension of a float32 tile."""
-    e = tl.exp2((x - tl.max(x, axis=1)[:, None]) * LOG2_E)
-    return e / tl.sum(e, axis=1)[:, None]
+def _exp_rows(x):
+    """exp(x - row maximum): softmax over the last dimension, not normalised."""
+    return tl.exp2(x * LOG2_E - (tl.max(x, axis=1) * LOG2_E)[:, None])
 
 
 @triton.jit
 def linear_branch(acc, q, p_values, p_k_sum, p_bias, i_bh, D: tl.constexpr):
     """acc [rows, D] float32 + the linear branch of the queries q [rows, D]."""
     o_d = tl.arange(0, D)
-    b_weights = softmax_rows(q.to(tl.float32)) * tl.load(p_k_sum + i_bh * D + o_d)[None, :]
-    b_weights = b_weights / (tl.sum(b_weights, axis=1) + 1e-5)[:, None]
+    b_phi = _exp_rows(q.to(tl.float32))
+    b_weights = b_phi * tl.load(p_k_sum + i_bh * D + o_d)[None, :]
+    # phi's own normaliser cancels but for the 1e-5 of the denominator
+    b_weights *= (1.0 / (tl.sum(b_weights, axis=1) + 1e-5 * tl.sum(b_phi, axis=1)))[:, None]
     b_values = tl.load(p_values + i_bh * D * D + o_d[:, None] * D + o_d[None, :])
     acc = tl.dot(b_weights.to(b_values.dtype), b_values, acc, input_precision="ieee")
     return acc + tl.load(p_bias + o_d).to(tl.float32)[None, :]
@@ -67,15 +68,16 @@ def _kv_partial_kernel(
     b_v_max = tl.zeros([D], tl.float32)
     for i_k in tl.range(i_s * CHUNK, tl.minimum(i_s * CHUNK + CHUNK, N_K)):
         count = tl.minimum(L - i_k * BLOCK_K, BLOCK_K)
-        m_l = (o_l < count)[:, None]
-        b_k = tl.load(p_k + i_k * k_step + o_l[:, None] * k_l + o_d[None, :], mask=m_l, other=0).to(tl.float32)
-        b_v = tl.load(p_v + i_k * v_step + o_l[:, None] * v_l + o_d[None, :], mask=m_l, other=0)
+        m_l = o_l < count
+        b_k = tl.load(p_k + i_k * k_step + o_l[:, None] * k_l + o_d[None, :], mask=m_l[:, None], other=0)
+        b_v = tl.load(p_v + i_k * v_step + o_l[:, None] * v_l + o_d[None, :], mask=m_l[:, None], other=0)
+        b_k = b_k.to(tl.float32)
         b_total = tl.sum(b_k, axis=0)
         tl.store(p_k_pooled + (i_bh * N_K + i_k) * D + o_d, b_total / count)
-        # phi is summed as rounded for the product, so that the weights of the values still add up to one.
-        b_phi = tl.where(m_l, softmax_rows(b_k), 0.0).to(b_v.dtype)
-        b_kv = tl.dot(tl.trans(b_phi), b_v, b_kv, input_precision="ieee")
-        b_k_sum += tl.sum(b_phi.to(tl.float32), axis=0)
+        b_phi = _exp_rows(b_k)
+        b_phi *= tl.where(m_l, 1.0 / tl.sum(b_phi, axis=1), 0.0)[:, None]
+        b_kv = tl.dot(tl.trans(b_phi.to(b_v.dtype)), b_v, b_kv, input_precision="ieee")
+        b_k_sum += tl.sum(b_phi, axis=0)
         b_k_total += b_total
         b_v_max = tl.maximum(b_v_max, tl.max(tl.abs(b_v.to(tl.float32)), axis=0))
     i_part = i_bh * tl.num_programs(0) + i_s
@@ -89,23 +91,27 @@ def _kv_partial_kernel(
 def _kv_finish_kernel(
     p_kv, p_k_sum_part, p_k_total, p_v_max_part, p_weight, p_values, p_k_sum, p_k_mean, p_v_max,
     L, SPLIT,
-    D: tl.constexpr, ROWS: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     i_bh = tl.program_id(1).to(tl.int64)
     o_r, o_d = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, D)
-    b_kv = tl.zeros([ROWS, D], tl.float32)
     b_k_sum = tl.zeros([ROWS], tl.float32)
     b_k_total = tl.zeros([ROWS], tl.float32)
     b_v_max = tl.zeros([ROWS], tl.float32)
     for i_s in tl.range(0, SPLIT):
         i_part = i_bh * SPLIT + i_s
-        b_kv += tl.load(p_kv + i_part * D * D + o_r[:, None] * D + o_d[None, :])
         b_k_sum += tl.load(p_k_sum_part + i_part * D + o_r)
         b_k_total += tl.load(p_k_total + i_part * D + o_r)
         b_v_max = tl.maximum(b_v_max, tl.load(p_v_max_part + i_part * D + o_r))
-    b_mean = b_kv / tl.maximum(b_k_sum, 1e-30)[:, None]  # a channel that no key uses has weight 0 and value 0
-    b_weight = tl.load(p_weight + o_d[:, None] * D + o_d[None, :]).to(tl.float32)
-    b_values = tl.dot(b_mean, b_weight.T, input_precision="ieee")
+    b_values = tl.zeros([ROWS, D], tl.float32)
+    for i_c in tl.range(0, D, CHUNK):  # an exact product keeps both operands in registers
+        o_c = i_c + tl.arange(0, CHUNK)
+        b_kv = tl.zeros([ROWS, CHUNK], tl.float32)
+        for i_s in tl.range(0, SPLIT):
+            b_kv += tl.load(p_kv + (i_bh * SPLIT + i_s) * D * D + o_r[:, None] * D + o_c[None, :])
+        b_weight = tl.load(p_weight + o_d[:, None] * D + o_c[None, :]).to(tl.float32)
+        b_values = tl.dot(b_kv, b_weight.T, b_values, input_precision="ieee")
+    b_values /= tl.maximum(b_k_sum, 1e-30)[:, None]  # a channel that no key uses has weight 0 and value 0
     tl.store(p_values + i_bh * D * D + o_r[:, None] * D + o_d[None, :], b_values.to(p_values.dtype.element_ty))
     tl.store(p_k_sum + i_bh * D + o_r, b_k_sum)
     tl.store(p_k_mean + i_bh * D + o_r, b_k_total / L)
@@ -124,7 +130,7 @@ def kv_prepare(k: torch.Tensor, v: torch.Tensor, proj_weight: torch.Tensor, *, b
 
     kv, k_sum_part, k_total, v_max_part = new(splits, d, d), new(splits, d), new(splits, d), new(splits, d)
     out = PreparedKV(new(d, d, dtype=v.dtype), new(d), new(n_k, d), new(d), new(d))
-    rows = 32
+    rows = 16
     with torch.cuda.device_of(k):
         _kv_partial_kernel[splits, b * h](
             k, v, kv, k_sum_part, k_total, v_max_part, out.k_pooled,
@@ -135,6 +141,6 @@ def kv_prepare(k: torch.Tensor, v: torch.Tensor, proj_weight: torch.Tensor, *, b
         _kv_finish_kernel[d // rows, b * h](
             kv, k_sum_part, k_total, v_max_part, proj_weight, out.values, out.k_sum, out.k_mean, out.v_max,
             length, splits,
-            D=d, ROWS=rows, num_warps=4, num_stages=1, enable_fp_fusion=True,
+            D=d, ROWS=rows, CHUNK=16, num_warps=4, num_stages=1, enable_fp_fusion=True,
         )  # fmt: skip
     return out

@@ -1,0 +1,109 @@
+"""Sparse-linear attention on bfloat16 tensors: attention, preparation of k and v, block map.
+
+The launch options are those of the launchers; test_triton_sla.py compares `_attention` with `tile`."""
+
+from td_pack.tests.support.aot import Build, KernelCase
+
+MMA = {
+    "sm_80": "HMMA",
+    "sm_86": "HMMA",
+    "sm_89": "HMMA",
+    "sm_90": "HGMMA",
+    "sm_100": "UTCHMMA",
+    "sm_120": "HMMA",
+    "gfx942": "mfma",
+    "gfx1100": "wmma",
+}
+ROOMY = ("sm_90", "sm_100")
+
+
+def _strides(names: str) -> tuple[str, ...]:
+    return tuple(f"{x}_{axis}" for x in names for axis in "blh")
+
+
+def _arguments(**kinds: str) -> dict[str, str]:
+    """`kind="a b"` as {"a": kind, "b": kind}; a kind's first letter is p for a pointer."""
+    names = {"p_bf16": "*bf16", "p_fp32": "*fp32", "p_i32": "*i32"}
+    return {name: names.get(kind, kind) for kind, listed in kinds.items() for name in listed.split()}
+
+
+def _attention(d: int, linear: bool, loops: dict[str, int]) -> KernelCase:
+    constexprs = {"D": d, "BLOCK_Q": 128, "BLOCK_K": 64, "TILE_Q": 128, "LINEAR": linear}
+    if not linear:
+        constexprs |= dict.fromkeys(("p_values", "p_k_sum", "p_bias"))
+
+    def build(target: str) -> Build:
+        if target == "gfx1100":
+            return Build(4, 1, MMA[target], constexprs={"TILE_Q": 64})
+        if d == 64:
+            return Build(4, 3, MMA[target], loops.get(target))
+        return Build(8, 3 if target in ROOMY else 2, MMA[target], loops.get(target))
+
+    return KernelCase(
+        name=f"sla_attention_d{d}_{'linear' if linear else 'sparse'}",
+        module="kernels.triton.block_sparse_attention",
+        function="_attention_kernel",
+        signature={
+            **_arguments(p_bf16="p_q p_k p_v"),
+            **_arguments(p_i32="p_blocks"),
+            **_arguments(p_bf16="p_o"),
+            **(
+                {"p_values": "*bf16", "p_k_sum": "*fp32", "p_bias": "*bf16"}
+                if linear
+                else _arguments(constexpr="p_values p_k_sum p_bias")
+            ),
+            **dict.fromkeys(_strides("qkv"), "i32"),
+            **_arguments(i32="L_Q L_K N_Q T H", fp32="scale", constexpr="D BLOCK_Q BLOCK_K TILE_Q LINEAR"),
+        },
+        constexprs=constexprs,
+        targets={target: build(target) for target in MMA},
+        divisible=_strides("qkv"),
+    )
+
+
+def _kv_partial(d: int, loops: dict[str, int]) -> KernelCase:
+    return KernelCase(
+        name=f"sla_kv_partial_d{d}",
+        module="kernels.triton.kv_prepare",
+        function="_kv_partial_kernel",
+        signature={
+            **_arguments(p_bf16="p_k p_v", p_fp32="p_kv p_k_sum p_k_total p_v_max p_k_pooled"),
+            **dict.fromkeys(_strides("kv"), "i32"),
+            **_arguments(i32="L N_K CHUNK H", constexpr="D BLOCK_K"),
+        },
+        constexprs={"D": d, "BLOCK_K": 64},
+        targets={t: Build(8 if d == 128 else 4, 2, MMA[t], loops.get(t)) for t in MMA},
+        divisible=_strides("kv"),
+    )
+
+
+def _plain(name: str, module: str, function: str, signature: dict, warps: int, stages: int, divisible=(), **constexprs):
+    """A small kernel: it compiles and its loop does not spill."""
+    signature |= dict.fromkeys(constexprs, "constexpr")
+    build = Build(warps, stages)
+    return KernelCase(
+        name, f"kernels.triton.{module}", function, signature, constexprs, dict.fromkeys(MMA, build), divisible
+    )
+
+
+_FINISH = {
+    **_arguments(p_fp32="p_kv p_k_sum_part p_k_total p_v_max_part", p_bf16="p_weight p_values"),
+    **_arguments(p_fp32="p_k_sum p_k_mean p_v_max", i32="L SPLIT"),
+}
+_POOL = {**_arguments(p_bf16="p_x", p_fp32="p_y"), **dict.fromkeys(_strides("x"), "i32"), **_arguments(i32="L H")}
+_SCORE = _arguments(p_fp32="p_q p_k p_scores", i32="N_Q N_K")
+_TOP = _arguments(p_fp32="p_scores", p_i32="p_blocks", i32="N_K T")
+
+CASES = [
+    _attention(128, True, {}),
+    _attention(128, False, {}),
+    _attention(64, True, {}),
+    _attention(64, False, {}),
+    _kv_partial(128, {}),
+    _kv_partial(64, {}),
+    _plain("sla_kv_finish", "kv_prepare", "_kv_finish_kernel", _FINISH, 4, 1, D=128, ROWS=16, CHUNK=16),
+    _plain("sla_pool", "block_map", "_pool_kernel", _POOL, 4, 3, _strides("x"), D=128, BLOCK=128),
+    _plain("sla_score", "block_map", "_score_kernel", _SCORE, 4, 2, D=128, TILE=64, CHUNK=16),
+    _plain("sla_top_512", "block_map", "_top_kernel", dict(_TOP), 1, 3, WIDTH=512),
+    _plain("sla_top_4096", "block_map", "_top_kernel", dict(_TOP), 8, 3, WIDTH=4096),
+]
