@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 EXTRA = {
-    "sm_86": "compiles like sm_80 or sm_89",
-    "sm_100": "slow to compile",
+    "sm_86": "differs from sm_80 and sm_89 in few kernels",
     "gfx942": "AMD is best effort",
     "gfx1100": "AMD is best effort",
 }

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .environment import cache_dir
+from .sass import hottest_loop, read_sass
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILE_SECONDS = 240  # a compiler that takes longer hangs: some kernels do on RDNA
@@ -64,16 +65,17 @@ class KernelCase:
     constexprs: Mapping[str, object]
     targets: Mapping[str, Build]
     divisible: tuple[str, ...] = ()  # integer arguments that are multiples of 16; pointers always are
+    fp_fusion: bool = True
 
 
 @dataclass(frozen=True)
 class Report:
     registers: int
     spill_bytes: int  # the stack frame of a thread: Triton puts nothing but spills there
-    loop_spills: int  # local-memory instructions in the hottest loop
+    loop_spills: int  # local-memory instructions in the hottest loop (of the kernel, if it has none)
     shared: int
     mma: dict[str, int]  # tensor-core instructions of the whole kernel
-    loop_instructions: int  # of the hottest loop, no NOPs; 0 without a loop or on AMD
+    loop_instructions: int  # of the same, without NOPs; 0 on AMD
 
     def faults(self, build: Build, target: str) -> list[str]:
         """What is not as `build` says."""
@@ -91,77 +93,8 @@ class Report:
 
 # --- reading machine code ---------------------------------------------------------------------------------------------
 
-_SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)([^;?]*)")
-_SASS_MMA = re.compile(r"(?:[HIQDO]|HG|IG|QG|UTC\w*)MMA\b")
-_AMD_MMA = re.compile(r"\bv_s?w?mf?mac?_\w+")
+_AMD_MMA = re.compile(r"\bv_(?:s?mfmac?|wmma)_\w+")
 _LOCAL = ("LDL", "STL")
-
-
-@dataclass(frozen=True)
-class _Instruction:
-    address: int
-    predicated: bool
-    opcode: str
-    operands: str
-
-    def is_mma(self) -> bool:
-        return _SASS_MMA.match(self.opcode) is not None
-
-    def successors(self, following: int | None) -> list[int]:
-        """Addresses that may run next; a call comes back."""
-        after = [] if following is None else [following]
-        if self.opcode.startswith("BRA"):
-            jump = int(re.findall(r"0x([0-9a-f]+)", self.operands)[-1], 16)
-            conditional = self.predicated or re.search(r"\bU?P\d", self.operands)
-            return [jump, *after] if conditional else [jump]
-        if self.opcode.startswith(("EXIT", "RET")) and not self.predicated:
-            return []
-        return after
-
-
-def read_sass(text: str) -> list[_Instruction]:
-    return [
-        _Instruction(int(address, 16), bool(predicate), opcode, operands)
-        for address, predicate, opcode, operands in _SASS.findall(text)
-    ]
-
-
-def find_loops(code: list[_Instruction]) -> list[list[_Instruction]]:
-    """The natural loops. Addresses alone mislead: waits for a barrier are moved behind the end and jump back."""
-    following = [instruction.address for instruction in code[1:]] + [None]
-    by_address = {instruction.address: instruction for instruction in code}
-    before = defaultdict(set)
-    for instruction, after in zip(code, following, strict=True):
-        for address in instruction.successors(after):
-            before[address].add(instruction.address)
-    entry = code[0].address
-    bodies = defaultdict(set)  # by the loop's head
-    for head in [address for address in before if any(source >= address for source in before[address])]:
-        for tail in (source for source in before[head] if source >= head):
-            body, open_ends = {head}, [tail]
-            while open_ends:
-                address = open_ends.pop()
-                if address not in body:
-                    body.add(address)
-                    open_ends.extend(before[address])
-            if entry not in body or head == entry:  # else the head can be bypassed: a jump back, not a loop
-                bodies[head] |= body
-    return [
-        [by_address[address] for address in sorted(body) if by_address[address].opcode != "NOP"]
-        for body in bodies.values()
-    ]
-
-
-def hottest_loop(code: list[_Instruction]) -> list[_Instruction]:
-    """The innermost loop with the most tensor-core instructions, or the longest loop if none has any."""
-
-    def count_mma(loop):
-        return sum(instruction.is_mma() for instruction in loop)
-
-    loops = find_loops(code)
-    multiplying = [loop for loop in loops if count_mma(loop)]
-    innermost = [loop for loop in multiplying if not any(set(other) < set(loop) for other in multiplying)]
-    return max(innermost or loops, key=lambda loop: (count_mma(loop), len(loop)), default=[])
 
 
 def _report_cuda(cubin: bytes, shared: int) -> Report:
@@ -228,7 +161,7 @@ def compile_case(case: KernelCase, target: str) -> Report:
             if kind.startswith("*") or name in case.divisible
         },
     )
-    options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": True}
+    options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": case.fp_fusion}
     kernel = triton.compile(source, target=GPUTarget(gpu.backend, gpu.arch, gpu.warp_size), options=options)
     if gpu.backend == "hip":
         return _report_amd(kernel.asm["amdgcn"], kernel.metadata.shared)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from td_pack.tests.support.aot import TARGETS, Build, Compiler, KernelCase, find_loops, hottest_loop, read_sass
+from td_pack.tests.support.aot import TARGETS, Build, Compiler, KernelCase
 
 MULTIPLY = KernelCase(
     name="multiply",
@@ -73,42 +73,3 @@ def test_compiler_that_dies_is_reported_and_replaced(compile_for):
     dying = replace(MULTIPLY, module="tests.support.aot_selftest", function="die")
     assert "exit code 3" in compile_for(dying, "sm_80")
     assert not isinstance(compile_for(MULTIPLY, "sm_80"), str)
-
-
-def sass(*lines: str):
-    return read_sass("\n".join(f"        /*{index * 16:04x}*/   {line} ;" for index, line in enumerate(lines)))
-
-
-def test_hottest_loop_is_the_innermost_with_tensor_cores():
-    code = sass(
-        "S2R R1, SR_TID.X",  # 00
-        "IADD3 R2, R2, 1, RZ",  # 10 the outer loop
-        "LDL R4, [R1]",  # 20
-        "HMMA.16816.F32 R4, R4",  # 30 the inner loop
-        "NOP",  # 40
-        "@!P1 BRA 0x30",  # 50
-        "STL [R1], R4",  # 60
-        "@P0 BRA 0x10",  # 70
-        "EXIT",  # 80
-        "BRA 0x90",  # 90 padding
-    )
-    assert [[i.address for i in loop] for loop in [hottest_loop(code)]] == [[0x30, 0x50]]
-
-
-def test_jump_back_from_a_wait_behind_the_end_is_no_loop():
-    code = sass(
-        "S2R R1, SR_TID.X",  # 00
-        "UTCHMMA gdesc[UR6], tmem[UR20]",  # 10 the loop
-        "SYNCS.PHASECHK.TRYWAIT P4, [UR16]",  # 20
-        "@!P4 BRA 0x60",  # 30
-        "@!P0 BRA 0x10",  # 40
-        "EXIT",  # 50
-        "SYNCS.PHASECHK.TRYWAIT P4, [UR16]",  # 60 the wait, its own loop
-        "@!P4 BRA 0x60",  # 70
-        "BRA 0x40",  # 80
-    )
-    assert sorted([i.address for i in loop] for loop in find_loops(code)) == [
-        [0x10, 0x20, 0x30, 0x40, 0x60, 0x70, 0x80],
-        [0x60, 0x70],
-    ]
-    assert len(hottest_loop(code)) == 7

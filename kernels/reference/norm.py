@@ -1,0 +1,73 @@
+"""The normalisations of a Wan block with what follows them, in plain torch.
+
+All of it runs in float32 at least and on a bounded number of tokens at a time; inputs may be strided views.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+_CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 256 MB in float32
+
+
+def _chunks(x: torch.Tensor) -> Iterator[tuple[int, slice]]:
+    """Batch item and tokens of each step through [B, L, width]."""
+    tokens = max(1, _CHUNK_ELEMENTS // x.shape[2])
+    for item in range(x.shape[0]):
+        for start in range(0, x.shape[1], tokens):
+            yield item, slice(start, start + tokens)
+
+
+def rms_norm_rope(
+    x: torch.Tensor, weight: torch.Tensor, freqs: torch.Tensor, *, heads: int, eps: float
+) -> torch.Tensor:
+    """Rotary embedding of x / rms(x) * weight, where rms spans all heads: [B, L, H * D] -> [B, L, H, D].
+
+    `freqs` float32 [1, L, 1, D/2, 2, 2] holds a 2 x 2 matrix for each pair of neighbouring channels, as ComfyUI's
+    `rope_encode` makes it. The normalised values are rounded to x's dtype before they are rotated, as in the host."""
+    compute = torch.promote_types(x.dtype, torch.float32)
+    out = torch.empty((*x.shape[:2], heads, x.shape[2] // heads), dtype=x.dtype, device=x.device)
+    for item, tokens in _chunks(x):
+        normed = F.rms_norm(x[item, tokens].to(compute), weight.shape, weight.to(compute), eps).to(x.dtype)
+        even, odd = normed.to(compute).unflatten(1, (heads, -1, 2)).unbind(-1)
+        matrix = freqs[0, tokens]
+        rotated = (matrix[..., row, 0] * even + matrix[..., row, 1] * odd for row in range(2))
+        out[item, tokens] = torch.stack(tuple(rotated), -1).flatten(-2)
+    return out
+
+
+def _modulated(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float
+) -> Iterator[tuple[int, slice, torch.Tensor]]:
+    compute = torch.promote_types(x.dtype, torch.float32)
+    tokens_per_frame = -(-x.shape[1] // shift.shape[1])
+    for item, tokens in _chunks(x):
+        frame = torch.arange(x.shape[1], device=x.device)[tokens] // tokens_per_frame
+        normed = F.layer_norm(x[item, tokens].to(compute), x.shape[2:], eps=eps)
+        yield item, tokens, normed * (1 + scale[item, frame].to(compute)) + shift[item, frame].to(compute)
+
+
+def layer_norm_modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float) -> torch.Tensor:
+    """LayerNorm(x) * (1 + scale) + shift, rounded once: [B, L, width].
+
+    `shift` and `scale` are [B, frames, width]; each holds for ceil(L / frames) consecutive tokens."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    for item, tokens, value in _modulated(x, shift, scale, eps):
+        out[item, tokens] = value
+    return out
+
+
+def layer_norm_modulate_quantize(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`layer_norm_modulate`, unrounded, as int8 codes [B, L, width] and float32 scales [B, L]: largest magnitude / 127.
+
+    The scale of a token with NaN or infinity is not finite."""
+    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    row_scales = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
+    for item, tokens, value in _modulated(x, shift, scale, eps):
+        largest = value.abs().amax(-1).clamp_min(1e-8)
+        codes[item, tokens] = (value * (127 / largest)[:, None]).round().nan_to_num(0).to(torch.int8)
+        row_scales[item, tokens] = largest / 127
+    return codes, row_scales

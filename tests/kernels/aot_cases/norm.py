@@ -1,0 +1,56 @@
+"""The norm kernels at the widths of Wan 1.3B and 14B: no tensor cores and no loop, so the whole kernel is counted."""
+
+from ...support.aot import Build, KernelCase
+
+_NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+_AMD = ("gfx942", "gfx1100")
+_STRIDES = ("x_b", "x_l")
+_MODULATION = ("shift_b", "shift_f", "scale_b", "scale_f")
+_INSTRUCTIONS = {
+    "rms_norm_rope-1536": (286, 286, 286, 293, 296, 293),
+    "rms_norm_rope-5120": (399, 399, 399, 386, 387, 386),
+    "layer_norm_modulate-1536": (331, 331, 331, 341, 330, 342),
+    "layer_norm_modulate-5120": (442, 443, 443, 445, 421, 445),
+    "layer_norm_modulate_quantize-1536": (541, 540, 540, 549, 519, 556),
+    "layer_norm_modulate_quantize-5120": (782, 785, 785, 783, 719, 795),
+}
+
+
+def _case(name: str, function: str, signature: dict, constexprs: dict, width: int, divisible: tuple) -> KernelCase:
+    warps, name = 4 if width <= 2048 else 8, f"{name}-{width}"
+    nvidia = {target: Build(warps, 3, loop=loop) for target, loop in zip(_NVIDIA, _INSTRUCTIONS[name], strict=True)}
+    return KernelCase(
+        name=name,
+        module=f"kernels.triton.{function}",
+        function=f"_{function}_kernel",
+        signature=signature | dict.fromkeys(constexprs, "constexpr"),
+        constexprs=constexprs,
+        divisible=divisible,
+        targets=nvidia | {target: Build(warps, 3) for target in _AMD},
+    )
+
+
+def _rope(heads: int, padded: int) -> KernelCase:
+    signature = {"p_x": "*bf16", "p_weight": "*bf16", "p_freqs": "*fp32", "p_y": "*bf16", "eps": "fp32"}
+    signature |= dict.fromkeys(("L", *_STRIDES), "i32")
+    constexprs = {"HEADS": heads, "HEADS_PADDED": padded, "D": 128}
+    return _case("rms_norm_rope", "rms_norm_rope", signature, constexprs, heads * 128, _STRIDES)
+
+
+def _modulate(quantize: bool, width: int, padded: int) -> KernelCase:
+    name = "layer_norm_modulate" + "_quantize" * quantize
+    signature = dict.fromkeys(("p_x", "p_shift", "p_scale"), "*bf16")
+    signature |= {"p_y": "*i8", "p_row_scales": "*fp32"} if quantize else {"p_y": "*bf16", "p_row_scales": "constexpr"}
+    signature |= {"eps": "fp32"}
+    signature |= dict.fromkeys(("L", "FRAME", *_STRIDES, *_MODULATION), "i32")
+    constexprs = {"WIDTH": width, "WIDTH_PADDED": padded, "QUANTIZE": quantize} | (
+        {} if quantize else {"p_row_scales": None}
+    )
+    return _case(name, "layer_norm_modulate", signature, constexprs, width, _STRIDES + _MODULATION)
+
+
+CASES = [
+    _rope(12, 16),
+    _rope(40, 64),
+    *(_modulate(quantize, *width) for quantize in (False, True) for width in ((1536, 2048), (5120, 8192))),
+]

@@ -1,0 +1,136 @@
+"""The kernel files obey the rules that neither the interpreter nor the compiler checks."""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+from td_pack.tests.support.aot import KernelCase
+
+KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+FILES = sorted((KERNELS / "triton").glob("[!_]*.py"))
+BANNED = {"make_block_ptr", "libdevice", "autotune"}
+
+
+def dotted(node: ast.AST) -> str:
+    return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
+
+
+def calls(tree: ast.AST) -> list[ast.Call]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def kernels(tree: ast.Module) -> dict[str, tuple[ast.FunctionDef, list[str]]]:
+    """The functions launched on a grid (helpers have no program id), with what they do not specialise on."""
+    found = {}
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        if any(dotted(call.func) == "tl.program_id" for call in calls(function)):
+            decorator = function.decorator_list[-1]
+            keywords = {word.arg: word.value for word in getattr(decorator, "keywords", ())}
+            runtime = keywords.get("do_not_specialize")
+            found[function.name] = function, ast.literal_eval(runtime) if runtime else []
+    return found
+
+
+def file_faults(text: str) -> list[str]:
+    tree, faults = ast.parse(text), []
+    if len(text.splitlines()) > 300:
+        faults.append("longer than 300 lines")
+    for node in ast.walk(tree):
+        name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+        if name in BANNED or name.startswith("atomic_"):
+            faults.append(f"line {node.lineno}: {name}")
+    for call in calls(tree):
+        words = {word.arg for word in call.keywords}
+        if dotted(call.func) == "tl.load" and "mask" in words and "other" not in words:
+            faults.append(f"line {call.lineno}: masked load without other")
+        launch = isinstance(call.func, ast.Subscript) and dotted(call.func.value) in kernels(tree)
+        if launch and "enable_fp_fusion" not in words:
+            faults.append(f"line {call.lineno}: launch without enable_fp_fusion")
+    for name, (function, _) in kernels(tree).items():
+        if "tl.int64" not in ast.unparse(function):
+            faults.append(f"{name}: no 64-bit offsets")
+    return faults
+
+
+def case_faults(text: str, cases: list[KernelCase]) -> list[str]:
+    """Kernels without a case, and lengths (upper case, not constexpr) that would recompile with each resolution."""
+    faults = []
+    for name, (function, runtime) in kernels(ast.parse(text)).items():
+        own = [case for case in cases if case.function == name]
+        if not own:
+            faults.append(f"{name}: no ahead-of-time case")
+        for argument in function.args.args:
+            is_length = argument.arg.isupper() and argument.annotation is None
+            fixed = own and all(argument.arg in case.divisible for case in own)
+            if is_length and argument.arg not in runtime and not fixed:
+                faults.append(f"{name}: specialised on {argument.arg}")
+    return faults
+
+
+def public_functions(folder: str) -> dict:
+    """What the modules of the folder define for others, by name."""
+    found = {}
+    for path in sorted((KERNELS / folder).glob("[!_]*.py")):
+        module = importlib.import_module(f"td_pack.kernels.{folder}.{path.stem}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__module__ == module.__name__ and not name.startswith("_"):
+                found[name] = function
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_kernel_file(path):
+    assert not file_faults(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_kernels_have_cases_and_do_not_recompile_for_a_length(path):
+    modules = Path(__file__).with_name("aot_cases").glob("[!_]*.py")
+    cases = [
+        case
+        for module in modules
+        for case in importlib.import_module(f"td_pack.tests.kernels.aot_cases.{module.stem}").CASES
+        if case.module == f"kernels.triton.{path.stem}"
+    ]
+    assert not case_faults(path.read_text(encoding="utf-8"), cases)
+
+
+def test_launchers_have_the_signature_of_their_reference():
+    fast, plain = public_functions("triton"), public_functions("reference")
+    shared = fast.keys() & plain.keys()
+    assert shared
+    for name in shared:
+        assert inspect.signature(fast[name]) == inspect.signature(plain[name]), name
+
+
+SOUND = """
+@triton.jit(do_not_specialize=["L"])
+def _kernel(p_x, L, N, x_b, W: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64)
+    tl.load(p_x + i * L, mask=i < N, other=0)
+
+def run(x):
+    _kernel[(1,)](x, enable_fp_fusion=True)
+"""
+CASE = KernelCase("kernel", "kernels.triton.x", "_kernel", {}, {}, {}, divisible=("N",))
+
+
+@pytest.mark.parametrize("old, new, message", [
+    (", other=0", "", "line 5: masked load without other"),
+    (".to(tl.int64)", "", "_kernel: no 64-bit offsets"),
+    ("enable_fp_fusion=True", "", "line 8: launch without enable_fp_fusion"),
+    ("tl.load(", "tl.make_block_ptr(", "line 5: make_block_ptr"),
+    ("tl.load(", "tl.atomic_add(", "line 5: atomic_add"),
+    ("\n", "\n" * 40, "longer than 300 lines"),
+])  # fmt: skip
+def test_broken_file_is_found(old, new, message):
+    assert not file_faults(SOUND)
+    assert message in file_faults(SOUND.replace(old, new))
+
+
+def test_missing_case_and_specialised_length_are_found():
+    assert not case_faults(SOUND, [CASE])
+    assert case_faults(SOUND, []) == ["_kernel: no ahead-of-time case", "_kernel: specialised on N"]
+    assert case_faults(SOUND.replace('"L"', ""), [CASE]) == ["_kernel: specialised on L"]

@@ -1,0 +1,170 @@
+"""The norm kernels, in Triton's interpreter unless there is a GPU."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from td_pack.kernels.reference import norm as reference
+from td_pack.kernels.triton import layer_norm_modulate, rms_norm_rope
+from td_pack.tests.support.norms import (
+    EPS,
+    assert_as_good_as,
+    draw,
+    error,
+    exact_rms_norm_rope,
+    host_layer_norm_modulate,
+    rotate,
+    wan_freqs,
+)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.float16) + (torch.bfloat16,) * (
+    DEVICE == "cuda"
+)  # the interpreter truncates to bfloat16
+CANARY = 4096
+
+
+class PoisonedTorch:
+    """torch, with outputs that start as NaN (codes as 127) and have a canary behind them."""
+
+    def __init__(self):
+        self.buffers = []
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def empty(self, shape, *, dtype, device):
+        fill = float("nan") if dtype.is_floating_point else 127
+        self.buffers.append(torch.full((math.prod(shape) + CANARY,), fill, dtype=dtype, device=device))
+        return self.buffers[-1][:-CANARY].view(shape)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    poisoned = PoisonedTorch()
+    for module in (rms_norm_rope, layer_norm_modulate):
+        monkeypatch.setattr(module, "torch", poisoned)
+    yield
+    assert poisoned.buffers
+    for buffer in poisoned.buffers:
+        canary = buffer[-CANARY:]
+        assert (canary.isnan() if buffer.is_floating_point() else canary == 127).all()
+
+
+def rope(x, weight, freqs, heads, module=rms_norm_rope):
+    return module.rms_norm_rope(x, weight, freqs, heads=heads, eps=EPS)
+
+
+def rope_inputs(batch, length, heads, head_width, dtype=torch.float32):
+    width = heads * head_width
+    weight = 1 + 0.1 * draw(width, seed=1, dtype=dtype)
+    return (
+        draw(batch, length, width, dtype=dtype).to(DEVICE),
+        weight.to(DEVICE),
+        wan_freqs(1, 1, length, head_width).to(DEVICE),
+    )
+
+
+def modulate(x, shift, scale, module=layer_norm_modulate):
+    return module.layer_norm_modulate(x, shift, scale, eps=EPS)
+
+
+def quantize(x, shift, scale, module=layer_norm_modulate):
+    return module.layer_norm_modulate_quantize(x, shift, scale, eps=EPS)
+
+
+def modulate_inputs(batch, length, width, frames=1, dtype=torch.float32):
+    shift, scale = draw(2, batch, frames, width, seed=1, dtype=dtype).to(DEVICE)
+    return (3 * draw(batch, length, width, dtype=dtype) + 1).to(DEVICE), shift, scale
+
+
+def assert_codes_match(got, want):
+    """In the interpreter the row sums may come in another order, so a value on the edge of a code may go either way."""
+    (codes, scales), (want_codes, want_scales) = got, want
+    torch.testing.assert_close(scales, want_scales, rtol=1e-5, atol=0)
+    difference = (codes.int() - want_codes.int()).abs()
+    assert difference.max() <= 1 and difference.float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [1, 17])
+@pytest.mark.parametrize("heads, head_width", [(12, 128), (1, 64), (3, 64)])
+def test_rope_matches_the_reference(heads, head_width, length, dtype):
+    inputs = rope_inputs(2, length, heads, head_width, dtype)
+    exact = exact_rms_norm_rope(*inputs, heads)
+    assert_as_good_as(rope(*inputs, heads), rope(*inputs, heads, reference), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length, frames", [(1, 1), (7, 1), (6, 3), (10, 3)])
+@pytest.mark.parametrize("width", [256, 1536, 100])
+def test_modulate_matches_the_reference(width, length, frames, dtype):
+    inputs = modulate_inputs(2, length, width, frames, dtype)
+    exact = host_layer_norm_modulate(*(x.double() for x in inputs))
+    assert_as_good_as(modulate(*inputs), modulate(*inputs, reference), exact)
+    assert_codes_match(quantize(*inputs), quantize(*inputs, reference))
+
+
+def test_width_of_the_14b_model():
+    inputs = rope_inputs(1, 3, 40, 128)
+    assert error(rope(*inputs, 40), exact_rms_norm_rope(*inputs, 40)) < 1e-5
+    inputs = modulate_inputs(1, 3, 5120)
+    assert error(modulate(*inputs), host_layer_norm_modulate(*(x.double() for x in inputs))) < 1e-5
+    assert_codes_match(quantize(*inputs), quantize(*inputs, reference))
+
+
+def test_float32_weight_and_modulation_of_half_inputs():
+    """Norm weights of a quantised checkpoint are float32."""
+    x, weight, freqs = rope_inputs(1, 5, 2, 64, torch.float16)
+    assert torch.equal(rope(x, weight.float(), freqs, 2), rope(x, weight, freqs, 2))
+    x, shift, scale = modulate_inputs(1, 5, 128, dtype=torch.float16)
+    assert torch.equal(modulate(x, shift.float(), scale.float()), modulate(x, shift, scale))
+
+
+def test_normed_values_are_rounded_before_they_are_rotated():
+    x, weight, freqs = rope_inputs(1, 9, 2, 64, torch.float16)
+    rounded = F.rms_norm(x.double(), weight.shape, weight.double(), EPS).half()
+    want = rotate(rounded.unflatten(2, (2, 64)), freqs).half()
+    assert (rope(x, weight, freqs, 2) == want).float().mean() > 0.99  # unrounded, a third differs
+
+
+def test_views_of_a_fused_projection_and_of_the_modulation():
+    x, weight, freqs = rope_inputs(2, 6, 6, 64)
+    view = x[..., 128:256]
+    assert torch.equal(rope(view, weight[:128], freqs, 2), rope(view.contiguous(), weight[:128], freqs, 2))
+    six = draw(2, 6, 128, seed=3).to(DEVICE)
+    four_frames = draw(2, 3, 6, 128, seed=4).to(DEVICE)
+    for shift, scale in (six.chunk(6, dim=1)[1:3], four_frames.unbind(2)[1:3]):
+        got, want = modulate(view, shift, scale), modulate(view.contiguous(), shift.contiguous(), scale.contiguous())
+        assert torch.equal(got, want)
+
+
+def test_batch_is_its_items_and_a_second_call_the_same():
+    x, weight, freqs = rope_inputs(2, 7, 2, 64)
+    both = rope(x, weight, freqs, 2)
+    assert torch.equal(both, rope(x, weight, freqs, 2))
+    assert torch.equal(both, torch.cat([rope(item[None], weight, freqs, 2) for item in x]))
+    inputs = modulate_inputs(2, 7, 128, frames=2)
+    both = modulate(*inputs)
+    assert torch.equal(both, modulate(*inputs))
+    items = zip(*inputs, strict=True)
+    assert torch.equal(both, torch.cat([modulate(*(tensor[None] for tensor in item)) for item in items]))
+
+
+def test_token_of_zeros():
+    x, zeros = torch.zeros(1, 2, 64, device=DEVICE), torch.zeros(1, 1, 64, device=DEVICE)
+    assert not rope(x, torch.ones(64, device=DEVICE), wan_freqs(1, 1, 2, 64).to(DEVICE), 1).any()
+    codes, scales = quantize(x, zeros, zeros)
+    assert not codes.any() and (scales > 0).all() and (scales < 1e-9).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_bad_value_stays_in_its_token(bad):
+    x, weight, freqs = rope_inputs(1, 3, 1, 64)
+    x[0, 1, 7] = bad
+    zeros = torch.zeros(1, 1, 64, device=DEVICE)
+    outputs = rope(x, weight, freqs, 1).flatten(2), modulate(x, zeros, zeros), quantize(x, zeros, zeros)[1][..., None]
+    for out in outputs:
+        assert out.isfinite().all(-1).tolist() == [[True, False, True]]
