@@ -43,11 +43,11 @@ def kv_quantize(
     pad = (0, 0, 0, blocks * block_k - length)
     smooth = F.pad((k.float() - k_mean[:, None]).transpose(1, 2), pad)
     k8, k_scale = _quantize_blocks(smooth.unflatten(2, (blocks, block_k)))
-    k8, k_scale = k8.flatten(2, 3), k_scale.flatten(2)
+    k8, k_scale = k8.flatten(2, 3).contiguous(), k_scale.flatten(2)
     padded = F.pad(v.float().transpose(1, 2), pad)
     v_limit = PV_FORMATS[pv][1]
     if v_limit is None:
-        return k8, k_scale, padded.half(), None
+        return k8, k_scale, padded.half().contiguous(), None
     v_scale = v_max.clamp_min(1e-6) / v_limit
     v8 = padded.transpose(2, 3) * (1 / v_scale)[..., None]
     v8 = _codes(v8).to(torch.int8) if pv == "int8" else v8.to(torch.float8_e4m3fn)

@@ -72,7 +72,8 @@ def _sage_kernel(
     p_v8 += i_bh * v_d * D
     p_blocks += (i_bh * tl.num_programs(0) + i_q) * T
 
-    b_q8, q_scale = quantize_tile(tl.load(p_q + i_row * q_l + (o_q[:, None] * q_l + o_d[None, :]), mask=m_q, other=0).to(tl.float32))
+    b_q = tl.load(p_q + i_row * q_l + (o_q[:, None] * q_l + o_d[None, :]), mask=m_q, other=0)
+    b_q8, q_scale = quantize_tile(b_q.to(tl.float32))
     q_scale *= scale
     b_acc = tl.zeros([BLOCK_Q, D], tl.float32)
     b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -97,8 +98,9 @@ def _sage_kernel(
     if PV != "fp16":
         b_acc *= tl.load(p_v_scale + i_bh * D + o_d)[None, :]
     if LINEAR:
-        # Loaded again: held over the loop it would cost the registers that keep the loop free of spills.
-        b_acc = linear_branch(b_acc, tl.load(p_q + (i_row + o_q)[:, None] * q_l + o_d[None, :], mask=m_q, other=0), p_values, p_k_sum, p_bias, i_bh, D)
+        # Loaded again, by another sum of the same addresses: tile or addresses held over the loop would spill in it.
+        b_q = tl.load(p_q + (i_row + o_q)[:, None] * q_l + o_d[None, :], mask=m_q, other=0)
+        b_acc = linear_branch(b_acc, b_q, p_values, p_k_sum, p_bias, i_bh, D)
     p_o += ((i_b * L_Q + i_row) * H + i_h) * D
     tl.store(p_o + (o_q[:, None] * (H * D) + o_d[None, :]), b_acc.to(p_o.dtype.element_ty), mask=m_q)
 
@@ -117,7 +119,7 @@ def default_pv(capability: tuple[int, int], triton_version: tuple[int, ...]) -> 
     if capability == (8, 0):
         return Choice("fp16", True, "no fp8 here; int8 is hardly faster than fp16 on this chip and rounds more")
     if major in (9, 10):
-        return Choice("fp16", False, "the 16-bit kernel is as good here: rounding and scaling take the time 8 bits save")
+        return Choice("fp16", False, "the 16-bit kernel is as good here: rounding takes the time that 8 bits save")
     if capability < (8, 9):
         return Choice("int8", True, "no fp8 here, and int8 is twice as fast as fp16")
     if triton_version < (3, 5, 1):
