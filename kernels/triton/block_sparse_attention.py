@@ -81,9 +81,8 @@ def tile(major: int, hip: bool, d: int) -> dict[str, int]:
     """Tile and launch options by the GPU's major version: chosen from compiled code (spills, shared memory), not timed."""
     if hip and major >= 11:
         return dict(TILE_Q=64, num_warps=4, num_stages=1)
-    if d == 64:
-        return dict(TILE_Q=128, num_warps=4, num_stages=3)
-    return dict(TILE_Q=128, num_warps=8, num_stages=3 if major in (9, 10) and not hip else 2)
+    roomy = d == 64 or (major in (9, 10) and not hip)  # three stages of keys and values fit in shared memory
+    return dict(TILE_Q=128, num_warps=8, num_stages=3 if roomy else 2)
 
 
 def _attend(q, k, v, blocks, prepared, proj_bias, block_q: int, block_k: int) -> torch.Tensor:
