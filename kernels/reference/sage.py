@@ -36,21 +36,22 @@ def kv_quantize(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """What `sage_attention` reads, from k, v and their statistics over L: the mean key and max |v|, [B, H, D] float32.
 
-    Returns k8 int8 [B, H, blocks * block_k, D], k_scale float32 [B, H, blocks], then v8 [B, H, D, blocks * block_k]
-    (transposed: what 8-bit tensor cores read) in the format's type, and v_scale float32 [B, H, D], None for "fp16".
-    Codes past the end are 0. A channel whose v are all 0 keeps a finite scale."""
+    Returns k8 int8 [B, H, blocks * block_k, D], k_scale float32 [B, H, blocks], then v8 [B, H, D, blocks * block_k] in
+    the format's type (transposed: 8-bit tensor cores read it so) with v_scale float32 [B, H, D]; for "fp16" v8 is
+    [B, H, blocks * block_k, D] and v_scale None. Codes past the end are 0; a channel of zeros keeps a finite scale."""
     length, blocks = k.shape[1], block_count(k.shape[1], block_k)
     pad = (0, 0, 0, blocks * block_k - length)
     smooth = F.pad((k.float() - k_mean[:, None]).transpose(1, 2), pad)
     k8, k_scale = _quantize_blocks(smooth.unflatten(2, (blocks, block_k)))
-    k8, k_scale = k8.flatten(2, 3), k_scale.flatten(2)
-    v8 = F.pad(v.float().permute(0, 2, 3, 1), (0, blocks * block_k - length))
+    k8, k_scale = k8.flatten(2, 3).contiguous(), k_scale.flatten(2)
+    padded = F.pad(v.float().transpose(1, 2), pad)
     v_limit = PV_FORMATS[pv][1]
     if v_limit is None:
-        return k8, k_scale, v8.half(), None
+        return k8, k_scale, padded.half().contiguous(), None
     v_scale = v_max.clamp_min(1e-6) / v_limit
-    v8 = v8 * (1 / v_scale)[..., None]
-    return k8, k_scale, _codes(v8).to(torch.int8) if pv == "int8" else v8.to(torch.float8_e4m3fn), v_scale
+    v8 = padded.transpose(2, 3) * (1 / v_scale)[..., None]
+    v8 = _codes(v8).to(torch.int8) if pv == "int8" else v8.to(torch.float8_e4m3fn)
+    return k8, k_scale, v8.contiguous(), v_scale
 
 
 def sage_attention(
@@ -80,7 +81,8 @@ def sage_attention(
     for item in range(b):
         for head in range(h):
             keys = k8[item, head].float().unflatten(0, (-1, block_k))
-            values = v8[item, head].float().transpose(0, 1).unflatten(0, (-1, block_k))
+            values = v8[item, head] if pv == "fp16" else v8[item, head].transpose(0, 1)
+            values = values.float().unflatten(0, (-1, block_k))
             for start in range(0, n_q, step):
                 listed = blocks[item, head, start : start + step].long()
                 rows = slice(start * block_q, min((start + step) * block_q, l_q))
@@ -95,9 +97,8 @@ def sage_attention(
                     i = listed[:, t]
                     scores = q8.float() @ keys[i].transpose(1, 2) * (q_scale * k_scale[item, head, i, None, None])
                     scores.masked_fill_((i[:, None] * block_k + in_block >= length)[:, None], -torch.inf)
-                    peak = torch.maximum(top, scores.amax(-1, keepdim=True))
-                    # the largest weight is p_max, through the exponent
-                    weights = torch.exp2(scores - (peak - math.log2(p_max)))
+                    peak = torch.maximum(top, scores.amax(-1, keepdim=True) - math.log2(p_max))
+                    weights = torch.exp2(scores - peak)  # the largest is p_max
                     fade = torch.exp2(top - peak)
                     total = total * fade + weights.sum(-1, keepdim=True)  # of unrounded weights
                     acc = acc * fade + _round_weights(weights, pv) @ values[i]

@@ -1,7 +1,7 @@
 """k and v as 8-bit sparse attention reads them (kernels/reference/sage.py: `kv_quantize`), one pass over both.
 
-v is stored transposed, [B, H, D, tokens], and in its final type: turning an 8-bit v in the attention loop, or casting bf16 to
-fp16 there, nearly doubles that loop.
+v is stored in its final type, and transposed where that has 8 bits, [B, H, D, tokens]: casting bf16 to fp16 in the attention
+loop, or turning an 8-bit v there, nearly doubles that loop.
 """
 
 import torch
@@ -45,11 +45,12 @@ def _kv_quantize_kernel(
     tl.store(p_k8 + (i_bh * n_k * BLOCK_K + i_l + o_l[:, None]) * D + o_d[None, :], b_k8)
     tl.store(p_k_scale + i_bh * n_k + i_k, k_scale)
     b_v = tl.load(p_v + i_b * v_b + i_h * v_h + i_l * v_l + o_l[:, None] * v_l + o_d[None, :], mask=m_l, other=0)
-    b_v = b_v.to(tl.float32)
-    if PV != "fp16":
-        b_v *= (1 / tl.load(p_v_scale + i_bh * D + o_d))[None, :]
-    b_v8 = round_away(b_v) if PV == "int8" else b_v.to(p_v8.dtype.element_ty)
-    tl.store(p_v8 + (i_bh * D + o_d[:, None]) * (n_k * BLOCK_K) + i_l + o_l[None, :], tl.trans(b_v8))
+    if PV == "fp16":
+        tl.store(p_v8 + (i_bh * n_k * BLOCK_K + i_l + o_l[:, None]) * D + o_d[None, :], b_v.to(tl.float16))
+    else:
+        b_v = b_v.to(tl.float32) * (1 / tl.load(p_v_scale + i_bh * D + o_d))[None, :]
+        b_v8 = round_away(b_v) if PV == "int8" else b_v.to(tl.float8e4nv)
+        tl.store(p_v8 + (i_bh * D + o_d[:, None]) * (n_k * BLOCK_K) + i_l + o_l[None, :], tl.trans(b_v8))
 
 
 def kv_quantize(
@@ -58,9 +59,10 @@ def kv_quantize(
     """k, v [B, L, H, D] with a contiguous last dimension; k_mean, v_max from `kv_prepare`; D in {64, 128}."""
     b, length, h, d = k.shape
     n_k = triton.cdiv(length, block_k)
-    k8 = torch.empty((b, h, n_k * block_k, d), dtype=torch.int8, device=k.device)
+    tokens = n_k * block_k
+    k8 = torch.empty((b, h, tokens, d), dtype=torch.int8, device=k.device)
     k_scale = torch.empty((b, h, n_k), dtype=torch.float32, device=k.device)
-    v8 = torch.empty((b, h, d, n_k * block_k), dtype=V_TYPE[pv], device=k.device)
+    v8 = torch.empty((b, h, tokens, d) if pv == "fp16" else (b, h, d, tokens), dtype=V_TYPE[pv], device=k.device)
     v_scale = None if pv == "fp16" else v_max.clamp_min(1e-6) / V_LIMIT[pv]
     with torch.cuda.device_of(k):
         _kv_quantize_kernel[n_k, b * h](

@@ -28,7 +28,6 @@ def _attend_block(
     """The online softmax after one more block, of which the first `count` keys exist."""
     o_k, o_d = tl.arange(0, BLOCK_K), tl.arange(0, D)
     b_k8 = tl.load(p_k8 + i_k.to(tl.int64) * (BLOCK_K * D) + (o_k[:, None] * D + o_d[None, :]))
-    b_v8 = tl.load(p_v8 + i_k * BLOCK_K + (o_d[:, None] * v_d + o_k[None, :]))
     scale = q_scale * tl.load(p_k_scale + i_k)
     b_s = tl.dot(b_q8, b_k8.T).to(tl.float32)
     if MASKED:
@@ -37,15 +36,19 @@ def _attend_block(
     b_p = tl.exp2(b_s * scale - b_new[:, None])
     b_decay = tl.exp2(b_max - b_new)
     b_sum = b_sum * b_decay + tl.sum(b_p, axis=1)
+    if PV == "fp16":
+        b_v8 = tl.load(p_v8 + i_k.to(tl.int64) * (BLOCK_K * D) + (o_k[:, None] * D + o_d[None, :]))
+    else:
+        b_v8 = tl.load(p_v8 + i_k * BLOCK_K + (o_d[:, None] * v_d + o_k[None, :])).T
     b_acc *= b_decay[:, None]
     if PV == "fp16":
-        b_acc = tl.dot(b_p.to(tl.float16), b_v8.T, b_acc)
+        b_acc = tl.dot(b_p.to(tl.float16), b_v8, b_acc)
     elif PV == "int8":
         # In the sum with 1.5 * 2^23 the low byte is p, rounded half to even; a conversion would wait for its slow unit.
         b_p8 = (b_p + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
-        b_acc += tl.dot(b_p8, b_v8.T).to(tl.float32)
+        b_acc += tl.dot(b_p8, b_v8).to(tl.float32)
     else:  # not dot(..., acc): on Hopper that leaves the whole sum in its 14-bit fp8 accumulator
-        b_acc += tl.dot(b_p.to(tl.float8e4nv), b_v8.T, out_dtype=tl.float16 if SUM16 else tl.float32).to(tl.float32)
+        b_acc += tl.dot(b_p.to(tl.float8e4nv), b_v8, out_dtype=tl.float16 if SUM16 else tl.float32).to(tl.float32)
     return b_acc, b_new, b_sum
 
 
@@ -69,40 +72,35 @@ def _sage_kernel(
     p_v8 += i_bh * v_d * D
     p_blocks += (i_bh * tl.num_programs(0) + i_q) * T
 
-    b_q8, q_scale = quantize_tile(
-        tl.load(p_q + i_row * q_l + (o_q[:, None] * q_l + o_d[None, :]), mask=m_q, other=0).to(tl.float32)
-    )
+    b_q = tl.load(p_q + i_row * q_l + (o_q[:, None] * q_l + o_d[None, :]), mask=m_q, other=0)
+    b_q8, q_scale = quantize_tile(b_q.to(tl.float32))
     q_scale *= scale
     b_acc = tl.zeros([BLOCK_Q, D], tl.float32)
     b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_Q], tl.float32)
-    # Only the last block can be ragged, and a mask for every block would be an eighth of the loop.
-    for i_t in tl.range(0, T - 1):
-        i_k = tl.load(p_blocks + i_t).to(tl.int32)
+    # Blocks ascend: only the last one can reach past L_K. Masks for it in the loop would be an eighth of the instructions.
+    i_last = tl.load(p_blocks + T - 1, mask=T > 0, other=-1).to(tl.int32)
+    n_whole = T - (i_last * BLOCK_K + BLOCK_K > L_K).to(tl.int32)
+    i_next = tl.load(p_blocks, mask=T > 0, other=0).to(tl.int32)
+    for i_t in tl.range(0, n_whole):
+        i_k = i_next  # loaded one step ahead, or each step would wait for its index before its keys
+        i_next = tl.load(p_blocks + i_t + 1, mask=i_t + 1 < T, other=0).to(tl.int32)
         b_acc, b_max, b_sum = _attend_block(
             b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, v_d, i_k, 0, p_shift,
             D, BLOCK_K, PV, SUM16, MASKED=False,
         )  # fmt: skip
-    if T > 0:
-        i_k = tl.load(p_blocks + T - 1).to(tl.int32)
+    if n_whole < T:
         b_acc, b_max, b_sum = _attend_block(
-            b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, v_d, i_k, L_K - i_k * BLOCK_K, p_shift,
+            b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, v_d, i_last, L_K - i_last * BLOCK_K, p_shift,
             D, BLOCK_K, PV, SUM16, MASKED=True,
         )  # fmt: skip
     b_acc = b_acc / tl.where(b_sum == 0, 1.0, b_sum)[:, None]  # no block listed: zeros
     if PV != "fp16":
         b_acc *= tl.load(p_v_scale + i_bh * D + o_d)[None, :]
     if LINEAR:
-        # Loaded again: held over the loop it would cost the registers that keep the loop free of spills.
-        b_acc = linear_branch(
-            b_acc,
-            tl.load(p_q + (i_row + o_q)[:, None] * q_l + o_d[None, :], mask=m_q, other=0),
-            p_values,
-            p_k_sum,
-            p_bias,
-            i_bh,
-            D,
-        )
+        # Loaded again, by another sum of the same addresses: tile or addresses held over the loop would spill in it.
+        b_q = tl.load(p_q + (i_row + o_q)[:, None] * q_l + o_d[None, :], mask=m_q, other=0)
+        b_acc = linear_branch(b_acc, b_q, p_values, p_k_sum, p_bias, i_bh, D)
     p_o += ((i_b * L_Q + i_row) * H + i_h) * D
     tl.store(p_o + (o_q[:, None] * (H * D) + o_d[None, :]), b_acc.to(p_o.dtype.element_ty), mask=m_q)
 
@@ -119,24 +117,19 @@ def default_pv(capability: tuple[int, int], triton_version: tuple[int, ...]) -> 
     if major < 8:
         return Choice(None, False, "no int8 tensor cores that Triton can use")
     if capability == (8, 0):
-        return Choice("fp16", True, "no fp8 here; fp16 rounds least, and int8 is hardly faster on this chip")
+        return Choice("fp16", True, "no fp8 here; int8 is hardly faster than fp16 on this chip and rounds more")
+    if major in (9, 10):
+        return Choice("fp16", False, "the 16-bit kernel is as good here: rounding takes the time that 8 bits save")
     if capability < (8, 9):
         return Choice("int8", True, "no fp8 here, and int8 is twice as fast as fp16")
     if triton_version < (3, 5, 1):
-        return Choice(
-            "int8", major not in (9, 10), "fp8 needs Triton 3.5.1: before, it fails to compile or runs as fp16"
-        )
-    if major in (9, 10):
-        return Choice(
-            "fp8", False, "16-bit products are as fast here: rounding and scaling fill the time that 8 bits save"
-        )
-    return Choice("fp8", True, "fp8 products summed in float16 are the fastest of this chip")
+        return Choice("int8", True, "fp8 needs Triton 3.5.1: before, it does not compile or runs as fp16")
+    return Choice("fp8", True, "fp8 products added up in float16 are the fastest of this chip")
 
 
-def tile(device: torch.device, d: int) -> dict[str, int | bool]:
+def tile(capability: tuple[int, int], d: int) -> dict[str, int | bool]:
     """Launch options by GPU: chosen from compiled code (registers, spills, shared memory), not timed."""
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    # only the consumer chips multiply fp8 faster when they add up in float16
+    # Consumer chips multiply fp8 twice as fast when they add up in float16.
     sum16 = capability == (8, 9) or capability[0] == 12
     return dict(SUM16=sum16, num_warps=4 if d == 64 else 8, num_stages=3)
 
@@ -161,13 +154,14 @@ def sage_attention(
     n_k = k_scale.shape[2]
     o = torch.empty((b, l_q, h, d), dtype=q.dtype, device=q.device)
     values, k_sum, bias = linear or (None, None, None)
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (0, 0)
     with torch.cuda.device_of(q):
         _sage_kernel[blocks.shape[2], b * h](
             q, k8, k_scale, v8, v_scale, blocks, o, values, k_sum, bias,
             *q.stride()[:3],
             l_q, length, n_k, blocks.shape[3], h, d**-0.5 * math.log2(math.e), math.log2(P_MAX[pv]),
             D=d, BLOCK_Q=block_q, BLOCK_K=k8.shape[2] // n_k, PV=pv, LINEAR=linear is not None,
-            enable_fp_fusion=True, **tile(q.device, d),
+            enable_fp_fusion=True, **tile(capability, d),
         )  # fmt: skip
     return o
 

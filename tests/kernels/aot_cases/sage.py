@@ -1,0 +1,85 @@
+"""8-bit sparse attention on bfloat16 tensors. fp8 needs sm_89, and AMD has the 16-bit kernel. fp16 is left out where
+it is not the default: int8 is faster there, and on sm_86 and sm_89 one register spills in fp16's loop.
+
+The launch options are those of the launchers; test_triton_sage.py compares them."""
+
+from td_pack.tests.support.aot import Build, KernelCase
+
+INT8 = {"sm_90": "IGMMA.*S8", **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_100", "sm_120"), r"IMMA\.16832\.S8")}
+FP8 = {
+    "sm_89": r"QMMA\.16832\.F16\.E4M3",
+    "sm_90": r"QGMMA\.64x\d+x32\.F32\.E4M3",
+    "sm_100": "UTCQMMA",
+    "sm_120": r"QMMA\.16832\.F16\.E4M3",
+}
+FP16 = {"sm_80": r"HMMA\.16816\.F32\b(?!\.BF16)", "sm_90": r"HGMMA\S*F32\b(?!\.BF16)", "sm_100": "UTCHMMA"}
+MMA = {"fp16": FP16, "int8": INT8, "fp8": FP8}
+V8 = {"fp16": "*fp16", "int8": "*i8", "fp8": "*fp8e4nv"}
+
+
+def _strides(names: str) -> tuple[str, ...]:
+    return tuple(f"{x}_{axis}" for x in names for axis in "blh")
+
+
+def _attention(pv: str, d: int, loops: dict[str, int], linear: bool = True) -> KernelCase:
+    absent = ["p_values", "p_k_sum", "p_bias"] * (not linear) + ["p_v_scale"] * (pv == "fp16")
+    pointers = {
+        "p_q": "*bf16", "p_k8": "*i8", "p_k_scale": "*fp32", "p_v8": V8[pv], "p_v_scale": "*fp32", "p_blocks": "*i32",
+        "p_o": "*bf16", "p_values": "*bf16", "p_k_sum": "*fp32", "p_bias": "*bf16",
+    }  # fmt: skip
+    constexprs = {"D": d, "BLOCK_Q": 128, "BLOCK_K": 64, "PV": pv, "LINEAR": linear}
+    return KernelCase(
+        name=f"sage_attention_{pv}_d{d}" + "_sparse" * (not linear),
+        module="kernels.triton.sage_attention",
+        function="_sage_kernel",
+        signature={
+            **{name: "constexpr" if name in absent else kind for name, kind in pointers.items()},
+            **dict.fromkeys((*_strides("q"), "L_Q", "L_K", "N_K", "T", "H"), "i32"),
+            **dict.fromkeys(("scale", "p_shift"), "fp32"),
+            **dict.fromkeys(("D", "BLOCK_Q", "BLOCK_K", "PV", "SUM16", "LINEAR"), "constexpr"),
+        },
+        constexprs=constexprs | dict.fromkeys(absent),
+        targets={
+            target: Build(
+                8 if d == 128 else 4, 3, mma, loops.get(target), constexprs={"SUM16": target in ("sm_89", "sm_120")}
+            )
+            for target, mma in MMA[pv].items()
+        },
+        divisible=_strides("q"),
+    )
+
+
+def _quantize(pv: str) -> KernelCase:
+    p_v_scale = "constexpr" if pv == "fp16" else "*fp32"
+    return KernelCase(
+        name=f"sage_kv_quantize_{pv}",
+        module="kernels.triton.kv_quantize",
+        function="_kv_quantize_kernel",
+        signature={
+            "p_k": "*bf16", "p_v": "*bf16", "p_k_mean": "*fp32", "p_v_scale": p_v_scale,
+            "p_k8": "*i8", "p_k_scale": "*fp32", "p_v8": V8[pv],
+            **dict.fromkeys((*_strides("kv"), "L", "H"), "i32"),
+            **dict.fromkeys(("D", "BLOCK_K", "PV"), "constexpr"),
+        },
+        constexprs={"D": 128, "BLOCK_K": 64, "PV": pv} | ({"p_v_scale": None} if pv == "fp16" else {}),
+        targets=dict.fromkeys(MMA[pv], Build(4, 1)),
+        divisible=_strides("kv"),
+    )  # fmt: skip
+
+
+CASES = [
+    _attention("fp16", 128, {"sm_80": 495, "sm_90": 374, "sm_100": 508}),
+    _attention("int8", 128, {"sm_80": 564, "sm_86": 551, "sm_89": 551, "sm_90": 489, "sm_100": 504, "sm_120": 548}),
+    _attention("fp8", 128, {"sm_89": 527, "sm_90": 385, "sm_100": 496, "sm_120": 511}),
+    _attention("fp16", 64, {"sm_80": 682, "sm_90": 579, "sm_100": 777}),
+    _attention("int8", 64, {"sm_80": 809, "sm_86": 793, "sm_89": 793, "sm_90": 756, "sm_100": 706, "sm_120": 791}),
+    _attention("fp8", 64, {"sm_89": 748, "sm_90": 609, "sm_100": 756, "sm_120": 713}),
+    _attention(
+        "int8",
+        128,
+        {"sm_80": 571, "sm_86": 571, "sm_89": 571, "sm_90": 494, "sm_100": 502, "sm_120": 554},
+        linear=False,
+    ),
+    _attention("fp8", 128, {"sm_89": 547, "sm_90": 390, "sm_100": 495, "sm_120": 518}, linear=False),
+    *(_quantize(pv) for pv in MMA),
+]

@@ -1,0 +1,295 @@
+"""8-bit sparse attention in Triton against its plain torch reference, which rounds alike, and float64.
+
+Runs in the interpreter without a GPU (float32 and float16: it does not round to bfloat16), and for real with one."""
+
+from td_pack.tests.support import interpreter  # noqa: F401  isort: skip - before triton is imported
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import triton.language as tl
+import triton.runtime.interpreter as triton_interpreter
+from td_pack.kernels.reference import sage as reference
+from td_pack.kernels.reference import sla
+from td_pack.kernels.triton import sage_attention as attention
+from td_pack.kernels.triton.kv_quantize import kv_quantize
+from td_pack.kernels.triton.sage_attention import (
+    default_pv,
+    sage_attention,
+    sage_block_sparse_attention,
+    sage_sparse_linear_attention,
+)
+from td_pack.tests.kernels.aot_cases import sage as aot_cases
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CAPABILITY = torch.cuda.get_device_capability() if DEVICE == "cuda" else (12, 0)
+CANARY = 80
+FORMATS = [pv for pv in reference.PV_FORMATS if pv != "fp8" or CAPABILITY >= (8, 9)]
+# Relative L2 and cosine of 8-bit attention against float64: what the formats cost (measured, times about 1.7).
+BOUNDS = {"fp16": (2.5e-2, 0.9997), "int8": (3.5e-2, 0.9995), "fp8": (6.5e-2, 0.998)}
+# Relative L2 against the reference on the same codes: exp2 differs in its last bit, and a weight then rounds the other way
+# once in a while. The GPU's exp2 is less exact, and its fp8 sums may be rounded to float16.
+SAME = {"fp16": 2e-5, "int8": 5e-4, "fp8": 2e-3} if DEVICE == "cpu" else {"fp16": 1e-4, "int8": 2e-3, "fp8": 5e-3}
+DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
+LENGTHS = [1, 63, 64, 65, 127, 128, 129, 500]
+
+
+@pytest.fixture(autouse=True)
+def round_to_fp8(monkeypatch):
+    """The interpreter truncates to fp8; the hardware, like torch, rounds to nearest."""
+    convert = triton_interpreter._convert_float
+
+    def rounded(data, source, target, mode):
+        if (source, target) != (tl.float32, tl.float8e4nv):
+            return convert(data, source, target, mode)
+        return torch.from_numpy(np.array(data)).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+    monkeypatch.setattr(triton_interpreter, "_convert_float", rounded)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """New tensors hold NaN or 127 and end in a canary: unwritten elements and writes past the end are seen."""
+    empty, guarded = torch.empty, []
+
+    def poisoned(*shape, **options):
+        shape = torch.Size(shape[0] if isinstance(shape[0], tuple) else shape)
+        memory = empty(shape.numel() + 16, **options).fill_(float("nan") if options["dtype"].is_floating_point else 127)
+        memory[shape.numel() :] = CANARY
+        guarded.append((memory, shape.numel()))
+        return memory[: shape.numel()].view(shape)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    yield
+    for memory, size in guarded:
+        assert (memory[size:].float() == CANARY).all()
+
+
+def draw(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def inputs(length=300, d=64, b=1, h=2, dtype=torch.float32, peaked=False):
+    q, k, v = draw(3, b, length, h, d, seed=length + d, dtype=dtype)
+    if peaked:  # sharp softmax, and keys far from zero, which smoothing has to remove
+        q, k = 3 * q, k + 4 * draw(h, d, seed=1, dtype=dtype)
+    return q, k, v
+
+
+def quantized(k, v, pv, module=reference.kv_quantize):
+    return module(k, v, k.mean(1, dtype=torch.float32), v.abs().amax(1).float(), pv=pv)
+
+
+def relative(got, want):
+    assert got.shape == want.shape
+    return ((got.double() - want.double()).norm() / want.double().norm()).item()
+
+
+def assert_within(got, want, pv):
+    error, cosine = BOUNDS[pv]
+    assert relative(got, want) <= error
+    assert F.cosine_similarity(got.double().flatten(), want.double().flatten(), dim=0) >= cosine
+
+
+def exact(q, k, v, blocks):
+    return sla.block_sparse_attention(q.double(), k.double(), v.double(), blocks)
+
+
+# --- quantisation -----------------------------------------------------------------------------------------------------
+
+
+def assert_same_codes(got, want):
+    """Equal; on a GPU a product and a sum are one rounding, so that a code in a thousand may be the neighbour."""
+    for a, b in zip(got, want, strict=True):
+        if a is None or b is None:
+            assert a is b
+        elif DEVICE == "cpu":
+            assert a.dtype == b.dtype and torch.equal(a.float(), b.float())
+        elif a.dtype == torch.int8:
+            assert (a.int() - b.int()).abs().max() <= 1 and (a != b).float().mean() < 1e-3
+        else:
+            torch.testing.assert_close(a.float(), b.float(), rtol=1e-6 if a.dtype == torch.float32 else 0.13, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("pv", FORMATS)
+def test_codes(pv, length, dtype):
+    _, k, v = inputs(length, dtype=dtype)
+    assert_same_codes(quantized(k, v, pv, kv_quantize), quantized(k, v, pv))
+
+
+@pytest.mark.parametrize("pv", FORMATS)
+def test_codes_of_strided_views_batches_wide_heads_and_zero_channels(pv):
+    k, v = draw(200, 2, 2, 256).permute(1, 0, 2, 3)[..., :128], draw(2, 2, 200, 128).transpose(1, 2)
+    v[..., 5] = 0
+    assert_same_codes(quantized(k, v, pv, kv_quantize), quantized(k, v, pv))
+
+
+# --- attention on given codes -----------------------------------------------------------------------------------------
+
+
+def linear_operands(d=64, h=2, b=1):
+    return draw(b, h, d, d, seed=5), draw(b, h, d, seed=6).abs() + 0.1, draw(d, seed=7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("pv", FORMATS)
+def test_any_length(pv, length, dtype):
+    q, k, v = inputs(length, dtype=dtype)
+    blocks = sla.block_map(q, k, 0.5)
+    operands = quantized(k, v, pv)
+    got = sage_attention(q, *operands, blocks, length, pv=pv)
+    assert got.dtype == dtype and got.is_contiguous()
+    rounding = {torch.float32: 0, torch.float16: 4e-4, torch.bfloat16: 3e-3}[dtype]
+    assert relative(got, reference.sage_attention(q, *operands, blocks, length, pv=pv)) <= SAME[pv] + rounding
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("pv", FORMATS)
+def test_wide_heads_more_keys_than_queries_and_int32_blocks(pv, linear):
+    q, k, v = inputs(321, d=128, h=1, peaked=True)
+    blocks = sla.block_map(q[:, :140], k, 0.7).int()
+    operands, options = quantized(k, v, pv), {"linear": linear_operands(128, 1) if linear else None, "pv": pv}
+    got = sage_attention(q[:, :140], *operands, blocks, 321, **options)
+    assert relative(got, reference.sage_attention(q[:, :140], *operands, blocks, 321, **options)) <= SAME[pv]
+
+
+def test_rows_past_the_end_do_not_widen_the_scale():
+    q, k, v = inputs(130)
+    q, k = q / 1000, k * 1000
+    blocks = sla.block_map(q, k, 1.0)
+    operands = quantized(k, v, "int8")
+    got = sage_attention(q, *operands, blocks, 130, pv="int8")
+    assert relative(got, reference.sage_attention(q, *operands, blocks, 130, pv="int8")) <= SAME["int8"]
+
+
+@pytest.mark.parametrize("pv", FORMATS)
+def test_strided_queries_in_a_batch_equal_single_runs_bit_for_bit(pv):
+    q, k, v = inputs(200, b=2)
+    q = q.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3)
+    blocks, linear = sla.block_map(q, k, 0.5), linear_operands(b=2)
+    operands = quantized(k, v, pv)
+    both = sage_attention(q, *operands, blocks, 200, pv=pv, linear=linear)
+    assert torch.equal(both, sage_attention(q, *operands, blocks, 200, pv=pv, linear=linear))
+    for i in range(2):
+        one = [x if x is None else x[i : i + 1].contiguous() for x in (q, *operands, blocks)]
+        single = (*(x[i : i + 1].contiguous() for x in linear[:2]), linear[2])
+        assert torch.equal(both[i : i + 1], sage_attention(*one, 200, pv=pv, linear=single))
+
+
+@pytest.mark.parametrize("d", [64, 128])
+def test_fp8_products_added_up_in_float16(monkeypatch, d):
+    """448 * 2.25 for each of 64 keys is the most that can come, and float16 holds it."""
+    if DEVICE == "cuda" and CAPABILITY < (8, 9):
+        pytest.skip("no fp8")
+    tile = attention.tile
+    monkeypatch.setattr(attention, "tile", lambda *arguments: {**tile(*arguments), "SUM16": True})
+    q, k, v = inputs(200, d=d)
+    blocks = sla.block_map(q, k, 1.0)
+    operands = quantized(k, v, "fp8")
+    got = sage_attention(q, *operands, blocks, 200, pv="fp8")
+    assert 1e-5 < relative(got, reference.sage_attention(q, *operands, blocks, 200, pv="fp8")) <= 3e-3
+    equal = quantized(torch.zeros_like(k), torch.ones_like(v), "fp8")
+    torch.testing.assert_close(sage_attention(q, *equal, blocks, 200, pv="fp8"), torch.ones_like(q), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("pv", FORMATS)
+def test_no_block_gives_zeros_and_the_linear_branch(pv):
+    q, k, v = inputs(130)
+    operands, nothing = quantized(k, v, pv), torch.empty(1, 2, 2, 0, dtype=torch.int32, device=DEVICE)
+    assert not sage_attention(q, *operands, nothing, 130, pv=pv).any()
+    linear = linear_operands()
+    got = sage_attention(q, *operands, nothing, 130, pv=pv, linear=linear)
+    want = reference.sage_attention(q, *operands, nothing, 130, pv=pv, linear=linear)
+    torch.testing.assert_close(got, want, rtol=1e-2 if DEVICE == "cuda" else 1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("pv", FORMATS)
+def test_a_query_that_is_not_finite_makes_its_block_nan(pv, value):
+    q, k, v = inputs(200)
+    blocks = sla.block_map(q, k, 1.0)
+    q[0, 3, 0, 0] = value
+    with np.errstate(all="ignore"):
+        got = sage_attention(q, *quantized(k, v, pv), blocks, 200, pv=pv)
+    assert got[0, :128, 0].isnan().all() and got[0, 128:].isfinite().all() and got[0, :, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_key_that_is_not_finite_makes_its_head_nan(value):
+    q, k, v = inputs(200)
+    blocks = sla.block_map(q, k, 1.0)
+    k[0, 3, 0, 0] = value
+    with np.errstate(all="ignore"):
+        got = sage_block_sparse_attention(q, k, v, blocks, pv="int8")
+    assert got[0, :, 0].isnan().all() and got[0, :, 1].isfinite().all()
+
+
+# --- the whole operator -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peaked", [False, True], ids=["gaussian", "peaked"])
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("pv", FORMATS)
+def test_is_attention_within_the_format_and_not_16_bit(pv, d, peaked):
+    q, k, v = inputs(300, d=d, peaked=peaked)
+    blocks = sla.block_map(q, k, 0.5)
+    got = sage_block_sparse_attention(q, k, v, blocks, pv=pv)
+    assert_within(got, exact(q, k, v, blocks), pv)
+    assert relative(got, exact(q, k, v, blocks)) > 8e-3
+
+
+@pytest.mark.parametrize("pv", FORMATS)
+def test_both_branches(pv):
+    q, k, v = inputs(300, b=2)
+    weight, bias = draw(64, 64, seed=2) / 8, draw(64, seed=3)
+    blocks = sla.block_map(q, k, 0.5)
+    sparse = exact(q, k, v, blocks)
+    linear = F.linear(sla.linear_attention(q, k, v), weight, bias)
+    got = sage_sparse_linear_attention(q, k, v, weight, bias, topk=0.5, pv=pv)
+    assert_within(got - linear, sparse, pv)
+    assert_within(sage_sparse_linear_attention(q, k, v, None, None, topk=0.5, pv=pv), sparse, pv)
+
+
+@pytest.mark.parametrize("pv", FORMATS)
+def test_zeros_stay_finite(pv):
+    q, k, v = inputs(200)
+    blocks = sla.block_map(q, k, 1.0)
+    q[:, :128], k[:, :64], v[..., 5] = 0, 0, 0
+    got = sage_block_sparse_attention(q, k, v, blocks, pv=pv)
+    assert got.isfinite().all() and not got[..., 5].any()
+    assert_within(got, exact(q, k, v, blocks), pv)
+
+
+# --- launch options ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capability, triton_version, pv, faster", [
+    ((7, 5), (3, 6, 0), None, False),
+    ((8, 0), (3, 6, 0), "fp16", True),
+    ((8, 6), (3, 6, 0), "int8", True),
+    ((8, 9), (3, 6, 0), "fp8", True),
+    ((8, 9), (3, 5, 0), "int8", True),
+    ((9, 0), (3, 6, 0), "fp16", False),
+    ((10, 0), (3, 6, 0), "fp16", False),
+    ((12, 0), (3, 4, 0), "int8", True),
+    ((12, 0), (3, 5, 1), "fp8", True),
+])  # fmt: skip
+def test_default_format(capability, triton_version, pv, faster):
+    choice = default_pv(capability, triton_version)
+    assert choice[:2] == (pv, faster) and choice.reason
+    if pv:
+        assert f"sm_{capability[0]}{capability[1]}" in aot_cases.MMA[pv]
+
+
+def test_the_compiled_options_are_the_launched_ones():
+    for case in (case for case in aot_cases.CASES if case.function == "_sage_kernel"):
+        for target, build in case.targets.items():
+            launched = attention.tile((int(target[3:-1]), int(target[-1])), case.constexprs["D"])
+            compiled = {**build.constexprs, "num_warps": build.num_warps, "num_stages": build.num_stages}
+            assert launched == compiled, (case.name, target)
