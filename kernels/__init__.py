@@ -1,7 +1,7 @@
 """Operators of TurboDiffusion on tensors: `ops` are the entries, `reference/` says in plain torch what each computes, `triton/`
 is how it runs on a GPU, `backends` decides between them."""
 
-from .backends import Choice, NoBackendError, use_backend
+from .backends import Choice, NoBackendError, eight_bit_format, use_backend
 from .ops import block_map, int8_linear, sparse_linear_attention
 from .reference.int8 import dequantize_block, quantize_block, tile_count
 from .tally import counting
@@ -12,6 +12,7 @@ __all__ = [
     "block_map",
     "counting",
     "dequantize_block",
+    "eight_bit_format",
     "int8_linear",
     "quantize_block",
     "sparse_linear_attention",

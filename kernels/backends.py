@@ -92,6 +92,18 @@ def triton_unavailable(device: torch.device) -> str | None:
         )
 
 
+def eight_bit_format(device: torch.device) -> tuple[str, str]:
+    """The format in which 8-bit attention multiplies with v on a device ("fp16", "int8" or "fp8"), and why."""
+    reason = triton_unavailable(device)
+    if reason is not None:
+        return "fp16", f"the most exact, since Triton does not run: {reason}"
+    if torch.version.hip is not None:
+        return "fp16", "the others are not tried on this kind of GPU"
+    version = tuple(int(part) for part in importlib.import_module("triton").__version__.split("+")[0].split(".")[:3])
+    choice = load("default_pv", "sage_attention", "triton")(torch.cuda.get_device_capability(device), version)
+    return choice[0] or "fp16", choice[2]
+
+
 def _self_test(device: torch.device) -> str | None:
     """Compares the attention kernel with its definition on a small ragged input; None if it agrees."""
     generator = torch.Generator().manual_seed(0)

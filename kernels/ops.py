@@ -57,20 +57,27 @@ def sparse_linear_attention(
     proj_weight: torch.Tensor | None,
     proj_bias: torch.Tensor | None,
     topk: float,
+    pv: str = "",
     block_q: int = BLOCK_Q,
     block_k: int = BLOCK_K,
 ) -> torch.Tensor:
     """Attention to the `topk` share of key blocks, plus the projected linear attention to all tokens where a projection
-    [D, D] and bias [D] are given. Returns a contiguous [B, L, H, D] in q's dtype."""
+    [D, D] and bias [D] are given. Returns a contiguous [B, L, H, D] in q's dtype.
+
+    With `pv` ("fp16", "int8" or "fp8") the sparse part computes q k^T in int8 and its product with v in that format, as
+    SageSLA; without, in 16 bits (float32 in float32)."""
     check_attention(q, k, v)
     backend = choose(q, _attention_unfit(q, k, v)).backend
     count("sparse attention")
+    if pv:
+        run = load("sage_sparse_linear_attention", "sage_attention" if backend == "triton" else "sage", backend)
+        return run(q, k, v, proj_weight, proj_bias, topk=topk, pv=pv, block_q=block_q, block_k=block_k)
     run = load("sparse_linear_attention", "block_sparse_attention" if backend == "triton" else "sla", backend)
     return run(q, k, v, proj_weight, proj_bias, topk=topk, block_q=block_q, block_k=block_k)
 
 
 @sparse_linear_attention.register_fake
-def _(q, k, v, proj_weight, proj_bias, topk, block_q=BLOCK_Q, block_k=BLOCK_K):
+def _(q, k, v, proj_weight, proj_bias, topk, pv="", block_q=BLOCK_Q, block_k=BLOCK_K):
     return q.new_empty(q.shape)
 
 

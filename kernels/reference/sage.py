@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .sla import BLOCK_K, BLOCK_Q, block_count
+from .sla import BLOCK_K, BLOCK_Q, block_count, block_map, linear_attention
 
 # Largest weight and largest |v| code of each format of the product with v. In "fp8" (e4m3) 448 * 2.25 * 64 keys stays
 # below 65504, so a GPU may add up a key block in float16; with 448 instead of 2.25 nothing measurable is gained.
@@ -140,3 +140,23 @@ def sage_block_sparse_attention(
     v_max = v.abs().amax(1).float()
     quantized = kv_quantize(k, v, k_mean, v_max, pv=pv, block_k=block_k)
     return sage_attention(q, *quantized, blocks, k.shape[1], pv=pv, block_q=block_q)
+
+
+def sage_sparse_linear_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    proj_weight: torch.Tensor | None,
+    proj_bias: torch.Tensor | None,
+    *,
+    topk: float,
+    pv: str,
+    block_q: int = BLOCK_Q,
+    block_k: int = BLOCK_K,
+) -> torch.Tensor:
+    """Both branches, the sparse one in 8 bits; it alone where proj_weight [D, D] and proj_bias [D] are None."""
+    blocks = block_map(q, k, topk, block_q, block_k)
+    out = sage_block_sparse_attention(q, k, v, blocks, pv=pv, block_q=block_q, block_k=block_k)
+    if proj_weight is None:
+        return out
+    return out + F.linear(linear_attention(q, k, v), proj_weight, proj_bias)

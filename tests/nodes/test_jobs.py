@@ -218,7 +218,6 @@ BAD_LINKS = [
         "their task differs",
     ),
     ("no negative", {"sample": sampled(cfg_high=2.0)}, "needs a negative conditioning"),
-    ("sagesla", attention("sagesla"), "choose sla"),
     ("blocks", attention("sla", "7"), "this model's blocks are 0 to 1"),
     ("other loader", {"model": node("VAELoader", vae_name=checkpoints.VAE)}, None),
 ]

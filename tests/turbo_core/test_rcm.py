@@ -137,3 +137,12 @@ def test_foreign_initial_noise_is_never_repeated(initial, seed):
     assert all(torch.equal(again.draw(), x) for x in renoise)
     for used in (*draws(17, seed), *([] if noise is None else [noise])):
         assert not any(torch.equal(x, used) for x in renoise)
+
+
+def test_noise_from_the_next_seed_does_not_come_back():
+    """The stream that replaces a foreign one may be the very one the initial noise came from."""
+    shape = torch.Size((1, 16, 2, 4, 4))
+    initial = torch.randn(shape, generator=torch.Generator().manual_seed(8))
+    stream = rcm.NoiseStream(7, shape, torch.device("cpu"))
+    stream.continue_after(initial)
+    assert not torch.equal(stream.draw(), initial)

@@ -40,7 +40,7 @@ _FOREIGN = (
     ),
     ("decoder.head.", "a VAE", "move it to models/vae and load it with Load VAE"),
     ("decoder.conv_in.", "a VAE", "move it to models/vae and load it with Load VAE"),
-    ("condition_embedder.", "a Wan model in the Diffusers layout", "use the original TurboDiffusion or ComfyUI file"),
+    ("condition_embedder.", "one in the Diffusers layout", "use the original TurboDiffusion or ComfyUI file"),
 )
 _OTHER_WAN = (
     ("vace_patch_embedding.weight", "Wan VACE"),
@@ -88,7 +88,9 @@ def _refuse_foreign(name: str, tensors: Collection[str]) -> None:
     if any(".quant_state.bitsandbytes__" in key for key in tensors):
         raise CheckpointError(f"{name} is an NF4 file, which this version does not load yet; use the bf16 file.")
     if any(key.startswith("patch_embedding_wancamctrl.") for key in tensors):
-        raise CheckpointError(f"{name} is a LingBot-World file, which this version does not load yet.")
+        raise CheckpointError(
+            f"{name} is a LingBot-World file, which this version does not load yet; use a Wan 2.2 I2V A14B file."
+        )
     if "head.modulation" in tensors:
         return
     for mark, kind, advice in _FOREIGN:

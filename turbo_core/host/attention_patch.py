@@ -2,6 +2,7 @@
 
 import comfy.model_patcher
 
+from ...kernels import eight_bit_format
 from ..attention import MODES, SLA, Mode, parse_blocks
 from ..errors import TurboError
 from .guider import model_spec
@@ -10,8 +11,8 @@ from .guider import model_spec
 def with_attention(
     patcher: comfy.model_patcher.ModelPatcher, mode: Mode, topk: float, dense_blocks: str, allow_untrained: bool
 ) -> comfy.model_patcher.ModelPatcher:
-    """A clone of a model from TurboDiffusionLoader whose self-attention is sparse-linear ("sla") or dense, with the blocks in
-    `dense_blocks` (as `parse_blocks`) dense either way. The original and its other clones are not changed.
+    """A clone of a model from TurboDiffusionLoader whose self-attention is sparse-linear ("sla", or "sagesla" in 8 bits) or
+    dense, with the blocks in `dense_blocks` (as `parse_blocks`) dense either way. The original and its other clones are not changed.
 
     "auto" is "sla" for a checkpoint with a trained proj_l and dense for others. `allow_untrained` lets "sla" run without one:
     then it is block-sparse only. Raises TurboError for what cannot be done."""
@@ -20,17 +21,16 @@ def with_attention(
         raise TurboError(f"mode is {mode!r}: choose one of {', '.join(MODES)}.")
     if not 0 < topk <= 1:
         raise TurboError(f"topk is {topk}: it is the share of key blocks each query attends to, above 0 and at most 1.")
-    if mode == "sagesla":
-        raise TurboError("Mode sagesla (8-bit sparse attention) is not available in this version: choose sla.")
-    if mode == "sla" and not spec.sla and not allow_untrained:
+    if mode in ("sla", "sagesla") and not spec.sla and not allow_untrained:
         raise TurboError(
             "This checkpoint has no trained proj_l, so sparse-linear attention would drop most of what it attends to: "
             "choose auto or dense, or set allow_untrained to try it block-sparse."
         )
-    sparse = mode == "sla" or (mode == "auto" and spec.sla)
+    sparse = mode in ("sla", "sagesla") or (mode == "auto" and spec.sla)
+    pv = eight_bit_format(patcher.load_device)[0] if mode == "sagesla" else ""
     dense = parse_blocks(dense_blocks, spec.layers)
     clone = patcher.clone()
     for i in range(spec.layers):
-        settings = SLA(topk, linear=spec.sla) if sparse and i not in dense else None
+        settings = SLA(topk, linear=spec.sla, pv=pv) if sparse and i not in dense else None
         clone.add_object_patch(f"diffusion_model.blocks.{i}.self_attn.sla", settings)
     return clone

@@ -53,12 +53,12 @@ class TurboSelfAttention(WanSelfAttention):
 
     def _sparse_linear_attention(self, q, k, v):
         if not self.sla.linear:
-            return sparse_linear_attention(q, k, v, None, None, self.sla.topk)
+            return sparse_linear_attention(q, k, v, None, None, self.sla.topk, self.sla.pv)
         comfy.ops.run_every_op()
         # The operator fuses the projection, so its weights are fetched (offload, LoRA) as the layer itself would.
         projection = self.attn_op.local_attn.proj_l
         weight, bias, stream = comfy.ops.cast_bias_weight(projection, q, offloadable=True)
-        out = sparse_linear_attention(q, k, v, weight, bias, self.sla.topk)
+        out = sparse_linear_attention(q, k, v, weight, bias, self.sla.topk, self.sla.pv)
         comfy.ops.uncast_bias_weight(projection, weight, bias, stream)
         return out
 

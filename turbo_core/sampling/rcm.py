@@ -34,7 +34,7 @@ def sample(
         if mode == "sde":
             state = (1 - following) * x0.double() + following * draw_noise().double()
         else:
-            state = state + (following - sigma) / sigma * (given - x0).double()
+            state = state + (following - sigma) / sigma * (given.double() - x0.double())
     return state.to(x.dtype)
 
 
@@ -53,7 +53,9 @@ class NoiseStream:
         return torch.randn(self._shape, generator=self._generator, device=self._device, dtype=torch.float32)
 
     def continue_after(self, initial: torch.Tensor | None) -> None:
-        first = self.draw()
-        if initial is None or not torch.equal(first, initial.to(first)):
-            seed = (self._generator.initial_seed() + 1) % (1 << 64)
-            self._generator.manual_seed(seed)
+        seed = self._generator.initial_seed()
+        for candidate in (seed, (seed + 1) % (1 << 64)):
+            self._generator.manual_seed(candidate)
+            if initial is not None and torch.equal(self.draw(), initial.to(self._device)):
+                return
+        self._generator.manual_seed(candidate)

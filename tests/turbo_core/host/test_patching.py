@@ -70,6 +70,13 @@ def test_all_blocks_selected_without_the_linear_branch_is_dense_attention(stock)
     assert torch.equal(sample(with_attention(stock, "sla", 0.4, "0-1", True)), sample(stock))
 
 
+def test_sagesla_is_sparse_linear_attention_in_8_bits(model):
+    sixteen, eight = (sample(with_attention(model, mode, 0.7, "", False)) for mode in ("sla", "sagesla"))
+    # One 8-bit attention is within 2.5e-2 of the 16-bit one, and two layers dilute that; equal arithmetic agrees to 1e-6.
+    assert 1e-4 < relative_error(eight, sixteen) < 5e-2
+    assert model.model.calls["sparse attention"] == 2
+
+
 def test_auto_is_what_the_checkpoint_was_trained_for(model, stock):
     assert torch.equal(sample(with_attention(model, "auto", 0.1, "", False)), sample(model))
     assert torch.equal(sample(with_attention(stock, "auto", 0.1, "", False)), sample(stock))
@@ -79,7 +86,7 @@ def test_auto_is_what_the_checkpoint_was_trained_for(model, stock):
     "mode,topk,blocks,message",
     [
         ("sla", 0.1, "", "no trained proj_l"),
-        ("sagesla", 0.1, "", "choose sla"),
+        ("sagesla", 0.1, "", "no trained proj_l"),
         ("dense", 0.1, "0,9", "blocks are 0 to 1"),
         ("dense", 0.1, "first", "write block numbers"),
         ("auto", 1.5, "", "topk is 1.5"),
