@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import TurboDiffusionSLA
+from .convert import TurboDiffusionConvert
 from .loader import TurboDiffusionLoader
 from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
 from .status import TurboDiffusionStatus
@@ -17,5 +18,6 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionSampler,
             TurboDiffusionGuider,
             TurboDiffusionSample,
+            TurboDiffusionConvert,
             TurboDiffusionStatus,
         ]
