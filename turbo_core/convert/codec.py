@@ -28,7 +28,7 @@ _CODES = {"int8_block": torch.int8, "int8_rowwise": torch.int8, "fp8_e4m3fn": to
 _FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 _TILE = 128
 _MARK_SIZE = 32
-SLAB_ELEMENTS = 1 << 22  # of a weight in memory at a time: 16 MB in float32, and a few temporaries of that size
+SLAB_ELEMENTS = 1 << 19  # of a weight in memory at a time: 2 MB in float32, and a few temporaries of that size
 
 Rows = Callable[[slice], torch.Tensor]  # rows of a weight as float32 [rows, width]
 

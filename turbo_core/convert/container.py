@@ -63,6 +63,7 @@ class Container:
 
         Raises ValueError if a tensor gets more or fewer bytes than its place has."""
         file.write(self.header)
+        advance(len(self.header))
         places = {name: start for name, (start, _) in self.spans.items()}
         checksums = dict.fromkeys(self.spans, 0)
         for name, part in parts:
@@ -92,6 +93,7 @@ class Container:
             damaged = [] if _read(file, len(self.header)) == self.header else ["the header"]
             if os.fstat(file.fileno()).st_size != self.size:
                 damaged.append("the size")
+            advance(len(self.header))
             for tensor, (start, end) in self.spans.items():
                 checksum = 0
                 file.seek(start)
