@@ -1,4 +1,4 @@
-"""One command for people: `python dev.py test`, `python dev.py demo`.
+"""One command for people: `python dev.py test`, `python dev.py demo`, `python dev.py convert`.
 
 Run with any Python >= 3.10: it makes an environment and fetches ComfyUI once, in a cache, then runs the command there.
 """
@@ -17,6 +17,7 @@ COMMANDS = {
     "test": ("tests.support.check", "lint, then every test (further arguments go to pytest)"),
     "bench": ("tests.bench", "measure: python dev.py bench for the list"),
     "demo": ("tests.support.demo", "queue the shipped workflows on a live server and keep the videos"),
+    "convert": ("turbo_core.convert.cli", "write a checkpoint anew: int8, fp8, bf16, a merged LoRA or delta"),
 }
 
 

@@ -1,11 +1,15 @@
 """Applying LoRAs."""
 
+import logging
+
 import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 
 from ..turbo_core.host.lora import with_lora
 from .loader import CATEGORY
+
+logger = logging.getLogger("turbodiffusion")
 
 _FOLDER = "loras"
 
@@ -42,5 +46,9 @@ class TurboDiffusionLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora_name: str, strength: float) -> io.NodeOutput:
         tensors = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise(_FOLDER, lora_name), safe_load=True)
-        patched, count = with_lora(model, tensors, strength)
-        return io.NodeOutput(patched, ui=ui.PreviewText(f"{lora_name}: {count} layers"))
+        patched, found = with_lora(model, lora_name, tensors, strength)
+        report = f"{lora_name}: {len(found.layers)} layers"
+        if found.unmatched:
+            report += f", {len(found.unmatched)} of {len(tensors)} tensors not used (first: {found.unmatched[0]})"
+        logger.info("%s", report)
+        return io.NodeOutput(patched, ui=ui.PreviewText(report))

@@ -1,5 +1,6 @@
 """Telling from its tensors what a file is, never from its name."""
 
+import json
 from collections.abc import Collection
 
 import torch
@@ -64,7 +65,7 @@ def identify(
     of Wan model that this pack does not run, or one whose tensors are missing, unexpected or wrongly shaped."""
     tensors = strip_wrappers(tensors)
     _refuse_foreign(name, tensors)
-    turbo = METADATA_KEY in (metadata or {}) or has_linear_patch_embedding(tensors)
+    turbo = _recorded_as_turbo(metadata or {}) or has_linear_patch_embedding(tensors)
     tensors = to_comfyui(tensors)
     for key, axes in _AXES.items():
         if key in tensors and tensors[key].ndim != axes:
@@ -82,6 +83,17 @@ def identify(
     _refuse_other_family(name, spec, tensors)
     check_complete(name, spec, tensors)
     return spec, tensors
+
+
+def _recorded_as_turbo(metadata: dict[str, str]) -> bool:
+    """Whether our converter made the file, unless its record says that it did so from a stock Wan model."""
+    if METADATA_KEY not in metadata:
+        return False
+    try:
+        record = json.loads(metadata[METADATA_KEY])
+    except ValueError:
+        return True
+    return not isinstance(record, dict) or record.get("turbo") is not False
 
 
 def _refuse_foreign(name: str, tensors: Collection[str]) -> None:

@@ -4,6 +4,7 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import safetensors
 import torch
 
 from ..errors import CheckpointError
@@ -31,6 +32,25 @@ def check_readable(path: Path) -> None:
         raise CheckpointError(f"{path.name} is a PyTorch file; rename it to end in .pth.")
     if head[8:10] == b'{"' and not is_safetensors_name:
         raise CheckpointError(f"{path.name} is a safetensors file; rename it to end in .safetensors.")
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a model file of either format, memory-mapped, and its metadata (a `.pth` file has none).
+
+    Raises CheckpointError for a file that is no checkpoint."""
+    check_readable(path)
+    return read_safetensors(path) if path.suffix.lower() in SAFETENSORS_SUFFIXES else (read_pth(path), {})
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file under any name, memory-mapped, and its metadata. Raises CheckpointError."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
+        raise damaged(path, error) from error
+    return check_tensors(path, tensors), metadata
 
 
 def read_pth(path: Path) -> dict[str, torch.Tensor]:

@@ -1,10 +1,12 @@
 """A LoRA on a model: a branch beside int8 linears, ComfyUI's own weight patches everywhere else."""
 
+import dataclasses
+
 import comfy.model_patcher
 import torch
 from comfy.weight_adapter.lora import LoRAAdapter
 
-from ..lora import match
+from .. import lora
 from .guider import model_spec
 from .quant import is_block_int8
 
@@ -12,31 +14,31 @@ _NETWORK = "diffusion_model."
 
 
 def with_lora(
-    patcher: comfy.model_patcher.ModelPatcher, tensors: dict[str, torch.Tensor], strength: float
-) -> tuple[comfy.model_patcher.ModelPatcher, int]:
-    """A clone of a model from TurboDiffusionLoader with a LoRA's `tensors` at `strength`, and how many layers it changed.
+    patcher: comfy.model_patcher.ModelPatcher, name: str, tensors: dict[str, torch.Tensor], strength: float
+) -> tuple[comfy.model_patcher.ModelPatcher, lora.Match]:
+    """A clone of a model from TurboDiffusionLoader with the LoRA file `name`, which holds `tensors`, at `strength`; and what of
+    the file applied.
 
-    An int8 linear gets the product strength * up (down x) added to its own when it runs, so that small changes are not lost
-    to rounding and the weight stays as it is. Other layers are patched as the stock LoRA nodes do. LoRAs stack; strength 0
-    changes nothing. Raises TurboError if no tensor matches the model."""
+    An int8 linear gets the product strength * scale * up (down x) added to its own when it runs, so that small changes are
+    not lost to rounding and the weight stays as it is. Everything else is patched as the stock LoRA nodes do. LoRAs stack;
+    strength 0 changes nothing. Raises TurboError if nothing in the file belongs to the model, or not in its size."""
     model_spec(patcher)
-    network = patcher.model.diffusion_model
-    weights = {name: getattr(module, "weight", None) for name, module in network.named_modules()}
-    weights = {name: weight for name, weight in weights.items() if weight is not None and weight.ndim == 2}
-    matched = match(tensors, {name: tuple(weight.shape) for name, weight in weights.items()})
+    shapes = {key: tuple(value.shape) for key, value in patcher.model.diffusion_model.named_parameters()}
+    found = lora.match(tensors, [key.removesuffix(".weight") for key in shapes if key.endswith(".weight")])
+    if not found.layers:
+        raise lora.nothing_matched(name, tensors)
+    lora.check_shapes(name, found, shapes)
     clone = patcher.clone()
     if strength == 0:
-        return clone, len(matched)
-    patches = {}
-    for low_rank in matched:
-        key = f"{_NETWORK}{low_rank.layer}"
-        if is_block_int8(weights[low_rank.layer]):
-            branch = low_rank._replace(scale=low_rank.scale * strength)
+        return clone, found
+    patches = {f"{_NETWORK}{change.layer}.{change.kind}": ("diff", (change.value,)) for change in found.differences}
+    for change in found.low_rank:
+        key = f"{_NETWORK}{change.layer}"
+        if is_block_int8(patcher.get_model_object(f"{key}.weight")):
+            branch = dataclasses.replace(change, scale=change.scale * strength)
             clone.add_object_patch(f"{key}.branches", (*clone.get_model_object(f"{key}.branches"), branch))
         else:
-            rank = low_rank.down.shape[0]  # ComfyUI divides alpha by the rank
-            patches[f"{key}.weight"] = LoRAAdapter(
-                set(), (low_rank.up, low_rank.down, low_rank.scale * rank, None, None, None)
-            )
+            alpha = change.scale * change.down.shape[0]  # ComfyUI divides it by the rank
+            patches[f"{key}.weight"] = LoRAAdapter(set(), (change.up, change.down, alpha, None, None, None))
     clone.add_patches(patches, strength)
-    return clone, len(matched)
+    return clone, found

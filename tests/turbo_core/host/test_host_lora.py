@@ -61,9 +61,9 @@ def test_a_branch_is_closer_to_the_float_layer_than_requantising(quantised, scal
         model.unpatch_model()
         return relative_error(added, change)
 
-    branch, count = with_lora(quantised, lora, 1.0)
+    branch, found = with_lora(quantised, "test.safetensors", lora, 1.0)
     stock, _ = comfy.sd.load_lora_for_models(quantised, None, lora, 1.0, 0)
-    assert count == 3 and weight.shape == (256, 512)
+    assert len(found.layers) == 3 and weight.shape == (256, 512)
     # The branch adds a float32 product; requantising rounds the change to the weight's own steps.
     assert error(branch) <= 1e-5
     assert error(stock) > 100 * error(branch)
@@ -71,7 +71,7 @@ def test_a_branch_is_closer_to_the_float_layer_than_requantising(quantised, scal
 
 def test_the_int8_path_runs_and_nothing_is_requantised(quantised):
     plain, before = sample(quantised), weights(quantised)
-    patched, _ = with_lora(quantised, checkpoints.lora("kohya"), 0.8)
+    patched, _ = with_lora(quantised, "test.safetensors", checkpoints.lora("kohya"), 0.8)
     calls = patched.model.calls
     assert not torch.equal(sample(patched), plain)
     assert (calls["int8 linear"], calls["float linear"]) == (20, 0)
@@ -89,7 +89,7 @@ def test_the_int8_path_runs_and_nothing_is_requantised(quantised):
 
 
 def test_offloaded_it_gives_the_same(quantised):
-    patched, _ = with_lora(quantised, checkpoints.lora("kohya"), 0.8)
+    patched, _ = with_lora(quantised, "test.safetensors", checkpoints.lora("kohya"), 0.8)
     x, context, sigma = (
         checkpoints.draw(2, "x", SHAPE),
         checkpoints.draw(1, "text", (1, 8, 4096)),
@@ -112,21 +112,21 @@ def test_strength_stacking_and_clones(paths, int8):
     model = load_model(paths[int8])
     plain = sample(model)
     lora = checkpoints.lora("kohya")
-    whole = sample(with_lora(model, lora, 1.0)[0])
-    assert torch.equal(sample(with_lora(model, lora, 0.0)[0]), plain)
-    half, _ = with_lora(model, lora, 0.5)
-    twice, _ = with_lora(half, lora, 0.5)
+    whole = sample(with_lora(model, "test.safetensors", lora, 1.0)[0])
+    assert torch.equal(sample(with_lora(model, "test.safetensors", lora, 0.0)[0]), plain)
+    half, _ = with_lora(model, "test.safetensors", lora, 0.5)
+    twice, _ = with_lora(half, "test.safetensors", lora, 0.5)
     # 0.5 + 0.5 in another order of float32 sums; int8 activations may flip a code after that.
     assert relative_error(sample(twice), whole) <= (1e-2 if int8 else 1e-5)
     assert not torch.equal(sample(half), whole)
     assert torch.equal(sample(model), plain)
-    removed, _ = with_lora(with_lora(model, lora, 1.0)[0], lora, -1.0)
+    removed, _ = with_lora(with_lora(model, lora, 1.0)[0], "test.safetensors", lora, -1.0)
     assert relative_error(sample(removed), plain) <= (1e-2 if int8 else 1e-5)
 
 
 def test_each_expert_has_its_own(quantised, paths):
     low = load_model(paths[True])
-    patched, _ = with_lora(low, checkpoints.lora("kohya"), 1.0)
+    patched, _ = with_lora(low, "test.safetensors", checkpoints.lora("kohya"), 1.0)
     calls = []
     for model, expert in ((quantised, None), (quantised, patched)):
         positive = [[checkpoints.draw(1, "text", (1, 8, 4096)), {}]]
@@ -139,4 +139,4 @@ def test_each_expert_has_its_own(quantised, paths):
 
 def test_a_lora_for_another_model_is_refused(quantised):
     with pytest.raises(TurboError, match="changes no layer"):
-        with_lora(quantised, {"lora_unet_input_blocks_1.lora_down.weight": torch.ones(4, 4)}, 1.0)
+        with_lora(quantised, "test.safetensors", {"lora_unet_input_blocks_1.lora_down.weight": torch.ones(4, 4)}, 1.0)

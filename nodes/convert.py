@@ -1,0 +1,163 @@
+"""Converting checkpoints."""
+
+import os
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..turbo_core.convert import output
+from ..turbo_core.convert.codec import WEIGHTS
+from ..turbo_core.convert.convert import BASE_AND_TEACHER, Request, convert
+from ..turbo_core.errors import TurboError
+from .loader import CATEGORY
+
+_FOLDER, _LORAS = "diffusion_models", "loras"
+_NONE = "none"
+
+
+class TurboDiffusionConvert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        models = folder_paths.get_filename_list(_FOLDER)
+        return io.Schema(
+            node_id="TurboDiffusionConvert",
+            display_name="TurboDiffusion Convert",
+            category=CATEGORY,
+            description="Writes a checkpoint anew as one safetensors file beside the other diffusion models: with other weights, with a "
+            "LoRA merged, or as the difference that made a turbo model added to another one.",
+            search_aliases=["quantize", "int8", "fp8", "pth to safetensors", "merge LoRA", "save model", "delta"],
+            inputs=[
+                io.Combo.Input("model_name", options=models, tooltip="The .pth or .safetensors file to convert."),
+                io.String.Input(
+                    "output_name",
+                    default="",
+                    tooltip="Name of the new file in models/diffusion_models, for example TurboWan2.1-T2V-14B-int8. It appears when it is "
+                    "complete.",
+                ),
+                io.Combo.Input(
+                    "weights",
+                    options=list(WEIGHTS),
+                    default="keep",
+                    tooltip="How the blocks' linears are stored. keep: as they are. int8_block: TurboDiffusion's, for this pack, half the "
+                    "size of bf16. bf16: unquantised. fp8_e4m3fn, int8_rowwise: ComfyUI's own formats, which its own loader takes.",
+                ),
+                io.Boolean.Input("overwrite", default=False, optional=True, tooltip="Replace a file of that name."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=[_NONE, *folder_paths.get_filename_list(_LORAS)],
+                    default=_NONE,
+                    optional=True,
+                    tooltip="A LoRA to merge for good.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Strength of the merged LoRA.",
+                ),
+                io.Combo.Input(
+                    "base_name",
+                    options=[_NONE, *models],
+                    default=_NONE,
+                    optional=True,
+                    tooltip="A Wan model to make fast: the result is base + delta * (model - teacher).",
+                ),
+                io.Combo.Input(
+                    "teacher_name",
+                    options=[_NONE, *models],
+                    default=_NONE,
+                    optional=True,
+                    tooltip="The stock Wan model that model_name was made from. Goes with base_name.",
+                ),
+                io.Float.Input(
+                    "delta",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Weight of the difference that is added to the base.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, output_name, overwrite=False, base_name=_NONE, teacher_name=_NONE) -> bool | str:
+        # ComfyUI leaves the checks of the inputs named here to this method. A linked input is None: `execute` sees its value.
+        models = (_NONE, *folder_paths.get_filename_list(_FOLDER))
+        for name in (base_name, teacher_name):
+            if name is not None and name not in models:
+                return f"{name!r} is no file in the diffusion_models folder"
+        if None not in (base_name, teacher_name) and (base_name == _NONE) != (teacher_name == _NONE):
+            return BASE_AND_TEACHER
+        try:
+            if output_name is not None:
+                target = _target(output_name)
+                if overwrite is not None:
+                    output.check_free(target, overwrite)
+        except TurboError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name, output_name, lora_name=_NONE, base_name=_NONE, teacher_name=_NONE, **_):
+        """Changes when an input file does, and while the output file is missing."""
+        files = [(_FOLDER, model_name), (_LORAS, lora_name), (_FOLDER, base_name), (_FOLDER, teacher_name)]
+        paths = [folder_paths.get_full_path_or_raise(folder, name) for folder, name in files if name != _NONE]
+        missing = float("nan") if not _target(output_name).exists() else 0.0
+        return [(path, os.stat(path).st_mtime_ns, os.stat(path).st_size) for path in paths], missing
+
+    @classmethod
+    def execute(
+        cls,
+        model_name: str,
+        output_name: str,
+        weights: str,
+        overwrite: bool = False,
+        lora_name: str = _NONE,
+        lora_strength: float = 1.0,
+        base_name: str = _NONE,
+        teacher_name: str = _NONE,
+        delta: float = 1.0,
+    ) -> io.NodeOutput:
+        request = Request(
+            model=_file(_FOLDER, model_name),
+            output=_target(output_name),
+            weights=weights,
+            overwrite=overwrite,
+            lora=_file(_LORAS, lora_name),
+            lora_strength=lora_strength,
+            base=_file(_FOLDER, base_name),
+            teacher=_file(_FOLDER, teacher_name),
+            delta=delta,
+        )
+        bar = comfy.utils.ProgressBar(1)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            bar.update_absolute(done, total)
+
+        report = convert(request, progress)
+        return io.NodeOutput(str(report.path), ui=ui.PreviewText(str(report)))
+
+
+def _file(folder: str, name: str) -> Path | None:
+    return None if name == _NONE else Path(folder_paths.get_full_path_or_raise(folder, name))
+
+
+def _target(output_name: str) -> Path:
+    """Where the new file goes: in place of the file that ComfyUI has under that name, else in the folder for new ones."""
+    name = output.check_name(output_name)
+    existing = folder_paths.get_full_path(_FOLDER, name)
+    if existing is not None:
+        return Path(existing)
+    folders = [Path(folder) for folder in folder_paths.get_folder_paths(_FOLDER)]
+    return next((folder for folder in folders if folder.name == _FOLDER), folders[0]) / name

@@ -1,0 +1,285 @@
+"""A new file appears whole, under a name inside its folder, or not at all."""
+
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from td_pack.tests.support import checkpoints
+from td_pack.turbo_core.checkpoint.read import read_safetensors
+from td_pack.turbo_core.convert import output
+from td_pack.turbo_core.convert.codec import TensorInfo
+from td_pack.turbo_core.convert.container import Container
+from td_pack.turbo_core.convert.convert import Request, convert
+from td_pack.turbo_core.errors import TurboError
+
+TESTS = str(Path(__file__).resolve().parents[2])
+
+
+@pytest.fixture(scope="module")
+def state_dict():
+    return checkpoints.upstream_state_dict(3, layers=1)
+
+
+@pytest.fixture
+def source(state_dict, tmp_path):
+    return checkpoints.write_pth(tmp_path / "source.pth", state_dict)
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name,expected",
+    [
+        ("model", "model.safetensors"),
+        ("model.safetensors", "model.safetensors"),
+        (" TurboWan2.2-I2V ", "TurboWan2.2-I2V.safetensors"),
+        ("turbo/model", "turbo/model.safetensors"),
+        ("turbo\\model", "turbo/model.safetensors"),
+        ("..model", "..model.safetensors"),
+    ],
+)
+def test_a_name_gets_its_suffix(name, expected):
+    assert output.check_name(name) == expected
+
+
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("", "give the new file a name"),
+        ("folder/", "give the new file a name"),
+        ("..", "inside the diffusion_models folder"),
+        ("../model", "inside the diffusion_models folder"),
+        ("a/../../model", "inside the diffusion_models folder"),
+        ("..\\model", "inside the diffusion_models folder"),
+        ("/etc/model", "inside the diffusion_models folder"),
+        ("\\\\server\\share\\model", "inside the diffusion_models folder"),
+        ("\\model", "inside the diffusion_models folder"),
+        ("C:\\model", "inside the diffusion_models folder"),
+        ("c:model", "inside the diffusion_models folder"),
+        ("mod\0el", "no file name on every system"),
+        ("model:stream", "no file name on every system"),
+        ("m" * 300, "no file name on every system"),
+        ("model.pth", "end its name in .safetensors"),
+        ("model.gguf", "end its name in .safetensors"),
+    ],
+)
+def test_a_name_that_leads_elsewhere_is_refused(name, message):
+    with pytest.raises(TurboError, match=message):
+        output.check_name(name)
+
+
+def test_a_file_is_replaced_only_when_told(source, tmp_path):
+    path = tmp_path / "new.safetensors"
+    path.write_bytes(b"precious")
+    with pytest.raises(TurboError, match="new.safetensors exists already; set overwrite to replace it"):
+        convert(Request(source, path))
+    assert path.read_bytes() == b"precious"
+    convert(Request(source, path, overwrite=True))
+    assert read_safetensors(path) and names(tmp_path) == ["new.safetensors", "source.pth"]
+
+
+def test_a_file_that_comes_to_be_meanwhile_is_kept(source, tmp_path):
+    path = tmp_path / "new.safetensors"
+    with pytest.raises(TurboError, match="exists already"):
+        convert(Request(source, path), lambda *_: path.write_bytes(b"precious"))
+    assert path.read_bytes() == b"precious" and names(tmp_path) == ["new.safetensors", "source.pth"]
+
+
+def test_an_input_is_never_the_output(source, tmp_path):
+    path = tmp_path / "new.safetensors"
+    convert(Request(source, path))
+    with pytest.raises(TurboError, match="new.safetensors is the model itself; choose another output_name"):
+        convert(Request(path, path, overwrite=True))
+
+
+class Interrupt(BaseException):
+    """As ComfyUI's interrupt is."""
+
+
+@pytest.mark.parametrize("stage", ["reading", "writing", "checking"])
+@pytest.mark.parametrize("error", [Interrupt, KeyboardInterrupt, ValueError])
+def test_an_interrupted_run_leaves_nothing(stage, error, source, tmp_path):
+    def interrupt(now, done, total):
+        if now == stage:
+            raise error
+
+    with pytest.raises(error):
+        convert(Request(source, tmp_path / "sub" / "new.safetensors"), interrupt)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [source]
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import conftest
+from pathlib import Path
+from td_pack.turbo_core.convert.convert import Request, convert
+
+def progress(stage, done, total):
+    if stage == sys.argv[4]:
+        print("now", flush=True)
+        time.sleep(60)
+
+convert(Request(Path(sys.argv[2]), Path(sys.argv[3])), progress)
+"""
+
+
+def test_a_killed_run_leaves_no_file_of_that_name_and_the_next_one_clears_up(source, tmp_path):
+    path = tmp_path / "new.safetensors"
+    other = tmp_path / "other.safetensors.0123abcd.partial"
+    other.touch()
+    command = [sys.executable, "-c", KILLED, TESTS, str(source), str(path), "writing"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        assert run.stdout.readline() == b"now\n"
+        # While it runs, another conversion leaves its file alone.
+        with output.replacing(path, True):
+            assert len(list(tmp_path.glob("new.*.partial"))) == 2
+        path.unlink()
+        run.send_signal(signal.SIGKILL)
+    leftover = [name for name in names(tmp_path) if name.startswith("new")]
+    assert len(leftover) == 1 and leftover[0].endswith(".partial")
+    convert(Request(source, path))
+    assert names(tmp_path) == ["new.safetensors", other.name, "source.pth"]
+
+
+def test_a_disk_that_becomes_full_is_named_and_leaves_nothing(source, tmp_path):
+    """A limit on the size of files fails a write as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(TurboError, match="The disk became full while writing new.safetensors; make room"):
+            convert(Request(source, tmp_path / "new.safetensors"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == ["source.pth"]
+
+
+def test_a_disk_too_small_is_named_before_anything_is_read(source, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    stages = []
+    with pytest.raises(TurboError, match=r"new.safetensors needs 0.00 GB and the disk of .* has 0.00 GB free"):
+        convert(Request(source, tmp_path / "deep" / "new.safetensors"), lambda *now: stages.append(now))
+    assert not stages and names(tmp_path) == ["source.pth"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TurboError, match=r"new.safetensors could not be written \(.+\); check the folder"):
+        convert(Request(source, tmp_path / "file" / "new.safetensors"))
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_a_bit_that_flips_on_the_disk_is_found(source, tmp_path):
+    flipped = []
+
+    def progress(stage, done, total):
+        if stage == "checking" and not flipped:
+            (partial,) = tmp_path.glob("*.partial")
+            flip(partial, partial.stat().st_size - 3)
+            flipped.append(partial)
+
+    with pytest.raises(TurboError, match="new.safetensors was not stored as it was written: .* differs when read back"):
+        convert(Request(source, tmp_path / "new.safetensors"), progress)
+    assert flipped and names(tmp_path) == ["source.pth"]
+
+
+FAULTS = {
+    "header": (lambda path, size: flip(path, 12), "the header"),
+    "first tensor": (lambda path, size: flip(path, size - 16 - 12), "scale"),
+    "last tensor": (lambda path, size: flip(path, size - 1), "codes"),
+    "cut": (lambda path, size: path.write_bytes(path.read_bytes()[:-1]), "the size"),
+    "longer": (lambda path, size: path.write_bytes(path.read_bytes() + b"x"), "the size"),
+}
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_reading_back_finds_every_fault(fault, tmp_path):
+    infos = [TensorInfo("codes", torch.int8, (4, 4)), TensorInfo("scale", torch.float32, (3,))]
+    container = Container(infos, {"by": "test"})
+    path = tmp_path / "c.safetensors"
+    codes, scale = torch.arange(16, dtype=torch.int8).view(4, 4), torch.tensor([1.0, 2.0, 3.0])
+    done = []
+    with path.open("wb") as file:
+        parts = [("codes", codes[:1]), ("scale", scale), ("codes", codes[1:])]
+        checksums = container.write(file, parts, done.append)
+    assert sum(done) == container.size and path.stat().st_size == container.size and len(container.header) % 8 == 0
+    tensors, metadata = read_safetensors(path)
+    assert torch.equal(tensors["codes"], codes) and torch.equal(tensors["scale"], scale) and metadata == {"by": "test"}
+    if fault is None:
+        container.verify(path, checksums, "c", done.append)
+        assert sum(done) == 2 * container.size
+        return
+    damage, what = FAULTS[fault]
+    damage(path, container.size)
+    with pytest.raises(TurboError, match=f"c was not stored as it was written: {what} differs"):
+        container.verify(path, checksums, "c", done.append)
+
+
+@pytest.mark.parametrize("parts,message", [([], "smaller than planned"), ([torch.zeros(4)], "larger than planned")])
+def test_a_tensor_of_another_size_than_planned_is_a_fault(parts, message, tmp_path):
+    container = Container([TensorInfo("scale", torch.float32, (3,))], {})
+    with (tmp_path / "c").open("wb") as file, pytest.raises(ValueError, match=message):
+        container.write(file, [("scale", part) for part in parts], lambda count: None)
+
+
+MEMORY = """
+import sys, threading
+sys.path.insert(0, sys.argv[1])
+import conftest
+from pathlib import Path
+from td_pack.turbo_core.convert.convert import Request, convert
+
+def anonymous():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+
+stop, peak = threading.Event(), 0
+def watch():
+    global peak
+    while not stop.wait(0.002):
+        peak = max(peak, anonymous())
+
+folder = Path(sys.argv[2])
+convert(Request(folder / "small.pth", folder / "small.safetensors", sys.argv[3]))  # what the first use of torch costs
+before = anonymous()
+thread = threading.Thread(target=watch)
+thread.start()
+convert(Request(folder / "large.pth", folder / "large.safetensors", sys.argv[3]))
+stop.set()
+thread.join()
+print(peak - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    checkpoints.write_pth(tmp_path / "small.pth", checkpoints.upstream_state_dict(1, layers=1))
+    tile = checkpoints.draw(1, "tile", (1 << 16,)).bfloat16() / 64
+    shapes = checkpoints.shapes(dim=1536, ffn_dim=8960, layers=6, in_channels=16, sla=True)
+    large = {}
+    for key, shape in shapes.items():
+        size = torch.Size(shape).numel()
+        large[key] = tile.repeat(-(-size // len(tile)))[:size].view(shape)
+    path = checkpoints.write_pth(tmp_path / "large.pth", large)
+    assert path.stat().st_size > 550e6
+    del large
+    command = [sys.executable, "-c", MEMORY, TESTS, str(tmp_path), "int8_block"]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    assert 10e6 < grown < 200e6  # less than the first would mean that nothing was measured
+    path.unlink()

@@ -1,0 +1,202 @@
+"""A conversion from its request to the finished file."""
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from ..checkpoint.identify import METADATA_KEY, identify
+from ..checkpoint.layout import TEXT_WIDTH
+from ..checkpoint.read import read_safetensors
+from ..errors import TurboError
+from . import codec, output
+from .container import Container
+from .merge import Addition, Delta, Lora
+from .source import Source, is_block_linear, sha256
+
+Progress = Callable[
+    [str, int, int], None
+]  # (what is going on, bytes done, bytes in all); may raise to end the conversion
+_PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to convert. With `base` and `teacher` the result is base + delta * (model - teacher), else it is the model; then the
+    LoRA is added. `weights`, one of WEIGHTS, is how the blocks' linears are stored; everything else stays as it is."""
+
+    model: Path
+    output: Path
+    weights: str = "keep"
+    overwrite: bool = False
+    lora: Path | None = None
+    lora_strength: float = 1.0
+    base: Path | None = None
+    teacher: Path | None = None
+    delta: float = 1.0
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        files = {"model": self.model, "lora": self.lora, "base": self.base, "teacher": self.teacher}
+        return {role: path for role, path in files.items() if path is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of a conversion."""
+
+    path: Path
+    description: str
+    size: int
+    seconds: float
+    notes: list[str]
+
+    def __str__(self) -> str:
+        head = f"{self.path.name}: {self.description}, {self.size / 1e9:.2f} GB, in {self.seconds:.0f} s, read back and checked."
+        return "\n".join([head, *self.notes])
+
+
+def convert(request: Request, progress: Progress | None = None) -> Report:
+    """Writes `request.output`, complete and checked, or nothing under that name.
+
+    Weights pass through memory some rows at a time. Raises CheckpointError for an input that cannot be used, TurboError for a
+    request that cannot be carried out or a disk that is full or faulty, and whatever `progress` raises."""
+    started = time.monotonic()
+    _check(request)
+    model = Source.open(request.model)
+    main, additions = _merges(request, model)
+    taken = next((addition.taken for addition in additions if isinstance(addition, Delta)), [])
+    plan = [_Item(main, name, _format(main, name, request.weights, additions), additions) for name in main.names]
+    plan += [_Item(model, name, _format(model, name, request.weights, []), []) for name in taken]
+    infos = [info for item in plan for info in item.infos()]
+
+    record = _record(request, turbo=model.spec.turbo or main.spec.turbo, notes=_notes(additions))
+    # The hashes are known only after the files were read; the header has the same size with any.
+    size = Container(infos, _metadata(main, record, dict.fromkeys(request.inputs, "0" * 64))).size
+    output.check_space(request.output, size)
+    sources = {role: path.stat().st_size for role, path in request.inputs.items()}
+    advance = _Counter(progress, total=sum(sources.values()) + 2 * size)
+    hashes = {role: sha256(path, advance.during("reading")) for role, path in request.inputs.items()}
+    container = Container(infos, _metadata(main, record, hashes))
+    with output.replacing(request.output, request.overwrite) as file:
+        parts = (part for item in plan for part in item.parts())
+        checksums = container.write(file, parts, advance.during("writing"))
+        path = Path(file.name)
+        container.verify(path, checksums, request.output.name, advance.during("checking"))
+        spec, _ = identify(request.output.name, *read_safetensors(path))
+    return Report(request.output, spec.describe(), container.size, time.monotonic() - started, _notes(additions))
+
+
+def _check(request: Request) -> None:
+    if request.weights not in codec.WEIGHTS:
+        raise TurboError(f"weights is {request.weights!r}: choose {', '.join(codec.WEIGHTS)}.")
+    if (request.base is None) != (request.teacher is None):
+        raise TurboError(BASE_AND_TEACHER)
+    for role, path in request.inputs.items():
+        if path.exists() and request.output.exists() and path.samefile(request.output):
+            raise TurboError(f"{request.output.name} is the {role} itself; choose another output_name.")
+    output.check_free(request.output, request.overwrite)
+
+
+BASE_AND_TEACHER = "A delta needs both base_name, the model to change, and teacher_name, what the turbo model was made from; set both or none."
+
+
+def _merges(request: Request, model: Source) -> tuple[Source, list[Addition]]:
+    """The checkpoint whose tensors are written, and what is added to them."""
+    main, additions = model, []
+    if request.base is not None:
+        main = Source.open(request.base)
+        additions.append(Delta(main, model, Source.open(request.teacher), request.delta))
+    if request.lora is not None:
+        shapes = {name: main.shape(name) for name in main.names}
+        additions.append(Lora(request.lora, request.lora_strength, shapes))
+    return main, additions
+
+
+@dataclasses.dataclass(frozen=True)
+class _Item:
+    """A tensor of the new file. A `format` of None copies it, scales and all."""
+
+    source: Source
+    name: str
+    format: codec.Format | None
+    additions: list[Addition]
+
+    def infos(self) -> list[codec.TensorInfo]:
+        if self.format is not None:
+            return codec.stored_tensors(self.format, self.name, self.source.shape(self.name))
+        tensors = ((name, self.source.tensors[name]) for name in self.source.stored(self.name))
+        return [codec.TensorInfo(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors]
+
+    def parts(self) -> Iterator[tuple[str, torch.Tensor]]:
+        if self.format is not None:
+            yield from codec.encode(self.format, self.name, self.source.shape(self.name), self._rows)
+            return
+        for name in self.source.stored(self.name):
+            tensor = codec.as_matrix(self.source.tensors[name])
+            for rows in codec.slabs(tuple(tensor.shape)):
+                yield name, tensor[rows]
+
+    def _rows(self, rows: slice) -> torch.Tensor:
+        values = self.source.rows(self.name, rows)
+        for addition in self.additions:
+            if addition.touches(self.name):
+                addition.add(self.name, rows, values)
+        return values
+
+
+def _format(source: Source, name: str, weights: str, additions: list[Addition]) -> codec.Format | None:
+    """How a tensor is stored in the new file; None when that is how it is."""
+    stored = source.format(name)
+    wanted = stored
+    if weights != "keep" and is_block_linear(name, source.shape(name)):
+        wanted = torch.bfloat16 if weights == "bf16" else weights
+    touched = any(addition.touches(name) for addition in additions)
+    return wanted if touched or wanted != stored else None
+
+
+def _notes(additions: list[Addition]) -> list[str]:
+    return [note for addition in additions for note in addition.notes]
+
+
+def _record(request: Request, turbo: bool, notes: list[str]) -> dict:
+    """What the metadata says of a conversion, but for the hashes. `turbo` false: the file is a stock Wan model."""
+    record = {
+        "version": re.search(r'(?m)^version = "(.+)"', _PYPROJECT.read_text(encoding="utf-8"))[1],
+        "turbo": turbo,
+        "weights": request.weights,
+        "sources": {role: {"name": path.name, "size": path.stat().st_size} for role, path in request.inputs.items()},
+    }
+    if request.lora is not None:
+        record["lora_strength"] = request.lora_strength
+    if request.base is not None:
+        record["delta"] = request.delta
+    return record | ({"notes": notes} if notes else {})
+
+
+def _metadata(main: Source, record: dict, hashes: dict[str, str]) -> dict[str, str]:
+    sources = {role: source | {"sha256": hashes[role]} for role, source in record["sources"].items()}
+    metadata = main.metadata | {METADATA_KEY: json.dumps(record | {"sources": sources})}
+    if main.spec.text_width != TEXT_WIDTH and "config" not in metadata:
+        # ComfyUI reads every width but this one from the tensors.
+        metadata["config"] = json.dumps({"transformer": {"text_dim": main.spec.text_width}})
+    return metadata
+
+
+class _Counter:
+    """Counts bytes over all stages for a `Progress`."""
+
+    def __init__(self, progress: Progress | None, total: int):
+        self._progress, self._total, self._done = progress, total, 0
+
+    def during(self, stage: str) -> Callable[[int], None]:
+        def advance(count: int) -> None:
+            self._done += count
+            if self._progress is not None:
+                self._progress(stage, self._done, self._total)
+
+        return advance

@@ -1,0 +1,129 @@
+"""Where a converted file goes: its name, its place, and that it appears there whole or not at all."""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
+
+from ..errors import TurboError
+
+SUFFIX = ".safetensors"
+_PARTIAL = ".partial"  # not a suffix that ComfyUI lists
+_LONGEST = 200
+_FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*]')
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check_name(name: str) -> str:
+    """The name of an output file relative to its folder, with its suffix. Raises TurboError for one that would leave the
+    folder or is not that of a safetensors file."""
+    cleaned = name.strip().replace("\\", "/")
+    parts = PurePosixPath(cleaned).parts
+    if not parts or cleaned.endswith("/"):
+        raise TurboError(f"output_name is {name!r}: give the new file a name.")
+    rooted = PurePosixPath(cleaned).is_absolute() or PureWindowsPath(name.strip()).drive
+    if rooted or ".." in cleaned.split("/"):
+        raise TurboError(
+            f"output_name is {name!r}: give a name inside the diffusion_models folder, without a drive, a leading slash or `..`."
+        )
+    if _FORBIDDEN.search(cleaned) or len(parts[-1]) > _LONGEST or any(part[-1] in ". " for part in parts):
+        raise TurboError(
+            f"output_name is {name!r}, which is no file name on every system; use letters, digits, - and _."
+        )
+    suffix = PurePosixPath(cleaned).suffix
+    if suffix.lower() == SUFFIX:
+        return cleaned
+    if suffix.lower() in (".pth", ".pt", ".ckpt", ".bin", ".sft", ".gguf", ".pkl"):
+        raise TurboError(f"output_name is {name!r}: the new file is a safetensors file, so end its name in {SUFFIX}.")
+    return cleaned + SUFFIX  # a dot in the name, as in Wan2.2, is no suffix
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raises TurboError if there is a file at `path` that may not be replaced."""
+    if path.exists() and not overwrite:
+        raise TurboError(f"{path.name} exists already; set overwrite to replace it, or choose another output_name.")
+
+
+def check_space(path: Path, size: int) -> None:
+    """Raises TurboError if the disk of `path` has no room for `size` bytes."""
+    folder = next(folder for folder in path.parents if folder.exists())
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise TurboError(
+            f"{path.name} needs {size / 1e9:.2f} GB and the disk of {folder} has {free / 1e9:.2f} GB free; make room or "
+            "choose smaller weights."
+        )
+
+
+@contextlib.contextmanager
+def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
+    """A new binary file beside `path` that takes its place when the block ends, and is removed if the block raises anything.
+
+    What a killed run left behind for the same `path` is removed first. Raises TurboError when the disk is full or the file
+    cannot be written, and when another one has come to be at `path` meanwhile."""
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        with partial.open("x+b") as file:
+            _hold(file)
+            yield file
+            check_free(path, overwrite)
+            if os.name == "nt":
+                file.close()  # Windows moves no open file
+            os.replace(partial, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        _remove(partial)
+        if error.errno in _FULL:
+            raise TurboError(f"The disk became full while writing {path.name}; make room and convert again.") from error
+        raise TurboError(f"{path.name} could not be written ({error.strerror or error}); check the folder.") from error
+    except BaseException:  # an interrupt of ComfyUI's too
+        _remove(partial)
+        raise
+
+
+def _remove(partial: Path) -> None:
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
+
+
+def _hold(file: BinaryIO) -> None:
+    """Marks the file as being written; the mark ends with this process. On Windows an open file cannot be removed anyway."""
+    if os.name != "nt":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes the partial files for `path` that no process is writing."""
+    ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}" + re.escape(_PARTIAL))
+    for leftover in path.parent.iterdir():
+        if not ours.fullmatch(leftover.name):
+            continue
+        with contextlib.suppress(OSError):
+            if os.name != "nt":
+                import fcntl
+
+                with leftover.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name last through a power failure, where folders can be synced."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
