@@ -188,6 +188,20 @@ CONTRACT = {
         ["LATENT"],
     ),
     "TurboDiffusionLoRA": (["model MODEL", "lora_name COMBO [files]", "strength FLOAT=1.0 [-20.0, 20.0]"], ["MODEL"]),
+    "TurboDiffusionConvert": (
+        [
+            "model_name COMBO [files]",
+            "output_name STRING=''",
+            "weights COMBO=keep [keep, int8_block, bf16, fp8_e4m3fn, int8_rowwise]",
+            "overwrite BOOLEAN=False optional",
+            "lora_name COMBO=none [none, files] optional",
+            "lora_strength FLOAT=1.0 [-100.0, 100.0] optional",
+            "base_name COMBO=none [none, files] optional",
+            "teacher_name COMBO=none [none, files] optional",
+            "delta FLOAT=1.0 [-10.0, 10.0] optional",
+        ],
+        ["STRING path"],
+    ),
     "TurboDiffusionStatus": (["any * optional"], ["STRING report"]),
 }
 NODES = {node.define_schema().node_id: node for node in asyncio.run(TurboDiffusionExtension().get_node_list())}
@@ -203,9 +217,10 @@ def written(given: io.Input) -> str:
     if "min" in values or "max" in values:
         text += f" [{values.get('min')}, {values.get('max')}]"
     if "options" in values:
-        folder = {"model_name": "diffusion_models", "lora_name": "loras"}.get(given.id)
-        of_files = folder is not None and values["options"] == folder_paths.get_filename_list(folder)
-        text += " [files]" if of_files else f" [{', '.join(values['options'])}]"
+        folder = {"lora_name": "loras"}.get(given.id, "diffusion_models")
+        files = folder_paths.get_filename_list(folder)
+        listed = {(*files,): "files", ("none", *files): "none, files"} if given.id.endswith("_name") else {}
+        text += f" [{listed.get((*values['options'],), ', '.join(values['options']))}]"
     return " ".join([text, *(flag for flag in ("optional", "lazy", "control_after_generate") if values.get(flag))])
 
 

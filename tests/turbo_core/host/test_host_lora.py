@@ -120,7 +120,7 @@ def test_strength_stacking_and_clones(paths, int8):
     assert relative_error(sample(twice), whole) <= (1e-2 if int8 else 1e-5)
     assert not torch.equal(sample(half), whole)
     assert torch.equal(sample(model), plain)
-    removed, _ = with_lora(with_lora(model, lora, 1.0)[0], "test.safetensors", lora, -1.0)
+    removed, _ = with_lora(with_lora(model, "test.safetensors", lora, 1.0)[0], "test.safetensors", lora, -1.0)
     assert relative_error(sample(removed), plain) <= (1e-2 if int8 else 1e-5)
 
 
