@@ -139,7 +139,8 @@ def int8_linear(
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)], x quantised by "block" or "row"."""
-    codes, scales = {"block": quantize_block, "row": quantize_row}[activation](x)
+    quantize = {"block": quantize_block, "row": quantize_row}[activation]
+    codes, scales = quantize(x)
     return int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype or x.dtype)
 
 

@@ -144,7 +144,8 @@ def int8_linear(
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """x [..., M, K], quantised by "block" or "row", times weight int8 [N, K]"""
-    codes, scales = {"block": quantize_block, "row": quantize_row}[activation](x)
+    quantize = {"block": quantize_block, "row": quantize_row}[activation]
+    codes, scales = quantize(x)
     return int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype or x.dtype)
 
 
