@@ -78,7 +78,11 @@ def triton_unavailable(device: torch.device) -> str | None:
         return f"it does not reach a {device.type} device"
     if importlib.util.find_spec("triton") is None:
         return "it is not installed (pip install triton; on Windows triton-windows)"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
+    if torch.version.hip is not None:
+        architecture = torch.cuda.get_device_properties(device).gcnArchName
+        if not architecture.startswith("gfx9"):  # compiled for gfx11, the kernels run out of registers
+            return f"its kernels are made for AMD's gfx9 chips, and this is {architecture}"
+    elif torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
         return f"{torch.cuda.get_device_name(device)} has no bfloat16 tensor cores (compute capability 8.0 or newer is needed)"
     try:
         importlib.import_module("triton")

@@ -3,7 +3,10 @@
 import importlib
 import sys
 
-BENCHES = {"load": "time and memory of loading full-size int8 experts"}
+BENCHES = {
+    "load": "time and memory of loading full-size int8 experts",
+    "convert": "time and memory of converting one",
+}
 
 
 def main(arguments: list[str]) -> int:

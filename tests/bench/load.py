@@ -9,12 +9,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
-GB = 1e9
-EXPERT = {"dim": 5120, "ffn_dim": 13824, "layers": 40, "in_channels": 36}
+from .memory import EXPERT, GB, MemoryWatch
+
 NEEDED = 45  # GB of disk: two experts as .safetensors and one as .pth
 LIMITS = {1: 2.0, 2: 4.0}  # GB of anonymous memory by number of experts
 
@@ -70,28 +68,7 @@ def measure(paths: list[Path]) -> dict:
     load_host()
     from td_pack.turbo_core.host.load import load_model
 
-    before, peak, done = resident(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.01):
-            peak = max(peak, resident()["RssAnon"])
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    models = [load_model(str(path)) for path in paths]
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    after = resident()
+    with MemoryWatch() as watch:
+        models = [load_model(str(path)) for path in paths]
     assert len(models) == len(paths)
-    peak = max(peak, after["RssAnon"])
-    return {"seconds": seconds, "anonymous": peak - before["RssAnon"], "mapped": after["RssFile"] - before["RssFile"]}
-
-
-def resident() -> dict[str, float]:
-    """This process's resident memory by kind, in GB (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    fields = (line.split() for line in lines if line.startswith(("RssAnon", "RssFile")))
-    return {name.rstrip(":"): int(value) * 1024 / GB for name, value, _ in fields}
+    return {"seconds": watch.seconds, "anonymous": watch.anonymous, "mapped": watch.mapped}
