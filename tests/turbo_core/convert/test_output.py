@@ -137,12 +137,13 @@ def test_a_killed_run_leaves_no_file_of_that_name_and_the_next_one_clears_up(sou
     other.touch()
     command = [sys.executable, "-c", KILLED, TESTS, str(source), str(path), "writing"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
-        assert run.stdout.readline() == b"now\n"
-        # While it runs, another conversion leaves its file alone.
-        with output.replacing(path, True):
-            assert len(list(tmp_path.glob("new.*.partial"))) == 2
-        path.unlink()
-        run.send_signal(signal.SIGKILL)
+        try:
+            assert run.stdout.readline() == b"now\n"
+            with output.replacing(path, True):  # another conversion meanwhile leaves the file of this one alone
+                assert len(list(tmp_path.glob("new.*.partial"))) == 2
+            path.unlink()
+        finally:
+            run.send_signal(signal.SIGKILL)
     leftover = [name for name in names(tmp_path) if name.startswith("new")]
     assert len(leftover) == 1 and leftover[0].endswith(".partial")
     convert(Request(source, path))
@@ -228,6 +229,17 @@ def test_reading_back_finds_every_fault(fault, tmp_path):
     damage(path, container.size)
     with pytest.raises(TurboError, match=f"c was not stored as it was written: {what} differs"):
         container.verify(path, checksums, "c", done.append)
+
+
+def test_every_tensor_is_aligned_to_its_type():
+    infos = [
+        TensorInfo("odd", torch.int8, (3, 1)),
+        TensorInfo("half", torch.bfloat16, (1,)),
+        TensorInfo("s", torch.float32, ()),
+    ]
+    spans = Container(infos, {}).spans
+    assert spans["s"][0] % 8 == 0 and spans["half"][0] % 2 == 0
+    assert sorted(end - start for start, end in spans.values()) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("parts,message", [([], "smaller than planned"), ([torch.zeros(4)], "larger than planned")])
