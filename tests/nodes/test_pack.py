@@ -11,11 +11,12 @@ from td_pack.tests.support.server import ROOT, ComfyServer
 NO_TRITON = "raise ImportError('triton is not installed (hidden by a test)')\n"
 
 ENTRY = """
-import asyncio, sys, time
+import asyncio, gc, sys, time
 sys.path.insert(0, sys.argv[1])
 import conftest                                   # the host's own modules and the pack by path
 import comfy.samplers, comfy_extras.nodes_custom_sampler, comfy_extras.nodes_wan, comfy.sd, comfy_api.latest, folder_paths
 had_triton = "triton" in sys.modules
+gc.disable()                                      # a collection of the host's whole heap can fall anywhere and costs 0.2 s
 start = time.perf_counter()
 extension = asyncio.run(sys.modules["td_pack"].comfy_entrypoint())
 nodes = asyncio.run(extension.get_node_list())
