@@ -14,7 +14,6 @@ IMAGE_EMBEDDING_WIDTH = 1280  # CLIP vision, Wan 2.1 I2V only
 LATENT_CHANNELS = 16
 TEXT_WIDTH = 4096  # umT5-XXL
 PROJ_L = "self_attn.attn_op.local_attn.proj_l"
-_DEPTHS = {1536: 30, 5120: 40}  # of the published widths
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
@@ -71,7 +70,7 @@ def read_spec(tensors: dict[str, torch.Tensor], turbo: bool) -> WanSpec:
         int8=int8,
         dim=tensors["head.modulation"].shape[-1],
         ffn_dim=tensors["blocks.0.ffn.0.weight"].shape[0],
-        layers=max(count_layers(tensors), _DEPTHS.get(tensors["head.modulation"].shape[-1], 0)),
+        layers=count_layers(tensors),
         in_channels=tensors[PATCH_EMBEDDING].shape[1],
         text_width=tensors["text_embedding.0.weight"].shape[-1],
         image_embedding=any(name.startswith("img_emb.proj.") for name in tensors),

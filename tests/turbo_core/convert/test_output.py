@@ -270,7 +270,7 @@ def watch():
 folder = Path(sys.argv[2])
 convert(Request(folder / "small.pth", folder / "small.safetensors", sys.argv[3]))  # what the first use of torch costs
 before = anonymous()
-thread = threading.Thread(target=watch)
+thread = threading.Thread(target=watch, daemon=True)
 thread.start()
 convert(Request(folder / "large.pth", folder / "large.safetensors", sys.argv[3]))
 stop.set()
