@@ -109,13 +109,28 @@ def eight_bit_format(device: torch.device) -> tuple[str, str]:
 
 
 def _self_test(device: torch.device) -> str | None:
-    """Compares the attention kernel with its definition on a small ragged input; None if it agrees."""
+    """Compares the attention and the int8 kernels with their definitions on small ragged inputs; None if they agree."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 384 + 7, 2, 128, generator=generator) for _ in range(3))
     weight, bias = torch.randn(128, 128, generator=generator) / 12, torch.randn(128, generator=generator)
-    expected = load("sparse_linear_attention", "sla", "torch")(q, k, v, weight, bias, topk=1.0)
-    given = (x.to(device, torch.bfloat16) for x in (q, k, v, weight, bias))
-    actual = load("sparse_linear_attention", "block_sparse_attention", "triton")(*given, topk=1.0)
-    error = ((actual.cpu().float() - expected).norm() / expected.norm()).item()
-    # bf16 inputs and output carry 2^-9 relative error each; a broken kernel is off by tens of per cent. NaN fails too.
-    return None if error < 2e-2 else f"its self-test is off by {error:.1%}"
+    codes, scales = load("quantize_block", "int8", "torch")(weight)
+    cases = (
+        (
+            "attention",
+            "sparse_linear_attention",
+            "sla",
+            "block_sparse_attention",
+            (q, k, v, weight, bias),
+            {"topk": 1.0},
+        ),
+        ("int8", "int8_linear", "int8", "int8_linear", (q[:, :, 0], codes, scales, bias), {}),
+    )
+    for name, operator, reference, kernel, given, options in cases:
+        expected = load(operator, reference, "torch")(*given, **options)
+        narrow = (x if x is scales or x is codes else x.bfloat16() for x in given)
+        actual = load(operator, kernel, "triton")(*(x.to(device) for x in narrow), **options)
+        error = ((actual.cpu().float() - expected).norm() / expected.norm()).item()
+        # bf16 inputs and output carry 2^-9 relative error each; a broken kernel is off by tens of per cent. NaN fails too.
+        if not error < 2e-2:
+            return f"its self-test of {name} is off by {error:.1%}"
+    return None

@@ -6,6 +6,7 @@ import pytest
 import torch
 from td_pack.kernels import (
     NoBackendError,
+    backends,
     block_map,
     counting,
     int8_linear,
@@ -129,3 +130,19 @@ def test_the_operators_reach_their_kernels(operator, arguments):
         actual = operator(*given)
     # Float32 sums in another order; the codes of the map are exact.
     assert torch.allclose(actual.float(), expected.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_self_test_passes_on_working_kernels_and_fails_on_broken_ones(monkeypatch):
+    assert backends._self_test(DEVICE) is None
+    right = backends.load
+
+    def wrong(operator, module, backend):
+        run = right(operator, module, backend)
+        return (
+            run
+            if backend == "torch" or operator != "int8_linear"
+            else lambda *given, **options: 1.1 * run(*given, **options)
+        )
+
+    monkeypatch.setattr(backends, "load", wrong)
+    assert backends._self_test(DEVICE).startswith("its self-test of int8 is off by")
