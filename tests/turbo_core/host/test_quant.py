@@ -1,10 +1,13 @@
 """Int8 checkpoints as ComfyUI models: what each linear computes, and that every memory path keeps the weights int8."""
 
+from collections import Counter
+
 import comfy.model_management
 import comfy.sd
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
+from td_pack.kernels import counting
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.models import relative_error
 from td_pack.turbo_core.host.load import load_model
@@ -142,6 +145,26 @@ def test_offloaded_weights_stay_int8_and_give_the_same_bits(model):
     assert torch.equal(offloaded, clone.model.apply_model(x, sigma, c_crossattn=context))
     clone.unpatch_model()
     assert torch.equal(sample(model), resident)
+
+
+@pytest.mark.parametrize("with_branch", [False, True], ids=["plain", "LoRA"])
+def test_weights_that_comfyui_fetches_are_multiplied_in_int8_too(model, with_branch):
+    """On a GPU, offloaded and dynamic weights are not on the device: ComfyUI's own forward fetches them and calls ours. On a CPU
+    every weight is on the device, so that forward is called here by name."""
+    if with_branch:
+        model, _ = with_lora(
+            model, "test.safetensors", {k: v for k, v in checkpoints.lora("kohya").items() if "ffn" not in k}, 0.8
+        )
+    model.patch_model()
+    layer = model.model.diffusion_model.blocks[0].self_attn.q
+    x = checkpoints.draw(2, "x", (2, 192, 256))
+    calls = Counter()
+    with counting(calls):
+        fetched = super(type(layer), layer).forward(x)
+    assert calls == {"int8 linear": 1}
+    assert torch.equal(fetched, layer(x))
+    assert bool(layer.branches) == with_branch
+    model.unpatch_model()
 
 
 def test_a_stock_lora_is_applied_and_removed_to_the_bit(model):
