@@ -56,19 +56,22 @@ def fit(frame: torch.Tensor, width: int, height: int, how: str, background: floa
         return resize(frame, width, height)
     old_height, old_width = frame.shape[:2]
     scales = width / old_width, height / old_height
-    scale = max(scales) if how == "crop" else min(scales)
-    # One side fits exactly; rounding the other never makes it fall short of the size to be filled or exceed it.
-    wide = width if scale == scales[0] else max(1, round(old_width * scale))
-    high = height if scale == scales[1] else max(1, round(old_height * scale))
     if how == "crop":
-        wide, high = max(wide, width), max(high, height)
-        left, top = (wide - width) // 2, (high - height) // 2
-        return resize(frame, wide, high)[top : top + height, left : left + width]
-    wide, high = min(wide, width), min(high, height)
+        # Cut first: a long, thin picture scaled to fill the size could be of any length.
+        scale = max(scales)
+        wide, high = (_rounded(side / scale, old) for side, old in ((width, old_width), (height, old_height)))
+        left, top = (old_width - wide) // 2, (old_height - high) // 2
+        return resize(frame[top : top + high, left : left + wide], width, height)
+    scale = min(scales)
+    wide, high = _rounded(old_width * scale, width), _rounded(old_height * scale, height)
     left, top = (width - wide) // 2, (height - high) // 2
     padded = torch.full((height, width, 3), background, dtype=frame.dtype, device=frame.device)
     padded[top : top + high, left : left + wide] = resize(frame, wide, high)
     return padded
+
+
+def _rounded(length: float, most: int) -> int:
+    return min(max(round(length), 1), most)
 
 
 def prepare(

@@ -4,6 +4,7 @@ memory of one chunk and the result."""
 import logging
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
+from typing import NamedTuple
 
 import comfy.model_management
 import comfy.sd
@@ -92,74 +93,100 @@ def decode(
             [vae.patcher], memory_required=chunk_memory(vae, latent), force_full_load=vae.disable_offload
         )
         free = vae.patcher.get_free_memory(vae.device)
-        choices = list(counts(max(latent.shape[3:])))
-        while len(choices) > 1 and chunk_memory(vae, latent, choices[0]) > free:
-            choices.pop(0)
-        if choices[0] > 1:
-            logger.info("A frame does not fit in the %.1f GB free: decoding in %d strips.", free / 1e9, choices[0])
-        for item in range(len(latent)):
-            # What the failed attempt held is free only once its exception is gone, so the next attempt is outside of `except`.
-            while not run.attempt(item, choices[0], last=len(choices) == 1):
+        choices = _choices(vae, latent, free)
+        if choices[0].strips > 1:
+            logger.info(
+                "A frame does not fit in the %.1f GB free: decoding in %d strips.", free / 1e9, choices[0].strips
+            )
+        item = 0
+        while item < len(latent):
+            # What a failed attempt held is free only once its exception is gone, so the next attempt is outside of `except`.
+            if run.attempt(item, choices[0], last=len(choices) == 1):
+                item += choices[0].items
+            else:
                 comfy.model_management.soft_empty_cache()
                 choices.pop(0)
-                logger.warning("Out of memory while decoding: trying again in %d strips.", choices[0])
+                logger.warning("Out of memory while decoding: trying again in %d strips.", choices[0].strips)
+
+
+class _Choice(NamedTuple):
+    """A way to decode: batch items at a time, and strips that a frame is cut into."""
+
+    items: int
+    strips: int
+
+
+def _choices(vae: comfy.sd.VAE, latent: torch.Tensor, free: float) -> list[_Choice]:
+    """The ways that should fit in `free` bytes, best first; the most frugal one even if it should not."""
+    # As many at a time as ComfyUI takes: a convolution over another batch size may round differently.
+    together = int(free / vae.memory_used_decode(latent.shape, vae.vae_dtype))
+    ways = [_Choice(1, count) for count in counts(max(latent.shape[3:]))]
+    fitting = [way for way in ways if chunk_memory(vae, latent, way.strips) <= free] or ways[-1:]
+    return [_Choice(min(together, len(latent)), 1), *fitting] if together > 1 and len(latent) > 1 else fitting
 
 
 class _Run:
     """One decode: what is to be done, where it goes, and the progress bar."""
 
     def __init__(self, vae: comfy.sd.VAE, latent: torch.Tensor, out: torch.Tensor, on_frames: Callable[[int], None]):
-        self.vae, self.latent, self.out, self._on_frames = vae, latent, out, on_frames
-        self._frames = len(out) // len(latent)
+        self.vae, self.latent, self._on_frames = vae, latent, on_frames
+        self._out = out.unflatten(0, (len(latent), -1))
         self._chunks = len(_slices(vae.first_stage_model, latent.shape[2]))
         self._bar = comfy.utils.ProgressBar(self._chunks * len(latent))
 
-    def attempt(self, item: int, count: int, last: bool) -> bool:
-        """Decodes one batch item in `count` strips; False when memory ran out and it is not the `last` way."""
+    def attempt(self, first: int, way: _Choice, last: bool) -> bool:
+        """Decodes the batch items from `first`; False when memory ran out and it is not the `last` way."""
         try:
-            self._decode(item, count)
+            self._decode(slice(first, min(first + way.items, len(self.latent))), way.strips)
         except Exception as error:
             if last or not _is_out_of_memory(error):
                 raise
             return False
         return True
 
-    def _decode(self, item: int, count: int) -> None:
-        scale = self.vae.spacial_compression_decode()
+    def _decode(self, items: slice, count: int) -> None:
+        scale, frames = self.vae.spacial_compression_decode(), self._out.shape[1]
         axis = 3 if self.latent.shape[3] > self.latent.shape[4] else 4
         cut = strips(self.latent.shape[axis], count)
-        # The items before this one are done; each of this and the following takes `count` passes.
-        done, left = item * self._chunks, (len(self.latent) - item) * self._chunks * count
+        # The items before these are done; each of these and the following takes `count` passes.
+        done, left = items.start * self._chunks, (len(self.latent) - items.start) * self._chunks * count
         for strip, overlap in zip(cut, shared(cut), strict=True):
-            latent = self.latent[item : item + 1].narrow(axis, strip.start, strip.stop - strip.start)
-            frame = item * self._frames
+            latent = self.latent[items].narrow(axis, strip.start, strip.stop - strip.start)
+            frame = 0
             for pixels in self._decoded(latent):
-                self._write(pixels, frame, axis - 2, strip.start * scale, overlap * scale)
-                frame += len(pixels)
-                done, left = done + 1, left - 1
+                place = self._out[items, frame : frame + pixels.shape[1]]
+                _write(
+                    pixels,
+                    place.narrow(axis - 1, strip.start * scale, pixels.shape[axis - 1]),
+                    axis - 1,
+                    overlap * scale,
+                )
+                frame += pixels.shape[1]
+                done, left = done + len(pixels), left - len(pixels)
                 self._bar.update_absolute(done, done + left)
                 if strip is cut[-1]:
-                    self._on_frames(frame)
+                    self._on_frames(items.start * frames + frame)
+        self._on_frames(items.stop * frames)
 
     def _decoded(self, latent: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The frames [n, height, width, channels] of each chunk, 0 to 1."""
+        """The frames [items, n, height, width, channels] of each chunk, 0 to 1."""
         latent = latent.to(device=self.vae.device, dtype=self.vae.vae_dtype)
         for chunk in _chunks(self.vae.first_stage_model, latent):
-            pixels = chunk[0].movedim(0, -1).to(dtype=self.vae.vae_output_dtype())
+            pixels = chunk.movedim(1, -1).to(dtype=self.vae.vae_output_dtype())
             del chunk
-            if self.out.dtype != torch.uint8:
-                pixels = pixels.to(self.out.device)
+            if self._out.dtype != torch.uint8:
+                pixels = pixels.to(self._out.device)
             yield self.vae.process_output(pixels)
 
-    def _write(self, pixels: torch.Tensor, frame: int, axis: int, start: int, overlap: int) -> None:
-        """Puts frames of one strip in their place, mixing the first `overlap` pixels with what the strip before left there."""
-        place = self.out[frame : frame + len(pixels)].narrow(axis, start, pixels.shape[axis])
-        eight_bit = place.dtype == torch.uint8
-        if overlap:
-            old = place.narrow(axis, 0, overlap).to(pixels)
-            seam = pixels.narrow(axis, 0, overlap)
-            seam.copy_(blend(old / 255 if eight_bit else old, seam, axis))
-        place.copy_(to_8_bit(pixels) if eight_bit else pixels)
+
+def _write(pixels: torch.Tensor, place: torch.Tensor, axis: int, overlap: int) -> None:
+    """Puts one strip's frames in their place, mixing the first `overlap` pixels with what the strip before left there."""
+    eight_bit = place.dtype == torch.uint8
+    if overlap:
+        old = place.narrow(axis, 0, overlap).to(pixels)
+        seam = pixels.narrow(axis, 0, overlap)
+        seam.copy_(blend(old / 255 if eight_bit else old, seam, axis))
+    place.copy_(to_8_bit(pixels) if eight_bit else pixels)
 
 
 def to_8_bit(pixels: torch.Tensor) -> torch.Tensor:
@@ -176,7 +203,7 @@ def _slices(model: torch.nn.Module, length: int) -> list[slice]:
 
 
 def _chunks(model: torch.nn.Module, latent: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Decoded [1, C, t, H, W] for each of `_slices`, -1 to 1: the loop of comfy/ldm/wan/vae.py and vae2_2.py."""
+    """Decoded [B, C, t, H, W] for each of `_slices`, -1 to 1: the loop of comfy/ldm/wan/vae.py and vae2_2.py."""
     slices = _slices(model, latent.shape[2])
     x = model.conv2(latent)
     if isinstance(model, wan21.WanVAE):
