@@ -62,8 +62,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str]) -> int:
     options, rest = parse(argv)
     load_pack()
+    from td_pack.tests import bench
     from td_pack.tests.support import environment
 
+    if options.command == "bench" and rest[:1] and rest[0] in bench.STANDALONE:
+        return bench.main(rest)
     try:
         comfyui = environment.find_comfyui(options.comfyui)
         python = Path(sys.executable) if options.here else environment.ensure_python(comfyui)
