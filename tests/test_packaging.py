@@ -23,11 +23,12 @@ ARCHIVE_MB = 2
 
 def archived() -> list[Path]:
     """What `comfy node pack` puts into the archive: the files git knows less those of .comfyignore."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    )
-    ignored = tuple((ROOT / ".comfyignore").read_text().split())
-    return [Path(name) for name in listed if name and not name.startswith(ignored)]
+
+    def listed(*options: str) -> set[str]:
+        command = ["git", "ls-files", *options]
+        return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines())
+
+    return [Path(name) for name in listed() - listed("--cached", "--ignored", "--exclude-from=.comfyignore")]
 
 
 @pytest.fixture(scope="module")
