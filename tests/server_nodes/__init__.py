@@ -1,4 +1,4 @@
-"""Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder."""
+"""Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder, and faults."""
 
 import zlib
 
@@ -6,6 +6,8 @@ import folder_paths
 import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io
+
+from . import faults
 
 TOKENS = 512
 
@@ -55,7 +57,7 @@ class TestTensorConditioning(io.ComfyNode):
 
 class TestNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestTextEmbedding, TestTensorConditioning]
+        return [TestTextEmbedding, TestTensorConditioning, *faults.NODES]
 
 
 async def comfy_entrypoint() -> TestNodes:
