@@ -9,7 +9,7 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
-from td_pack.tests.support import text_encoders
+from td_pack.tests.support import checkpoints, text_encoders
 from td_pack.turbo_core.errors import CheckpointError
 from td_pack.turbo_core.host import text_encode
 from td_pack.turbo_core.host.text_encode import text_conditioning
@@ -78,6 +78,18 @@ def test_what_changes_the_result_changes_the_key(tmp_path, cache, monkeypatch):
     keys.add(text_encode._key(path, "e", "a"))
     assert len(keys) == 5
     assert text_encode._key(path, "folder\\e", "a") == text_encode._key(path, "folder/e", "a")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_weights_stay_in_the_file_s_mapping(tmp_path, dtype):
+    """The embedding of the published file is 2 GB, its linears are 9."""
+    path = checkpoints.write_safetensors(tmp_path / "e.safetensors", text_encoders.small_state_dict(dtype=dtype))
+    network = text_encode._load(path, []).cond_stage_model.umt5xxl.transformer
+    maps = [line.split()[0] for line in open("/proc/self/maps") if str(path) in line]
+    ranges = [tuple(int(end, 16) for end in span.split("-")) for span in maps]
+    for name, weight in network.named_parameters():
+        assert weight.dtype == dtype
+        assert any(start <= weight.data_ptr() < end for start, end in ranges), name
 
 
 def test_a_prompt_that_names_an_embedding_file_is_not_kept(encoder, cache, tmp_path):
