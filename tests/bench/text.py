@@ -17,7 +17,7 @@ ROWS = {
     "cached": "TurboDiffusion Text Encode, cached",
 }
 PROMPT = (
-    "A red fox trots through a quiet birch forest just after a heavy snowfall, its breath rising as small clouds. " * 8
+    "A red fox trots through a quiet birch forest just after a heavy snowfall, its breath rising as small clouds. " * 4
 )
 
 

@@ -91,8 +91,8 @@ class TestLoadFault(io.ComfyNode):
     @classmethod
     def execute(cls, model, what: str) -> io.NodeOutput:
         model = model.clone()
-        # ComfyUI moves what is in a model's patches along with it; Wan has no such patch and never calls it.
-        model.set_model_patch(_Patch(what), "attn1_patch")
+        # What is among a model's patches is moved to the device along with it; nothing calls a patch of this name.
+        model.set_model_patch(_Patch(what), "test_load_fault")
         return io.NodeOutput(model)
 
 
