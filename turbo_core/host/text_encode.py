@@ -84,7 +84,7 @@ class _MappedEncoder(UMT5XXlModel):
     """ComfyUI's encoder, its weights used from the file's mapping where ComfyUI would copy them: without dynamic VRAM."""
 
     def load_sd(self, sd: dict[str, torch.Tensor]):
-        if not self.can_assign_sd:  # set by CLIP.load_sd
+        if not getattr(self, "can_assign_sd", False):  # set by CLIP.load_sd
             for name, declared in self.transformer.named_parameters():
                 if name in sd:
                     sd[name] = sd[name].to(declared.dtype)
