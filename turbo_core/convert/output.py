@@ -66,12 +66,12 @@ def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
 
     What a killed run left behind for the same `path` is removed first. Raises TurboError when the disk is full or the file
     cannot be written, and when another one has come to be at `path` meanwhile."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
-        with partial.open("x+b") as file:
-            _hold(file)
+        partial, file = _new_partial(path)
+        with file:
             yield file
             check_free(path, overwrite)
             if os.name == "nt":
@@ -88,9 +88,22 @@ def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
         raise
 
 
-def _remove(partial: Path) -> None:
+def _new_partial(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path`, marked as being written. Before it is marked, another process may take it for a leftover and
+    remove it: then there is another."""
+    while True:
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        file = partial.open("x+b")
+        _hold(file)
+        if partial.exists():
+            return partial, file
+        file.close()
+
+
+def _remove(partial: Path | None) -> None:
     with contextlib.suppress(OSError):
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
 
 
 def _hold(file: BinaryIO) -> None:
@@ -99,7 +112,7 @@ def _hold(file: BinaryIO) -> None:
         import fcntl
 
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _remove_leftovers(path: Path) -> None:
