@@ -10,6 +10,7 @@ from .loader import TurboDiffusionLoader
 from .lora import TurboDiffusionLoRA
 from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
 from .status import TurboDiffusionStatus
+from .text import TurboDiffusionTextEncode
 
 
 class TurboDiffusionExtension(ComfyExtension):
@@ -25,6 +26,7 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionVAEDecode,
             TurboDiffusionVAEDecodeVideo,
             TurboDiffusionPrepareImage,
+            TurboDiffusionTextEncode,
             TurboDiffusionConvert,
             TurboDiffusionStatus,
         ]
