@@ -17,10 +17,12 @@ class TurboWAN(comfy.model_base.WAN21):
     `calls` counts what its last run (or, without a TurboDiffusion guider, its runs so far) did: passes through the network,
     dense self-attention, every operator of `kernels` by name, and the blocks' linears that were not int8."""
 
+    network_class = TurboWanModel
+
     def __init__(self, model_config, spec: WanSpec, device=None):
         # WAN21's own constructor fixes the network class, so it is skipped.
         comfy.model_base.BaseModel.__init__(
-            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=TurboWanModel
+            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=self.network_class
         )
         self.image_to_video = spec.image_embedding
         self.spec = spec
