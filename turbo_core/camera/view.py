@@ -69,7 +69,9 @@ def _draw_plot(canvas: "_Canvas", poses: np.ndarray, path: CameraPath) -> None:
     canvas.dot(ends[0], 7, _TEXT, _colour(0.0))
     if np.hypot(*np.subtract(*ends)) < 24:
         moves = extent > 0 or np.ptp(poses[:, :3, :3], axis=0).max() > 1e-6
-        canvas.text((ends[0][0], ends[0][1] + 12), "start and end" if moves else "does not move", 15, _TEXT, anchor="ma")
+        canvas.text(
+            (ends[0][0], ends[0][1] + 12), "start and end" if moves else "does not move", 15, _TEXT, anchor="ma"
+        )
     else:
         canvas.dot(ends[1], 7, _TEXT, _colour(1.0))
         for name, end in zip(("start", "end"), ends, strict=True):
@@ -95,7 +97,10 @@ def _draw_strips(canvas: "_Canvas", path: CameraPath) -> None:
     cosine = (np.trace(relative[:, :3, :3], axis1=1, axis2=2) - 1) / 2
     turn = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
     limit = max(1.0, speed.max())
-    bars = [("speed", speed / limit, f"{speed.max():.2g}"), ("turn", turn / max(turn.max(), 1e-9), f"{turn.max():.0f}\u00b0")]
+    bars = [
+        ("speed", speed / limit, f"{speed.max():.2g}"),
+        ("turn", turn / max(turn.max(), 1e-9), f"{turn.max():.0f}\u00b0"),
+    ]
     top = 476
     for name, values, most in bars:
         canvas.text((28, top + 12), name, 15, _TEXT)

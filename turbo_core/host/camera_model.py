@@ -19,6 +19,7 @@ from .base_model import TurboWAN
 from .model import TurboBlock, TurboWanModel
 
 CONDITIONING_KEY = "camera_conditions"  # where ComfyUI's own camera nodes put theirs
+SHIFT = 10.0
 CHUNK_TOKENS = 32768  # a scale or shift of so many tokens takes 335 MB in 14B's width, less than the feed-forward
 PIXELS_PER_TOKEN = 4  # latent cells in a token, as for the video
 
@@ -45,7 +46,11 @@ def split_into_chunks(repeats: tuple[int, ...], size: int) -> tuple[tuple[slice,
         for i, count in enumerate(repeats[first : first + size]):
             single = slice(i, i + 1), slice(frame, frame + count)
             previous = spans[-1] if spans else None
-            if count == 1 and previous and previous.video.stop - previous.video.start == previous.camera.stop - previous.camera.start:
+            if (
+                count == 1
+                and previous
+                and previous.video.stop - previous.video.start == previous.camera.stop - previous.camera.start
+            ):
                 spans[-1] = Span(slice(previous.camera.start, i + 1), slice(previous.video.start, frame + 1))
             else:
                 spans.append(Span(*single))
@@ -109,6 +114,9 @@ class CameraWAN(TurboWAN):
     network_class = CameraWanModel
 
     def __init__(self, model_config, spec, device=None):
+        model_config.unet_config["camera_channels"] = CHANNELS[spec.camera]
+        # Where its schedule is without a ModelSamplingSD3 node; a copy, since ComfyUI's class holds the original.
+        model_config.sampling_settings = model_config.sampling_settings | {"shift": SHIFT}
         super().__init__(model_config, spec, device=device)
         self.memory_usage_factor *= 1.25  # the camera's tokens and one chunk of its scale and shift
 
@@ -212,4 +220,3 @@ def _linear(in_width: int, out_width: int, settings: dict) -> torch.nn.Module:
 def _two_layers(first: torch.nn.Module, second: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """second(silu(first(x))) + x"""
     return second(torch.nn.functional.silu(first(x), inplace=True)).add_(x)
-

@@ -15,6 +15,7 @@ import torch
 from ..checkpoint import read
 from ..checkpoint.identify import identify
 from .base_model import TurboWAN
+from .camera_model import CameraWAN
 from .quant import block_int8_operations
 
 logger = logging.getLogger("turbodiffusion")
@@ -46,7 +47,7 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
     elif config.quant_config is None:
         config.custom_operations = comfy.ops.manual_cast
 
-    model = TurboWAN(config, spec)
+    model = (CameraWAN if spec.camera else TurboWAN)(config, spec)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(model, load_device=device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):

@@ -195,7 +195,9 @@ class TurboWanModel(WanModel):
                     "pe": freqs,
                     "transformer_options": transformer_options,
                 }
-                x = replacement(arguments, {"original_block": partial(_replaceable, block, image_tokens, injected)})["img"]
+                x = replacement(arguments, {"original_block": partial(_replaceable, block, image_tokens, injected)})[
+                    "img"
+                ]
             for patch in after_block:
                 x = patch(
                     {
