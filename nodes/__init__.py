@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import TurboDiffusionSLA
+from .camera import TurboDiffusionCameraCondition, TurboDiffusionCameraEmbed, TurboDiffusionCameraPath
 from .convert import TurboDiffusionConvert
 from .loader import TurboDiffusionLoader
 from .lora import TurboDiffusionLoRA
@@ -22,4 +23,7 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionSample,
             TurboDiffusionConvert,
             TurboDiffusionStatus,
+            TurboDiffusionCameraPath,
+            TurboDiffusionCameraEmbed,
+            TurboDiffusionCameraCondition,
         ]

@@ -6,9 +6,12 @@ import comfy.model_base
 import torch
 
 from ...kernels import counting
+from ..camera.embed import CHANNELS
 from ..checkpoint.layout import LATENT_CHANNELS, PROJ_L, WanSpec, expected_shapes
 from ..errors import TurboError
 from .model import TurboWanModel
+
+CAMERA_KEY = "camera_conditions"  # in conditioning; where ComfyUI's own camera nodes put theirs
 
 
 class TurboWAN(comfy.model_base.WAN21):
@@ -48,6 +51,7 @@ class TurboWAN(comfy.model_base.WAN21):
         check_text(self.spec, kwargs.get("cross_attn"))
         if kwargs.get("concat_latent_image") is None:
             check_image(self.spec, given=False)
+        check_camera(self.spec, kwargs.get(CAMERA_KEY), kwargs["noise"].shape)
         return super().extra_conds(**kwargs)
 
 
@@ -77,4 +81,33 @@ def check_image(spec: WanSpec, given: bool) -> None:
         raise TurboError(
             "This is an image-to-video model and the conditioning holds no image: pass the conditioning through "
             "WanImageToVideo with a start_image."
+        )
+
+
+def check_camera(spec: WanSpec, camera: torch.Tensor | None, latent_shape: torch.Size | None = None) -> None:
+    """Raises TurboError unless a camera embedding, if there is one, fits the model and a latent [B, 16, frames, height, width]."""
+    if camera is None:
+        return
+    control = spec.camera
+    if not control:
+        raise TurboError(
+            "The conditioning has a camera and this model takes none: use a LingBot-World model, or take TurboDiffusionCameraCondition out."
+        )
+    kinds = {channels: kind for kind, channels in CHANNELS.items()}
+    shape = list(camera.shape)
+    if camera.ndim != 5 or shape[1] not in kinds:
+        raise TurboError(
+            f"The camera embedding is {shape}, which LingBot-World does not take: make it with TurboDiffusionCameraEmbed (ComfyUI's own "
+            "WanCameraEmbedding is for Wan Fun Camera)."
+        )
+    if kinds[shape[1]] != control:
+        raise TurboError(
+            f"The camera embedding is for {kinds[shape[1]]} models and this one is {control}: set control to {control} in "
+            "TurboDiffusionCameraEmbed."
+        )
+    if latent_shape is not None and shape[2:] != list(latent_shape[2:]):
+        (frames, height, width), (to_frames, to_height, to_width) = shape[2:], latent_shape[2:]
+        raise TurboError(
+            f"The camera is {width * 8}x{height * 8} with {frames * 4 - 3} frames and the video {to_width * 8}x{to_height * 8} with "
+            f"{to_frames * 4 - 3}: give both the same width and height, and connect the camera path's length to the video's."
         )

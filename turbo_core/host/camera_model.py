@@ -15,10 +15,9 @@ import torch
 
 from ..camera.embed import CHANNELS
 from ..errors import TurboError
-from .base_model import TurboWAN
+from .base_model import CAMERA_KEY, TurboWAN
 from .model import TurboBlock, TurboWanModel
 
-CONDITIONING_KEY = "camera_conditions"  # where ComfyUI's own camera nodes put theirs
 SHIFT = 10.0
 CHUNK_TOKENS = 32768  # a scale or shift of so many tokens takes 335 MB in 14B's width, less than the feed-forward
 PIXELS_PER_TOKEN = 4  # latent cells in a token, as for the video
@@ -122,9 +121,8 @@ class CameraWAN(TurboWAN):
 
     def extra_conds(self, **kwargs):
         out = super().extra_conds(**kwargs)
-        camera = kwargs.get(CONDITIONING_KEY)
+        camera = kwargs.get(CAMERA_KEY)
         if camera is not None:
-            check_camera_fits(self.spec.camera, camera, kwargs["noise"].shape)
             out["camera"] = CONDCamera(camera)
         return out
 
@@ -182,33 +180,6 @@ def without_repeats(camera: torch.Tensor) -> CameraFrames:
     starts = [0, *(i for i, changed in enumerate(changes, 1) if changed)]
     repeats = tuple(end - start for start, end in pairwise([*starts, camera.shape[2]]))
     return CameraFrames(camera[:, :, starts], repeats)
-
-
-def check_camera_fits(control: str, camera: torch.Tensor, latent_shape: torch.Size | None = None) -> None:
-    """Raises TurboError unless an embedding fits a model driven by `control` ("cam", "act", or "" for no camera) and a latent
-    [B, 16, frames, height, width]."""
-    if not control:
-        raise TurboError(
-            "The conditioning has a camera and this model takes none: use a LingBot-World model, or take TurboDiffusionCameraCondition out."
-        )
-    kinds = {channels: kind for kind, channels in CHANNELS.items()}
-    shape = list(camera.shape)
-    if camera.ndim != 5 or shape[1] not in kinds:
-        raise TurboError(
-            f"The camera embedding is {shape}, which LingBot-World does not take: make it with TurboDiffusionCameraEmbed (ComfyUI's own "
-            "WanCameraEmbedding is for Wan Fun Camera)."
-        )
-    if kinds[shape[1]] != control:
-        raise TurboError(
-            f"The camera embedding is for {kinds[shape[1]]} models and this one is {control}: set control to {control} in "
-            "TurboDiffusionCameraEmbed."
-        )
-    if latent_shape is not None and shape[2:] != list(latent_shape[2:]):
-        (frames, height, width), (to_frames, to_height, to_width) = shape[2:], latent_shape[2:]
-        raise TurboError(
-            f"The camera is {width * 8}x{height * 8} with {frames * 4 - 3} frames and the video {to_width * 8}x{to_height * 8} with "
-            f"{to_frames * 4 - 3}: give both the same width and height, and connect the camera path's length to the video's."
-        )
 
 
 def _linear(in_width: int, out_width: int, settings: dict) -> torch.nn.Module:
