@@ -1,6 +1,8 @@
 """Camera paths from LingBot-World's files: poses.npy, intrinsics.npy and action.npy in one folder."""
 
 import dataclasses
+import tokenize
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +14,17 @@ from .path import LINGBOT_INTRINSICS, MAX_FRAMES, CameraPath, shortened
 Convention = Literal["opencv", "opengl"]
 CONVENTIONS: tuple[Convention, ...] = ("opencv", "opengl")
 POSES, INTRINSICS, ACTION = "poses.npy", "intrinsics.npy", "action.npy"
+# What numpy raises for a file that is cut, no array of its own format, or one of objects
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    OverflowError,
+    TypeError,
+    zipfile.BadZipFile,
+    tokenize.TokenError,
+)
 ROTATION_TOLERANCE = 0.01  # estimated poses in float32 are within 1e-3
 
 
@@ -61,7 +74,7 @@ def _read(root: Path, folder: Path, name: str) -> np.ndarray | None:
     try:
         # Mapped, so that a header that promises more than there is costs no memory.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except _UNREADABLE as error:
         raise TurboError(f"{name} is not a plain numpy file: save it with numpy.save, without objects.") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         raise TurboError(f"{name} holds no numbers: save an array of them with numpy.save.")
