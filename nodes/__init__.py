@@ -5,6 +5,8 @@ from comfy_api.latest import ComfyExtension, io
 from .attention import TurboDiffusionSLA
 from .camera import TurboDiffusionCameraCondition, TurboDiffusionCameraEmbed, TurboDiffusionCameraPath
 from .convert import TurboDiffusionConvert
+from .decode import TurboDiffusionVAEDecode, TurboDiffusionVAEDecodeVideo
+from .image import TurboDiffusionPrepareImage
 from .loader import TurboDiffusionLoader
 from .lora import TurboDiffusionLoRA
 from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
@@ -21,6 +23,9 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionSampler,
             TurboDiffusionGuider,
             TurboDiffusionSample,
+            TurboDiffusionVAEDecode,
+            TurboDiffusionVAEDecodeVideo,
+            TurboDiffusionPrepareImage,
             TurboDiffusionConvert,
             TurboDiffusionStatus,
             TurboDiffusionCameraPath,

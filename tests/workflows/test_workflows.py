@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.graph import NOTES, ui_to_api
-from td_pack.tests.support.workflows import fit
+from td_pack.tests.support.workflows import fit, is_link
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
@@ -129,9 +129,15 @@ def test_the_seed_stays(ui):
 
 def test_length_rate_and_size_fit_the_model(name, api):
     (latent,) = (n["inputs"] for n in api.values() if n["class_type"] in {"EmptyHunyuanLatentVideo", "WanImageToVideo"})
-    (video,) = (n["inputs"] for n in api.values() if n["class_type"] == "CreateVideo")
+    (video,) = (n["inputs"] for n in api.values() if n["class_type"] == "TurboDiffusionVAEDecodeVideo")
     assert latent["length"] % 4 == 1
-    assert (latent["width"], latent["height"]) in SIZES[name.split("-")[-1]]
+    resolution = name.split("-")[-1]
+    if is_link(latent["width"]):
+        (picture,) = (key for key, n in api.items() if n["class_type"] == "TurboDiffusionPrepareImage")
+        assert (latent["start_image"], latent["width"], latent["height"]) == ([picture, 0], [picture, 1], [picture, 2])
+        assert api[picture]["inputs"]["resolution"] == resolution.lower()
+    else:
+        assert (latent["width"], latent["height"]) in SIZES[resolution]
     assert video["fps"] == 16
 
 
