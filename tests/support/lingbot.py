@@ -11,6 +11,7 @@ import torch
 
 from . import checkpoints
 
+HIGH, LOW = "tiny_lingbot_high.safetensors", "tiny_lingbot_low.safetensors"
 CHANNELS = {"cam": 384, "act": 448}  # of the control, in the latent's size
 CAMERA_LAYERS = ("cam_injector_layer1", "cam_injector_layer2", "cam_scale_layer", "cam_shift_layer")
 GLOBAL_LAYERS = ("c2ws_hidden_states_layer1", "c2ws_hidden_states_layer2")
@@ -80,6 +81,12 @@ def bitsandbytes():
         del sys.modules["kernels"]
         if before is not None:
             sys.modules["kernels"] = before
+
+
+def write_models(models_dir: Path) -> None:
+    """Two experts with one block each."""
+    for name, seed in ((HIGH, 4), (LOW, 5)):
+        checkpoints.write_safetensors(models_dir / "diffusion_models" / name, state_dict(seed, layers=1))
 
 
 def write_shards(folder: Path, sd: dict[str, torch.Tensor], count: int, stem: str = "diffusion_pytorch_model") -> Path:
