@@ -14,7 +14,9 @@ import torch
 
 from ..checkpoint import read
 from ..checkpoint.identify import identify
+from ..checkpoint.packed import as_unpacked, packed_weights
 from .base_model import TurboWAN
+from .nf4 import nf4_operations, patch_at_run_time
 from .quant import block_int8_operations
 
 logger = logging.getLogger("turbodiffusion")
@@ -31,18 +33,21 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
     tensors, metadata = _read(Path(path))
     tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
     spec, tensors = identify(Path(path).name, tensors, metadata)
-    config = comfy.model_detection.model_config_from_unet(tensors, "", metadata=metadata)
+    whole = as_unpacked(tensors, packed_weights(Path(path).name, tensors))
+    config = comfy.model_detection.model_config_from_unet(whole, "", metadata=metadata)
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     compute = DTYPES[dtype_name] or _default_dtype(device)
-    stored = comfy.utils.weight_dtype(tensors)
-    quantised = config.quant_config is not None or spec.int8
+    stored = comfy.utils.weight_dtype(whole)
+    quantised = config.quant_config is not None or spec.int8 or bool(spec.four_bit)
     keep_float8 = dtype_name == "auto" and not quantised and stored in _FLOAT8
     config.set_inference_dtype(stored if keep_float8 else compute, compute if keep_float8 or quantised else None)
     config.unet_config.update(turbo=spec.turbo, trained_sla=spec.sla, text_dim=spec.text_width)
     # Float32 activations meet bf16 weights in the time embedding and the head: every layer must be able to cast.
     if spec.int8:
         config.custom_operations = block_int8_operations(compute, config.quant_config)
+    elif spec.four_bit:
+        config.custom_operations = nf4_operations(compute)
     elif config.quant_config is None:
         config.custom_operations = comfy.ops.manual_cast
 
@@ -55,6 +60,8 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
         _match_dtypes(model.diffusion_model, tensors, offload_device)
     model.load_model_weights(tensors, "", assign=True)
     patcher.cached_patcher_init = (load_model, (path, dtype_name))
+    if spec.four_bit:
+        patch_at_run_time(patcher)
     logger.info(
         "Loaded %s: %s, computing in %s.", Path(path).name, spec.describe(), str(compute).removeprefix("torch.")
     )
