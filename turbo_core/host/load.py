@@ -14,7 +14,10 @@ import torch
 
 from ..checkpoint import read
 from ..checkpoint.identify import identify
+from ..checkpoint.layout import WanSpec
 from ..checkpoint.packed import as_unpacked, packed_weights
+from ..checkpoint.shards import read_parts
+from ..errors import CheckpointError
 from .base_model import TurboWAN
 from .nf4 import nf4_operations, patch_at_run_time
 from .quant import block_int8_operations
@@ -30,9 +33,10 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
 
     `dtype_name` is a key of DTYPES. `disable_dynamic` is how ComfyUI asks for a patcher without dynamic VRAM, through
     `cached_patcher_init`. Raises CheckpointError for a file that cannot be used."""
-    tensors, metadata = _read(Path(path))
+    tensors, metadata = read_parts(Path(path), _read)
     tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
     spec, tensors = identify(Path(path).name, tensors, metadata)
+    _refuse_causal(Path(path), spec)
     whole = as_unpacked(tensors, packed_weights(Path(path).name, tensors))
     config = comfy.model_detection.model_config_from_unet(whole, "", metadata=metadata)
     device = comfy.model_management.get_torch_device()
@@ -77,6 +81,16 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
         raise read.damaged(path, error) from error
     return read.check_tensors(path, tensors), metadata or {}
+
+
+def _refuse_causal(path: Path, spec: WanSpec) -> None:
+    """LingBot-World's Fast models have the tensors of the Base ones, and are sampled in another way; their folder tells."""
+    name = read.model_class(path)
+    if spec.camera and any(word in name for word in ("Fast", "Causal")):
+        raise CheckpointError(
+            f"{path.name} is a {name} by its config.json, which makes a video chunk by chunk and is not supported; use a "
+            "LingBot-World Base (Cam) or Base (Act) model."
+        )
 
 
 def _default_dtype(device: torch.device) -> torch.dtype:
