@@ -4,7 +4,7 @@ import importlib
 import sys
 
 BENCHES = {
-    "load": "time and memory of loading full-size int8 experts",
+    "load": "time and memory of loading full-size int8 and NF4 experts",
     "convert": "time and memory of converting one",
     "kernels": "the kernels on this machine's GPU, in the Python that starts it (torch and triton are enough)",
 }

@@ -65,7 +65,8 @@ def unpack(sd: dict[str, torch.Tensor], key: str, dtype: torch.dtype) -> torch.T
     state = {name.removeprefix(key + "."): value for name, value in sd.items() if name.startswith(key + ".")}
     quantised = functional.QuantState.from_dict(state, device="cpu")
     quantised.dtype = dtype
-    return functional.dequantize_4bit(sd[key], quantised)
+    with torch.compiler.set_stance("force_eager"):  # it would compile itself for each shape
+        return functional.dequantize_4bit(sd[key], quantised)
 
 
 def bitsandbytes():

@@ -79,7 +79,7 @@ def read_spec(tensors: dict[str, torch.Tensor], turbo: bool, four_bit: str = "")
     if any(name.startswith((CAMERA_EMBEDDING, *_CAMERA_LAYERS)) for name in tensors):
         camera = CONTROLS.get(tensors[f"{CAMERA_EMBEDDING}.weight"].shape[-1], "other")
     return WanSpec(
-        turbo=turbo or sla or int8,
+        turbo=turbo or sla or (int8 and not camera),  # LingBot-World in int8 tiles is LingBot-World
         sla=sla,
         int8=int8,
         dim=tensors["head.modulation"].shape[-1],

@@ -100,6 +100,15 @@ def read_state(name: str, key: str, tensor: torch.Tensor) -> Packed:
     return packed
 
 
+def write_state(state: Packed) -> torch.Tensor:
+    """The JSON tensor that `read_state` reads."""
+    content = {"quant_type": state.kind, "blocksize": state.blocksize, "dtype": "bfloat16", "shape": list(state.shape)}
+    if state.nested_blocksize:
+        content |= {"nested_blocksize": state.nested_blocksize, "nested_dtype": "float32"}
+        content |= {"nested_offset": state.nested_offset}
+    return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
+
+
 def flat_codes(tensors: dict[str, torch.Tensor], packed: Mapping[str, Packed]) -> dict[str, torch.Tensor]:
     """The same tensors with the codes of each 4-bit weight as flat bytes, on their own storage; older files hold them as another
     type of the same bytes."""
