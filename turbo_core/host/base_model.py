@@ -31,7 +31,11 @@ class TurboWAN(comfy.model_base.WAN21):
         self.spec = spec
         self.calls: Counter[str] = Counter()
         names = expected_shapes(spec)
-        self._linears = sum(len(names[k]) == 2 and k.startswith("blocks.") and PROJ_L not in k for k in names)
+        # Not the camera's, which run only with one, and once for each chunk of frames.
+        others = (PROJ_L, ".cam_")
+        self._linears = sum(
+            len(names[k]) == 2 and k.startswith("blocks.") and not any(name in k for name in others) for k in names
+        )
 
     def _apply_model(self, *args, **kwargs):
         self.calls["network"] += 1
@@ -39,7 +43,7 @@ class TurboWAN(comfy.model_base.WAN21):
         before = self.calls["int8 linear"]
         with counting(self.calls):
             velocity = super()._apply_model(*args, **kwargs)
-        self.calls["float linear"] += self._linears - (self.calls["int8 linear"] - before)
+        self.calls["float linear"] += max(0, self._linears - (self.calls["int8 linear"] - before))
         return velocity
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs) -> torch.Tensor:
