@@ -6,6 +6,7 @@ import sys
 BENCHES = {
     "load": "time and memory of loading full-size int8 and NF4 experts",
     "convert": "time and memory of converting one",
+    "decode": "memory of decoding 81 and 161 frames, beside ComfyUI's own decode",
     "kernels": "the kernels on this machine's GPU, in the Python that starts it (torch and triton are enough)",
 }
 STANDALONE = ("kernels",)  # need neither ComfyUI nor its environment
