@@ -2,6 +2,7 @@
 is how it runs on a GPU, `backends` decides between them."""
 
 from .backends import Choice, NoBackendError, eight_bit_format, use_backend
+from .nf4 import nf4_dequantize
 from .ops import block_map, int8_linear, sparse_linear_attention
 from .reference.int8 import dequantize_block, quantize_block, tile_count
 from .tally import counting
@@ -14,6 +15,7 @@ __all__ = [
     "dequantize_block",
     "eight_bit_format",
     "int8_linear",
+    "nf4_dequantize",
     "quantize_block",
     "sparse_linear_attention",
     "tile_count",

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import TurboDiffusionSLA
+from .camera import TurboDiffusionCameraCondition, TurboDiffusionCameraEmbed, TurboDiffusionCameraPath
 from .convert import TurboDiffusionConvert
 from .decode import TurboDiffusionVAEDecode, TurboDiffusionVAEDecodeVideo
 from .image import TurboDiffusionPrepareImage
@@ -29,4 +30,7 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionTextEncode,
             TurboDiffusionConvert,
             TurboDiffusionStatus,
+            TurboDiffusionCameraPath,
+            TurboDiffusionCameraEmbed,
+            TurboDiffusionCameraCondition,
         ]

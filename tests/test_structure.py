@@ -219,6 +219,35 @@ CONTRACT = {
         ["CONDITIONING"],
     ),
     "TurboDiffusionStatus": (["any * optional"], ["STRING report"]),
+    "TurboDiffusionCameraPath": (
+        [
+            "source COMBO=actions [actions, preset, folder]",
+            "actions STRING='w-40'",
+            "preset COMBO=forward [forward, back, orbit_left, orbit_right, pan_left, pan_right, tilt_up, tilt_down, "
+            "dolly_zoom, static]",
+            "amount FLOAT=1.0 [0.0, 10.0]",
+            "ease COMBO=linear [linear, smooth]",
+            "folder STRING=''",
+            "convention COMBO=opencv [opencv, opengl]",
+            "length INT=81 [1, 4001]",
+            "fov FLOAT=0.0 [0.0, 170.0]",
+            "max_length INT=0 [0, 4001] optional",
+        ],
+        ["TURBO_CAMERA", "INT length"],
+    ),
+    "TurboDiffusionCameraEmbed": (
+        [
+            "camera TURBO_CAMERA",
+            "width INT=832 [16, 8192]",
+            "height INT=480 [16, 8192]",
+            "control COMBO=cam [cam, act]",
+        ],
+        ["WAN_CAMERA_EMBEDDING", "IMAGE preview"],
+    ),
+    "TurboDiffusionCameraCondition": (
+        ["positive CONDITIONING", "camera_embed WAN_CAMERA_EMBEDDING", "negative CONDITIONING optional"],
+        ["CONDITIONING positive", "CONDITIONING negative"],
+    ),
 }
 NODES = {node.define_schema().node_id: node for node in asyncio.run(TurboDiffusionExtension().get_node_list())}
 SPEAK_FOR_THEMSELVES = {"positive", "latent", "seed"}

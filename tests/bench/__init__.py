@@ -4,7 +4,7 @@ import importlib
 import sys
 
 BENCHES = {
-    "load": "time and memory of loading full-size int8 experts",
+    "load": "time and memory of loading full-size int8 and NF4 experts",
     "convert": "time and memory of converting one",
     "decode": "memory of decoding 81 and 161 frames, beside ComfyUI's own decode",
     "text": "time and memory of encoding a prompt with a full-size umT5-XXL, and of having it kept",
