@@ -36,19 +36,19 @@ class RunRecord:
     read_ahead: Reading | None = None
     _phase: tuple[str, float] | None = None
 
-    def enter(self, phase: str | None) -> None:
-        """Ends the phase that runs, and begins another unless it is None."""
+    def enter(self, phase: str | None) -> float:
+        """Ends the phase that runs, and begins another unless it is None. Returns the time."""
         now = time.perf_counter()
         if self._phase is not None:
             self.add(self._phase[0], now - self._phase[1])
         if self.passes and self.passes[-1].ended is None:
             self.passes[-1].ended = now
         self._phase = None if phase is None else (phase, now)
+        return now
 
     def begin_pass(self, expert: str, sigma: float) -> Counter:
         """Enters the expert's phase; returns the counter of its calls."""
-        self.enter(expert)
-        self.passes.append(Pass(expert, sigma, time.perf_counter()))
+        self.passes.append(Pass(expert, sigma, self.enter(expert)))
         return self.calls.setdefault(expert, Counter())
 
     def add(self, phase: str, seconds: float) -> None:

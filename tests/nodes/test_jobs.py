@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.client import ExecutionFailed, PromptRejected
+from td_pack.tests.support.full_size import write_expert
 from td_pack.tests.support.jobs import empty, i2v_job, loader, node, sampled, saved, t2v_job, text
 from td_pack.tests.support.models import conditioning, relative_error
 
@@ -148,6 +149,29 @@ def test_an_interrupt_inside_a_step_leaves_the_server_working(server):
     assert result.interrupted and 1 <= len(result.of("progress")) < 16
     server.client.run(t2v_job("after", sample=sampled(seed=22)))
     assert torch.isfinite(saved(server, "after")).all()
+
+
+def test_an_interrupt_while_the_low_expert_is_read_leaks_nothing(server):
+    """The low expert's file takes seconds to read (its ffn is wide, its file sparse); the interrupt comes in the last high step."""
+    low = server.models_dir / "diffusion_models" / "wide_low.safetensors"
+    write_expert(low, 0, sparse=True, dim=256, ffn_dim=1 << 23, layers=2, in_channels=36)
+    job = i2v_job("overlap", 4, low.name)
+    job["latent"]["inputs"] |= {"width": 384, "height": 384, "length": 17}
+
+    def interrupt(kind: str, data: dict) -> None:
+        if kind == "progress" and data["node"] == "sample" and data["value"] == 1:
+            server.client.interrupt()
+
+    try:
+        assert server.client.run(job, on_event=interrupt, check=False).interrupted
+        report = server.client.run({"status": node("TurboDiffusionStatus")}).outputs["status"]["text"][0]
+        assert "of the low expert read ahead: It was stopped" in report
+        held = server.client.run({"process": node("TestProcess")}).outputs["process"]["text"]
+        assert held and not [name for name in held if "read-ahead" in name or name.endswith(low.name)]
+        server.client.run(i2v_job("after", 4, checkpoints.I2V_LOW))
+        assert torch.isfinite(saved(server, "after")).all()
+    finally:
+        low.unlink()
 
 
 BAD_VALUES = [

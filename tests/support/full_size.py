@@ -14,8 +14,9 @@ _BUFFER = 1 << 24
 _NAMES = {torch.int8: "I8", torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
-def write_expert(path: Path, seed: int, **size) -> Path:
-    """A `.safetensors` file with every tensor of an int8 model of that size; the values repeat a random buffer."""
+def write_expert(path: Path, seed: int, sparse: bool = False, **size) -> Path:
+    """A `.safetensors` file with every tensor of an int8 model of that size; the values repeat a random buffer, or are all 0 in a
+    `sparse` file, which takes no disk."""
     entries = {}
     for key, shape in checkpoints.shapes(sla=True, **size).items():
         quantised = key.startswith("blocks.") and key.endswith(".weight") and len(shape) == 2 and "proj_l" not in key
@@ -47,6 +48,9 @@ def write_expert(path: Path, seed: int, **size) -> Path:
     }
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
+        if sparse:
+            file.truncate(file.tell() + offset)
+            return path
         for dtype, shape in entries.values():
             remaining = math.prod(shape) * dtype.itemsize
             while remaining > 0:

@@ -152,8 +152,6 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         expert, record = self._expert_for(sigma), self._record
         name = "sample" if self._low is None else "low" if expert is self._low else "high"
         self.cfg = self._cfg_low if expert is self._low else self._cfg_high
-        if name == "high":
-            self._read_low_ahead(sigma)
         base = expert is self.model_patcher
         if base and self._other is not None and self._other.active:  # a sampler that went back above the boundary
             record.enter("switch")
@@ -165,6 +163,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
                 self._other = _OtherExpert(expert, self.original_conds, self._run)
             self._other.activate()
         expert.model.calls = record.begin_pass(name, sigma)
+        if name == "high":
+            self._read_low_ahead(sigma)
         if base:
             return super().predict_noise(x, timestep, model_options, seed)
         return self._other.predict(x, timestep, self.cfg, seed)
