@@ -8,6 +8,7 @@ from .loader import TurboDiffusionLoader
 from .lora import TurboDiffusionLoRA
 from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
 from .status import TurboDiffusionStatus
+from .text import TurboDiffusionTextEncode
 
 
 class TurboDiffusionExtension(ComfyExtension):
@@ -20,6 +21,7 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionSampler,
             TurboDiffusionGuider,
             TurboDiffusionSample,
+            TurboDiffusionTextEncode,
             TurboDiffusionConvert,
             TurboDiffusionStatus,
         ]

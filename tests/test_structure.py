@@ -202,6 +202,10 @@ CONTRACT = {
         ],
         ["STRING path"],
     ),
+    "TurboDiffusionTextEncode": (
+        ["encoder_name COMBO [files]", "text STRING", "cache BOOLEAN=True"],
+        ["CONDITIONING"],
+    ),
     "TurboDiffusionStatus": (["any * optional"], ["STRING report"]),
 }
 NODES = {node.define_schema().node_id: node for node in asyncio.run(TurboDiffusionExtension().get_node_list())}
@@ -217,7 +221,7 @@ def written(given: io.Input) -> str:
     if "min" in values or "max" in values:
         text += f" [{values.get('min')}, {values.get('max')}]"
     if "options" in values:
-        folder = {"lora_name": "loras"}.get(given.id, "diffusion_models")
+        folder = {"lora_name": "loras", "encoder_name": "text_encoders"}.get(given.id, "diffusion_models")
         files = folder_paths.get_filename_list(folder)
         listed = {(*files,): "files", ("none", *files): "none, files"} if given.id.endswith("_name") else {}
         text += f" [{listed.get((*values['options'],), ', '.join(values['options']))}]"
