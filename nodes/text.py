@@ -22,7 +22,16 @@ class TurboDiffusionTextEncode(io.ComfyNode):
             category=CATEGORY,
             description="Loads the umT5-XXL text encoder, encodes a prompt and frees the encoder. The result is kept on disk: a prompt used "
             "before needs no encoder. The same conditioning as Load CLIP (wan) with CLIP Text Encode.",
-            search_aliases=["prompt", "CLIP Text Encode", "Load CLIP", "umT5", "T5", "positive prompt", "negative prompt", "cached prompt"],
+            search_aliases=[
+                "prompt",
+                "CLIP Text Encode",
+                "Load CLIP",
+                "umT5",
+                "T5",
+                "positive prompt",
+                "negative prompt",
+                "cached prompt",
+            ],
             inputs=[
                 io.Combo.Input(
                     "encoder_name",

@@ -6,6 +6,8 @@ import sys
 BENCHES = {
     "load": "time and memory of loading full-size int8 experts",
     "convert": "time and memory of converting one",
+    "memory": "memory of a whole run by phase: text encoder, two 14B experts, VAE",
+    "switch": "what the switch between two experts costs from a cold disk",
 }
 
 

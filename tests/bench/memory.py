@@ -1,39 +1,147 @@
-"""What the memory benches share: the size of an expert, and a watch over this process's memory."""
+"""`dev.py bench memory`: memory of a whole image-to-video run by phase, on a live server: full-size random umT5-XXL, two int8 14B
+experts and VAE, a tiny latent.
 
+Two ways of running it: `phases` with this pack's nodes, and `kept` with ComfyUI's own text encoding, whose encoder stays. The
+samples of both must be equal bit for bit. Anonymous memory (RssAnon) is what can push a machine into swapping."""
+
+import argparse
+import shutil
+import tempfile
 import threading
 import time
 from pathlib import Path
 
-GB = 1e9
-EXPERT = {"dim": 5120, "ffn_dim": 13824, "layers": 40, "in_channels": 36}  # TurboWan2.2-I2V-A14B
+from .watch import EXPERT, GB, resident
+
+NEEDED = 43  # GB of disk
+LIMIT = 16.0  # GB of anonymous memory
+STEPS, BOUNDARY = 2, 0.95  # one step of each expert
+ENCODER, HIGH, LOW, VAE = "umt5_xxl.safetensors", "high.safetensors", "low.safetensors", "vae.safetensors"
+PROMPT = "a red disc moves to the left across a quiet blue lake"
+PHASES = {
+    "text": "text encoder",
+    "clip": "text encoder",
+    "vae": "load VAE",
+    "latent": "image encoder",
+    "model": "map the high expert",
+    "low": "map the low expert",
+    "decode": "VAE decode",
+}
 
 
-def resident() -> dict[str, float]:
-    """This process's resident memory by kind, in GB (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    fields = (line.split() for line in lines if line.startswith(("RssAnon", "RssFile")))
-    return {name.rstrip(":"): int(value) * 1024 / GB for name, value, _ in fields}
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dev.py bench memory", description=__doc__.splitlines()[0])
+    parser.add_argument("--dir", type=Path, help="where the files go for the while (default: the temporary folder)")
+    parser.add_argument("--only", choices=("phases", "kept"), help="one of the two ways")
+    options = parser.parse_args(arguments)
+    import torch
+
+    with tempfile.TemporaryDirectory(dir=options.dir, prefix="turbodiffusion-bench-") as folder:
+        free = shutil.disk_usage(folder).free / GB
+        if free < NEEDED:
+            print(f"bench memory needs {NEEDED} GB of disk and {folder} has {free:.0f}: give another place with --dir.")
+            return 1
+        sizes = write_models(Path(folder) / "models")
+        print(f"Everything in memory at once: {sum(sizes.values()):.1f} GB (computed: the sizes of the files {sizes}).")
+        ways = [options.only] if options.only else ["phases", "kept"]
+        results = {way: measured(Path(folder), way) for way in ways}
+    for way, (rows, _) in results.items():
+        print(f"\n{way}\n\n| phase | seconds | anonymous, peak | file-backed, peak |\n|---|---|---|---|")
+        for phase, seconds, anonymous, mapped in rows:
+            print(f"| {phase} | {seconds:.0f} | {anonymous:.1f} GB | {mapped:.1f} GB |")
+    samples = [samples for _, samples in results.values()]
+    if len(samples) == 2:
+        print(f"\nSame samples bit for bit: {torch.equal(*samples)}")
+    within = all(row[2] < LIMIT for row in results.get("phases", ([],))[0])
+    return 0 if within and (len(samples) < 2 or torch.equal(*samples)) else 1
 
 
-class MemoryWatch:
-    """Around a block: its `seconds`, the peak of `anonymous` and the growth of file-backed (`mapped`) memory, in GB above the
-    start, sampled every 10 ms."""
+def write_models(models: Path) -> dict[str, float]:
+    """The files of the run; their sizes in GB."""
+    from td_pack.tests.support import checkpoints
+    from td_pack.tests.support.full_size import write_expert, write_text_encoder
+    from td_pack.tests.support.host import load_host
 
-    def __enter__(self) -> "MemoryWatch":
-        self._before, self._peak, self._done = resident(), 0.0, threading.Event()
-        self._watcher = threading.Thread(target=self._watch)
-        self._watcher.start()
-        self._start = time.perf_counter()
-        return self
+    load_host()
+    files = [
+        write_text_encoder(models / "text_encoders" / ENCODER, 0),
+        write_expert(models / "diffusion_models" / HIGH, 1, **EXPERT),
+        write_expert(models / "diffusion_models" / LOW, 2, **EXPERT),
+        checkpoints.write_safetensors(models / "vae" / VAE, checkpoints.vae_state_dict(dim=96)),
+    ]
+    return {path.name: round(path.stat().st_size / GB, 1) for path in files}
 
-    def __exit__(self, *_) -> None:
-        self.seconds = time.perf_counter() - self._start
+
+def prompt(way: str) -> dict:
+    """The job: with this pack's nodes, or with ComfyUI's for the text encoder."""
+    from td_pack.tests.support.jobs import i2v_job, loader, node
+
+    text = {"text": node("TurboDiffusionTextEncode", encoder_name=ENCODER, text=PROMPT, cache=False)}
+    if way == "kept":
+        text = {
+            "clip": node("CLIPLoader", clip_name=ENCODER, type="wan", device="default"),
+            "text": node("CLIPTextEncode", clip=["clip", 0], text=PROMPT),
+        }
+    job = i2v_job(way, STEPS, LOW, boundary=BOUNDARY)
+    job |= text | {
+        "model": loader(HIGH),
+        "vae": node("VAELoader", vae_name=VAE),
+        "decode": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
+        "images": node("PreviewImage", images=["decode", 0]),
+    }
+    job["latent"]["inputs"] |= {"width": 32, "height": 32, "length": 5}
+    return job
+
+
+def measured(folder: Path, way: str) -> tuple[list[tuple], "object"]:
+    """Runs the job on a fresh server: (phase, seconds, peak anonymous, peak file-backed GB) in order, and its samples."""
+    from td_pack.tests.support.jobs import saved
+    from td_pack.tests.support.server import ComfyServer
+
+    with ComfyServer(folder / way, extra_arguments=("--extra-model-paths-config", str(paths_file(folder)))) as server:
+        watch = PhaseWatch(server.pid)
+        try:
+            server.client.run(prompt(way), on_event=watch.on_event, timeout=3600)
+        finally:
+            watch.stop()
+        return watch.rows(), saved(server, way)
+
+
+def paths_file(folder: Path) -> Path:
+    """Tells a server where the models are, whatever its own folder."""
+    path = folder / "paths.yaml"
+    lines = [f"  {kind}: models/{kind}" for kind in ("text_encoders", "diffusion_models", "vae")]
+    path.write_text("\n".join(["bench:", f"  base_path: {folder}", *lines]) + "\n")
+    return path
+
+
+class PhaseWatch:
+    """Samples a process's memory every 50 ms, and files the samples under the phase that the server's events say it is in."""
+
+    def __init__(self, pid: int):
+        self._pid, self._phase, self._samples, self._done = pid, "start", [], threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def on_event(self, kind: str, data: dict) -> None:
+        if kind == "executing" and data["node"] == "sample":
+            self._phase = "high expert"
+        elif kind == "progress" and data["node"] == "sample" and data["value"] == 1:
+            self._phase = "low expert"
+        elif kind == "executing":
+            self._phase = PHASES.get(data["node"], "rest")
+
+    def stop(self) -> None:
         self._done.set()
-        self._watcher.join()
-        after = resident()
-        self.anonymous = max(self._peak, after["RssAnon"]) - self._before["RssAnon"]
-        self.mapped = after["RssFile"] - self._before["RssFile"]
+        self._thread.join()
+
+    def rows(self) -> list[tuple]:
+        rows = {}
+        for (began, phase, memory), (ended, *_) in zip(self._samples, self._samples[1:], strict=False):
+            seconds, anonymous, mapped = rows.get(phase, (0.0, 0.0, 0.0))
+            rows[phase] = (seconds + ended - began, max(anonymous, memory["RssAnon"]), max(mapped, memory["RssFile"]))
+        return [(phase, *figures) for phase, figures in rows.items()]
 
     def _watch(self) -> None:
-        while not self._done.wait(0.01):
-            self._peak = max(self._peak, resident()["RssAnon"])
+        while not self._done.wait(0.05):
+            self._samples.append((time.perf_counter(), self._phase, resident(self._pid)))

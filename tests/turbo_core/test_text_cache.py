@@ -38,7 +38,10 @@ def test_tensors_come_back_bit_for_bit(cache, dtype):
 
 def test_a_key_is_a_file_name_of_everything_in_it():
     assert cache_key(text="../\n\0x", size=1) == cache_key(size=1, text="../\n\0x")
-    assert len({cache_key(text="a", size=1), cache_key(text="a", size=2), cache_key(text="b", size=1), cache_key(a=1)}) == 4
+    assert (
+        len({cache_key(text="a", size=1), cache_key(text="a", size=2), cache_key(text="b", size=1), cache_key(a=1)})
+        == 4
+    )
     assert cache_key(text="../").isalnum()
 
 

@@ -15,7 +15,13 @@ from td_pack.turbo_core.host import text_encode
 from td_pack.turbo_core.host.text_encode import text_conditioning
 from td_pack.turbo_core.text_cache import TextCache
 
-TEXTS = ["", text_encoders.PROMPT, "a (red:1.4) disc \\(round\\)", "quiet lake " * 120, "caf\u00e9 \u7ea2\u8272 \U0001f98a"]
+TEXTS = [
+    "",
+    text_encoders.PROMPT,
+    "a (red:1.4) disc \\(round\\)",
+    "quiet lake " * 120,
+    "caf\u00e9 \u7ea2\u8272 \U0001f98a",
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +37,7 @@ def cache(tmp_path):
 def stock(path, text: str) -> list:
     """What CLIPLoader (type wan) and CLIPTextEncode do; only the sizes are told, since those of a small file are not umT5-XXL's."""
     sizes = {"d_model": 8, "d_kv": 4, "num_heads": 2, "vocab_size": vocabulary(path)}
-    clip = comfy.sd.load_clip(
-        [str(path)], None, comfy.sd.CLIPType.WAN, model_options={"umt5xxl_model_config": sizes}
-    )
+    clip = comfy.sd.load_clip([str(path)], None, comfy.sd.CLIPType.WAN, model_options={"umt5xxl_model_config": sizes})
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
@@ -124,6 +128,10 @@ def test_the_encoder_is_gone_when_its_work_is_done(encoder, monkeypatch):
     try:
         text_conditioning(encoder, "e", "a red disc", [])
         assert len(alive) == 2 and not any(ref() is not None for ref in alive)
-        assert not [m for m in comfy.model_management.current_loaded_models if m.model is None or "T5" in type(m.model.model).__name__]
+        assert not [
+            m
+            for m in comfy.model_management.current_loaded_models
+            if m.model is None or "T5" in type(m.model.model).__name__
+        ]
     finally:
         gc.enable()
