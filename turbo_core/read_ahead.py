@@ -26,10 +26,11 @@ def room(size: int, in_use: int, headroom: int = HEADROOM) -> int:
 
 @dataclass
 class Reading:
-    """What was read ahead: bytes wanted and read, seconds of `time.perf_counter` (None while it has not happened), and why it
-    read less than it wanted."""
+    """What was read ahead of a file: its size, the bytes wanted and read, seconds of `time.perf_counter` (None while it has not
+    happened), and why it read less than it wanted."""
 
     name: str
+    size: int
     wanted: int
     read: int = 0
     began: float | None = None
@@ -42,7 +43,7 @@ class ReadAhead:
     bytes of memory are available. A file that cannot be read is left to whoever needs it and can say so."""
 
     def __init__(self, path: Path, limit: int, headroom: int = HEADROOM):
-        self.reading = Reading(path.name, limit)
+        self.reading = Reading(path.name, file_size(path), limit)
         self._path, self._headroom, self._stopped = path, headroom, threading.Event()
         self._thread = threading.Thread(target=self._run, name="turbodiffusion-read-ahead", daemon=True)
         self._thread.start()

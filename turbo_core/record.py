@@ -1,7 +1,7 @@
 """What one sampling run did: seconds by phase, passes, operator calls. It travels with the run's data, so there is no register.
 
-A run's models hold it as `last_run`, its LATENT under RUN. Nodes before and after a run add their own time through what they
-pass on: a CONDITIONING's options carry seconds by phase under SECONDS, and whoever decodes a LATENT adds to its record."""
+A run's models hold it as `last_run`, its LATENT under RUN. What was done for it earlier in the same prompt comes with the
+CONDITIONING, as a Before under BEFORE in its options; who decodes the LATENT adds to the record."""
 
 import time
 from collections import Counter
@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from .read_ahead import Reading
 
 RUN = "turbodiffusion_run"
-SECONDS = "turbodiffusion_seconds"
+BEFORE = "turbodiffusion_before"
+
+
+@dataclass(frozen=True)
+class Before:
+    """A phase that came before a run, and the prompt it was done for: a result that ComfyUI keeps serves later prompts too, which
+    then had no such phase."""
+
+    phase: str
+    seconds: float
+    prompt: str | None
 
 
 @dataclass
@@ -27,13 +37,15 @@ class Pass:
 
 @dataclass
 class RunRecord:
-    """`seconds` by phase in order (text encode, high, switch, low, decode), `calls` by expert as TurboWAN counts them."""
+    """`seconds` by phase in order (text encode, load, high, switch, low, decode), `calls` by expert as TurboWAN counts them;
+    `complete` when its sampler has finished."""
 
     began: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     passes: list[Pass] = field(default_factory=list)
     calls: dict[str, Counter] = field(default_factory=dict)
     read_ahead: Reading | None = None
+    complete: bool = False
     _phase: tuple[str, float] | None = None
 
     def enter(self, phase: str | None) -> float:
@@ -54,18 +66,22 @@ class RunRecord:
     def add(self, phase: str, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
-    def summary(self) -> str:
-        """One line: passes and seconds of each phase, and how far the low expert was read ahead."""
-        count = Counter(each.expert for each in self.passes)
-        parts = [
-            f"{phase} {seconds:.1f} s"
-            + (f" ({count[phase]} {'step' if count[phase] == 1 else 'steps'})" if phase in count else "")
-            for phase, seconds in self.seconds.items()
-        ]
+    def lines(self) -> list[str]:
+        """What a user wants to know, a line each: steps, seconds, reading ahead."""
+        parts = []
+        for phase, seconds in self.seconds.items():
+            each = [f"{step.ended - step.began:.1f}" for step in self.passes if step.expert == phase and step.ended]
+            parts.append(f"{phase} {seconds:.1f} s" + (f" ({' + '.join(each)})" if len(each) > 1 else ""))
+        count = Counter(step.expert for step in self.passes)
+        steps = "1 step" if len(self.passes) == 1 else f"{len(self.passes)} steps"
+        experts = f" ({', '.join(f'{number} {name}' for name, number in count.items())})" if len(count) > 1 else ""
+        end = "" if self.complete else ", then it was interrupted or failed"
+        lines = [f"{steps}{experts}{end}", f"{sum(self.seconds.values()):.1f} s: {', '.join(parts)}"]
         if self.read_ahead is not None:
-            read, wanted = self.read_ahead.read / 1e9, self.read_ahead.wanted / 1e9
-            parts.append(f"{read:.1f} of {wanted:.1f} GB of the low expert read ahead")
-        return ", ".join(parts)
+            reading = self.read_ahead
+            end = f": {reading.cut}" if reading.cut else "" if reading.wanted else ": No memory is free for it."
+            lines.append(f"{reading.read / 1e9:.1f} of {reading.size / 1e9:.1f} GB of the low expert read ahead{end}")
+        return lines
 
 
 @contextmanager

@@ -16,10 +16,11 @@ import torch
 from ..checkpoint.layout import WanSpec
 from ..errors import TurboError
 from ..read_ahead import ReadAhead
-from ..record import RunRecord
+from ..record import BEFORE, RunRecord
 from ..sampling.schedule import check_boundary, uses_low_expert
 from .base_model import TurboWAN, check_image, check_latent_shape, check_text
 from .prefetch import read_ahead
+from .prompt import seconds_before
 
 logger = logging.getLogger("turbodiffusion")
 
@@ -54,7 +55,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         self._cfg_high = self._cfg_low = 1.0
         self._other: _OtherExpert | None = None
         self._run: _Run | None = None
-        self._record = RunRecord()
+        self._record, self._before = RunRecord(), []
 
     def set_conds(self, positive, negative=None) -> None:
         """ComfyUI CONDITIONING lists; `negative` is needed only by a cfg other than 1. Raises TurboError for a text of the wrong
@@ -65,6 +66,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             for context, options in conditioning:
                 check_text(self.spec, context)
                 check_image(self.spec, given=options.get("concat_latent_image") is not None)
+                if BEFORE in options:
+                    self._before.append(options[BEFORE])
         self.inner_set_conds(
             {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
         )
@@ -99,7 +102,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         check_latent_shape(latent_image.shape)
         if sigmas.shape[-1] > 0:
             self._activate(self._expert_for(float(sigmas[0])))
-        self._record = record = RunRecord()
+        self._record = record = RunRecord(seconds=seconds_before(self._before))
         for expert in self.get_models():
             expert.model.last_run, expert.model.calls = record, Counter()
         record.enter("load")
@@ -107,7 +110,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             result = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
         finally:
             record.enter(None)
-        logger.info("Sampled: %s.", record.summary())
+        record.complete = True
+        logger.info("Sampled %s.", "; ".join(record.lines()))
         return result
 
     def outer_sample(self, *args, **kwargs):

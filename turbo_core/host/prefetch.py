@@ -12,12 +12,11 @@ from ..read_ahead import ReadAhead, file_size, room
 
 def read_ahead(running: comfy.model_patcher.ModelPatcher, coming: comfy.model_patcher.ModelPatcher) -> ReadAhead | None:
     """Begins to read the file of the expert `coming` as far as memory allows beside what `running` still reads from its own.
-    None if there is nothing to read or no room."""
+    None if there is nothing to read."""
     if coming.model is running.model or not bytes_from_file(coming):
         return None
     source = coming.model.source
-    limit = room(file_size(source), bytes_from_file(running))
-    return ReadAhead(source, limit) if limit else None
+    return ReadAhead(source, room(file_size(source), bytes_from_file(running)))
 
 
 def bytes_from_file(patcher: comfy.model_patcher.ModelPatcher) -> int:
