@@ -8,6 +8,7 @@ BENCHES = {
     "convert": "time and memory of converting one",
     "memory": "memory of a whole run by phase: text encoder, two 14B experts, VAE",
     "switch": "what the switch between two experts costs from a cold disk",
+    "text": "time and memory of encoding a prompt with a full-size umT5-XXL, and of having it kept",
 }
 
 

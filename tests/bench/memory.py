@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .watch import EXPERT, GB, resident
 
-NEEDED = 43  # GB of disk
+NEEDED = {False: 38, True: 1}  # GB of disk, full-size and small
 LIMIT = 16.0  # GB of anonymous memory
 STEPS, BOUNDARY = 2, 0.95  # one step of each expert
 ENCODER, HIGH, LOW, VAE = "umt5_xxl.safetensors", "high.safetensors", "low.safetensors", "vae.safetensors"
@@ -33,17 +33,18 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench memory", description=__doc__.splitlines()[0])
     parser.add_argument("--dir", type=Path, help="where the files go for the while (default: the temporary folder)")
     parser.add_argument("--only", choices=("phases", "kept"), help="one of the two ways")
+    parser.add_argument("--small", action="store_true", help="tiny files, to see that it works: `phases` only")
     options = parser.parse_args(arguments)
     import torch
 
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="turbodiffusion-bench-") as folder:
         free = shutil.disk_usage(folder).free / GB
-        if free < NEEDED:
-            print(f"bench memory needs {NEEDED} GB of disk and {folder} has {free:.0f}: give another place with --dir.")
+        if free < (needed := NEEDED[options.small]):
+            print(f"bench memory needs {needed} GB of disk and {folder} has {free:.0f}: give another place with --dir.")
             return 1
-        sizes = write_models(Path(folder) / "models")
+        sizes = write_models(Path(folder) / "models", options.small)
         print(f"Everything in memory at once: {sum(sizes.values()):.1f} GB (computed: the sizes of the files {sizes}).")
-        ways = [options.only] if options.only else ["phases", "kept"]
+        ways = ["phases"] if options.small else [options.only] if options.only else ["phases", "kept"]
         results = {way: measured(Path(folder), way) for way in ways}
     for way, (rows, _) in results.items():
         print(f"\n{way}\n\n| phase | seconds | anonymous, peak | file-backed, peak |\n|---|---|---|---|")
@@ -56,24 +57,30 @@ def main(arguments: list[str]) -> int:
     return 0 if within and (len(samples) < 2 or torch.equal(*samples)) else 1
 
 
-def write_models(models: Path) -> dict[str, float]:
-    """The files of the run; their sizes in GB."""
-    from td_pack.tests.support import checkpoints
-    from td_pack.tests.support.full_size import write_expert, write_text_encoder
+def write_models(models: Path, small: bool) -> dict[str, float]:
+    """The files of the run, full-size or tiny; their sizes in GB."""
+    from td_pack.tests.support import checkpoints, text_encoders
+    from td_pack.tests.support.full_size import write_encoder, write_expert
     from td_pack.tests.support.host import load_host
 
     load_host()
-    files = [
-        write_text_encoder(models / "text_encoders" / ENCODER, 0),
-        write_expert(models / "diffusion_models" / HIGH, 1, **EXPERT),
-        write_expert(models / "diffusion_models" / LOW, 2, **EXPERT),
-        checkpoints.write_safetensors(models / "vae" / VAE, checkpoints.vae_state_dict(dim=96)),
-    ]
+    folder = models / "diffusion_models"
+    folder.mkdir(parents=True)
+    files = [checkpoints.write_safetensors(models / "vae" / VAE, checkpoints.vae_state_dict(dim=8 if small else 96))]
+    if small:
+        files.append(text_encoders.write_small(models, ENCODER))
+        for seed, name in enumerate((HIGH, LOW)):
+            expert = text_encoders.small_t2v_state_dict(seed, in_channels=36, sla=True, int8=True)
+            files.append(checkpoints.write_safetensors(folder / name, expert))
+    else:
+        (models / "text_encoders").mkdir()
+        files.append(write_encoder(models / "text_encoders" / ENCODER, 0))
+        files += [write_expert(folder / name, seed, **EXPERT) for seed, name in enumerate((HIGH, LOW))]
     return {path.name: round(path.stat().st_size / GB, 1) for path in files}
 
 
 def prompt(way: str) -> dict:
-    """The job: with this pack's nodes, or with ComfyUI's for the text encoder."""
+    """The job: with this pack's nodes, or with ComfyUI's for the text encoder and the decoder."""
     from td_pack.tests.support.jobs import i2v_job, loader, node
 
     text = {"text": node("TurboDiffusionTextEncode", encoder_name=ENCODER, text=PROMPT, cache=False)}

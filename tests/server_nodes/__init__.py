@@ -1,4 +1,4 @@
-"""Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder."""
+"""Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder, and faults."""
 
 import threading
 import zlib
@@ -8,6 +8,8 @@ import psutil
 import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io
+
+from . import faults
 
 TOKENS = 512
 
@@ -77,7 +79,7 @@ class TestProcess(io.ComfyNode):
 
 class TestNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestTextEmbedding, TestTensorConditioning, TestProcess]
+        return [TestTextEmbedding, TestTensorConditioning, TestProcess, *faults.NODES]
 
 
 async def comfy_entrypoint() -> TestNodes:

@@ -1,18 +1,24 @@
-"""Full-size random files in their real layouts, written without ever being in memory."""
+"""Full-size random files in the published layouts, written without ever being in memory."""
 
 import json
 import math
-import os
 import struct
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import checkpoints
+from . import checkpoints, text_encoders
 
 _BUFFER = 1 << 24
-_NAMES = {torch.int8: "I8", torch.uint8: "U8", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_NAMES = {
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
 
 
 def write_expert(path: Path, seed: int, sparse: bool = False, **size) -> Path:
@@ -27,21 +33,31 @@ def write_expert(path: Path, seed: int, sparse: bool = False, **size) -> Path:
             entries[f"{layer}.scale"] = (torch.float32, tuple(-(-n // checkpoints.TILE) for n in shape))
         else:
             entries[key] = (torch.float32 if "norm" in key else torch.bfloat16, shape)
-    return _write(path, entries, seed, sparse=sparse)
+    return _write(path, seed, entries, sparse=sparse)
 
 
-def write_text_encoder(path: Path, seed: int) -> Path:
-    """The umT5-XXL encoder as ComfyUI's fp16 file has it: 11.4 GB, the values as in `write_expert`, with a small tokenizer."""
-    from . import text_encoders
+def write_encoder(path: Path, seed: int, weights: str = "fp8") -> Path:
+    """A umT5-XXL file with a tokenizer, in one of the two forms that ComfyUI's repackaged one has: fp16 (11.4 GB), or fp8, whose
+    linears are scaled float8 (6.7 GB)."""
+    tokenizer = text_encoders.tokenizer()
+    entries = {"spiece_model": (torch.uint8, tuple(tokenizer.shape))}
+    for key, shape in text_encoders.shapes(width=4096, heads=64, head_width=64, vocabulary=256384).items():
+        scaled = weights == "fp8" and len(shape) == 2 and key != "shared.weight" and "relative" not in key
+        entries[key] = (torch.float8_e4m3fn if scaled else torch.float16, shape)
+        if scaled:
+            entries[key.removesuffix("weight") + "scale_weight"] = (torch.float32, (1,))
+    if weights == "fp8":
+        entries["scaled_fp8"] = (
+            torch.float8_e4m3fn,
+            (2,),
+        )  # two: float8 is how they are stored, not how they are multiplied
+    return _write(path, seed, entries, {"spiece_model": tokenizer.numpy().tobytes()})
 
-    spiece = text_encoders.tokenizer()
-    entries = {name: (torch.float16, shape) for name, shape in text_encoders.shapes(4096, 64, 64, 256384).items()}
-    entries["spiece_model"] = (torch.uint8, tuple(spiece.shape))
-    return _write(path, entries, seed, given={"spiece_model": spiece.numpy().tobytes()})
 
-
-def _write(path: Path, entries: dict, seed: int, given: dict[str, bytes] | None = None, sparse: bool = False) -> Path:
-    """Streams a file of the named (dtype, shape) entries; `given` are contents that matter."""
+def _write(
+    path: Path, seed: int, entries: dict[str, tuple], given: dict[str, bytes] | None = None, sparse: bool = False
+) -> Path:
+    """A safetensors file of tensors by type and shape; those not `given` repeat a random buffer of their type, or are holes."""
     header, offset = {}, 0
     for key, (dtype, shape) in entries.items():
         end = offset + math.prod(shape) * dtype.itemsize
@@ -49,29 +65,33 @@ def _write(path: Path, entries: dict, seed: int, given: dict[str, bytes] | None 
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    sources = {} if sparse else _sources(seed)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         if sparse:
             file.truncate(file.tell() + offset)
             return path
-        sources = _sources(seed)
         for key, (dtype, shape) in entries.items():
-            source, remaining = (given or {}).get(key, sources.get(dtype)), math.prod(shape) * dtype.itemsize
+            if key in (given or {}):
+                file.write(given[key])
+                continue
+            remaining = math.prod(shape) * dtype.itemsize
             while remaining > 0:
-                remaining -= file.write(source[:remaining])
-        file.flush()
-        os.fsync(file.fileno())
+                remaining -= file.write(sources[dtype][:remaining])
     return path
 
 
 def _sources(seed: int) -> dict[torch.dtype, bytes]:
-    """A buffer of plausible weights of each type."""
     random = np.random.RandomState(seed)
     codes = random.randint(-128, 128, _BUFFER, dtype=np.int8).tobytes()
-    floats = torch.from_numpy(random.standard_normal(_BUFFER // 2).astype(np.float32) * 0.02)
-    narrow = {t: floats.to(t).view(torch.int16).numpy().tobytes() for t in (torch.bfloat16, torch.float16)}
-    return {torch.int8: codes, torch.float32: np.full(_BUFFER // 4, 1e-3, np.float32).tobytes(), **narrow}
+    normal = torch.from_numpy(random.standard_normal(_BUFFER // 2).astype(np.float32))
+    return {
+        torch.int8: codes,
+        torch.bfloat16: (normal * 0.02).bfloat16().view(torch.int16).numpy().tobytes(),
+        torch.float16: (normal * 0.02).half().view(torch.int16).numpy().tobytes(),
+        torch.float8_e4m3fn: (normal * 20).to(torch.float8_e4m3fn).view(torch.int8).numpy().tobytes(),  # finite
+        torch.float32: np.full(_BUFFER // 4, 1e-3, np.float32).tobytes(),
+    }
 
 
 def write_pth_copy(source: Path, path: Path) -> Path:

@@ -107,6 +107,7 @@ class ComfyServer:
 
     @property
     def pid(self) -> int:
+        """The process, while inside the context."""
         return self._process.pid
 
     def log(self) -> str:

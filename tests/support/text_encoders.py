@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import sentencepiece
 import torch
 
@@ -12,6 +11,7 @@ from . import checkpoints
 
 LAYERS, FFN_WIDTH, BUCKETS = 24, 10240, 32  # fixed: by them ComfyUI knows the XXL size
 SMALL = "small_umt5.safetensors"
+SMALL_T2V, SMALL_HIGH, SMALL_LOW = "small_text_t2v.pth", "small_text_high.pth", "small_text_low.pth"
 SMALL_WIDTH = 8
 PROMPT = "a red disc moves to the left across a quiet blue lake while the camera slowly follows"
 
@@ -63,8 +63,11 @@ def write_small(models_dir: Path, name: str = SMALL, seed: int = 1) -> Path:
     return checkpoints.write_safetensors(models_dir / "text_encoders" / name, small_state_dict(seed))
 
 
-def small_t2v_state_dict(seed: int = 1, **size) -> dict[str, torch.Tensor]:
-    """A tiny diffusion model for the small encoder's text."""
-    sd = checkpoints.upstream_state_dict(seed, **size)
-    sd["text_embedding.0.weight"] = sd["text_embedding.0.weight"][:, :SMALL_WIDTH].contiguous()
-    return sd
+def write_small_models(models_dir: Path) -> None:
+    """The small encoder and tiny diffusion models that take its text: T2V with SLA, and I2V's two experts."""
+    write_small(models_dir)
+    sizes = {SMALL_T2V: {"sla": True}, SMALL_HIGH: {"in_channels": 36}, SMALL_LOW: {"in_channels": 36}}
+    for seed, (name, size) in enumerate(sizes.items(), 51):
+        sd = checkpoints.upstream_state_dict(seed, **size)
+        sd["text_embedding.0.weight"] = sd["text_embedding.0.weight"][:, :SMALL_WIDTH].contiguous()
+        checkpoints.write_pth(models_dir / "diffusion_models" / name, sd)

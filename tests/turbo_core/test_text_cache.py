@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import safetensors.torch
 import torch
 from td_pack.tests.support.server import ROOT
 from td_pack.turbo_core.text_cache import TextCache, cache_key
@@ -34,6 +35,22 @@ def test_tensors_come_back_bit_for_bit(cache, dtype):
     for name, value in tensors.items():
         assert kept[name].dtype == value.dtype and kept[name].shape == value.shape
         assert kept[name].contiguous().flatten().view(torch.uint8).equal(value.flatten().view(torch.uint8))
+
+
+def test_a_damaged_entry_is_absent_and_goes(cache, tmp_path, caplog):
+    cache.put("k", ENTRY)
+    (path,) = (tmp_path / "a" / "b").iterdir()
+    whole = path.read_bytes()
+    flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+    unsummed = safetensors.torch.save(ENTRY)
+    for damaged in (b"", whole[:100], whole[:-1], whole + b"x", flipped, unsummed, b"\xff" * 50, b"<html>" * 99):
+        path.write_bytes(damaged)
+        with caplog.at_level(logging.WARNING, "turbodiffusion"):
+            assert cache.get("k") is None
+        assert "is damaged" in caplog.text and not path.exists()
+        caplog.clear()
+    cache.put("k", ENTRY)
+    assert path.read_bytes() == whole
 
 
 def test_a_key_is_a_file_name_of_everything_in_it():

@@ -8,6 +8,7 @@ from pathlib import Path
 import comfy.model_management
 import comfy.sd
 import torch
+from comfy.text_encoders.wan import UMT5XXlModel
 from comfyui_version import __version__ as comfyui_version
 
 from ..checkpoint import read
@@ -71,8 +72,24 @@ def _load(path: Path, embedding_directories: list[str]) -> comfy.sd.CLIP:
         [str(path)],
         embedding_directory=embedding_directories,
         clip_type=comfy.sd.CLIPType.WAN,
-        model_options={"umt5xxl_model_config": sizes},
+        model_options={
+            "umt5xxl_class": _MappedEncoder,
+            "umt5xxl_model_config": sizes,
+            "initial_device": torch.device("cpu"),
+        },
     )
+
+
+class _MappedEncoder(UMT5XXlModel):
+    """ComfyUI's encoder, its weights used from the file's mapping where ComfyUI would copy them: without dynamic VRAM."""
+
+    def load_sd(self, sd: dict[str, torch.Tensor]):
+        if not getattr(self, "can_assign_sd", False):  # set by CLIP.load_sd
+            for name, declared in self.transformer.named_parameters():
+                if name in sd:
+                    sd[name] = sd[name].to(declared.dtype)
+            self.can_assign_sd = True
+        return super().load_sd(sd)
 
 
 def _tensors(conditioning: list) -> dict[str, torch.Tensor] | None:

@@ -1,5 +1,4 @@
 import pytest
-import safetensors.torch
 import torch
 from td_pack.tests.support import text_encoders
 from td_pack.turbo_core.checkpoint.text_encoder import encoder_sizes

@@ -9,19 +9,14 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
-from td_pack.tests.support import text_encoders
+from td_pack.tests.support import checkpoints, text_encoders
 from td_pack.turbo_core.errors import CheckpointError
 from td_pack.turbo_core.host import text_encode
 from td_pack.turbo_core.host.text_encode import text_conditioning
 from td_pack.turbo_core.text_cache import TextCache
 
-TEXTS = [
-    "",
-    text_encoders.PROMPT,
-    "a (red:1.4) disc \\(round\\)",
-    "quiet lake " * 120,
-    "caf\u00e9 \u7ea2\u8272 \U0001f98a",
-]
+# Empty; weights, escapes, and letters the tokenizer does not know; more than 512 tokens.
+TEXTS = ["", "a (red:1.4) disc \\(round\\) caf\u00e9 \u7ea2\u8272 \U0001f98a", "quiet lake " * 60]
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +49,12 @@ def same(a: list, b: list) -> bool:
     return bits and a_cond.dtype == b_cond.dtype and a_options == b_options
 
 
-@pytest.mark.parametrize("text", TEXTS, ids=["empty", "plain", "weighted", "long", "unknown letters"])
+@pytest.mark.parametrize("text", TEXTS, ids=["empty", "weighted", "long"])
 def test_the_conditioning_is_comfyui_s_bit_for_bit(encoder, cache, text):
     expected = stock(encoder, text)
-    first = text_conditioning(encoder, "e", text, [], cache)
-    kept = text_conditioning(encoder, "e", text, [], cache)
-    uncached = text_conditioning(encoder, "e", text, [])
     assert expected[0][0].abs().max() > 0.1 and expected[0][0].shape[1] >= 512
-    assert same(first, expected) and same(kept, expected) and same(uncached, expected)
+    for _ in ("encoded", "kept"):
+        assert same(text_conditioning(encoder, "e", text, [], cache), expected)
 
 
 def test_a_kept_prompt_reads_nothing_of_the_encoder(tmp_path, cache):
@@ -87,11 +80,16 @@ def test_what_changes_the_result_changes_the_key(tmp_path, cache, monkeypatch):
     assert text_encode._key(path, "folder\\e", "a") == text_encode._key(path, "folder/e", "a")
 
 
-def test_another_file_under_the_name_is_encoded_with(tmp_path, cache):
-    path = text_encoders.write_small(tmp_path)
-    first = text_conditioning(path, "e", "a red disc", [], cache)
-    text_encoders.write_small(tmp_path, seed=2)
-    assert not same(text_conditioning(path, "e", "a red disc", [], cache), first)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_weights_stay_in_the_file_s_mapping(tmp_path, dtype):
+    """The embedding of the published file is 2 GB, its linears are 9."""
+    path = checkpoints.write_safetensors(tmp_path / "e.safetensors", text_encoders.small_state_dict(dtype=dtype))
+    network = text_encode._load(path, []).cond_stage_model.umt5xxl.transformer
+    maps = [line.split()[0] for line in open("/proc/self/maps") if str(path) in line]
+    ranges = [tuple(int(end, 16) for end in span.split("-")) for span in maps]
+    for name, weight in network.named_parameters():
+        assert weight.dtype == dtype
+        assert any(start <= weight.data_ptr() < end for start, end in ranges), name
 
 
 def test_a_prompt_that_names_an_embedding_file_is_not_kept(encoder, cache, tmp_path):
@@ -104,13 +102,11 @@ def test_a_damaged_entry_is_encoded_again(encoder, cache, tmp_path, caplog):
     first = text_conditioning(encoder, "e", "a red disc", [], cache)
     (entry,) = (tmp_path / "cache").iterdir()
     content = entry.read_bytes()
-    for damaged in (b"", content[:100], content[:-1], content[:-9] + b"\1" + content[-8:], b"\xff" * 50):
-        entry.write_bytes(damaged)
-        with caplog.at_level(logging.WARNING, "turbodiffusion"):
-            assert same(text_conditioning(encoder, "e", "a red disc", [], cache), first)
-        assert "is damaged" in caplog.text
-        caplog.clear()
-        assert entry.read_bytes() == content
+    entry.write_bytes(content[:-100])
+    with caplog.at_level(logging.WARNING, "turbodiffusion"):
+        assert same(text_conditioning(encoder, "e", "a red disc", [], cache), first)
+    assert "is damaged" in caplog.text
+    assert entry.read_bytes() == content
 
 
 def test_the_encoder_is_gone_when_its_work_is_done(encoder, monkeypatch):
