@@ -16,7 +16,9 @@ from .watch import EXPERT, GB, resident
 NEEDED = {False: 38, True: 1}  # GB of disk, full-size and small
 LIMIT = 16.0  # GB of anonymous memory
 STEPS, BOUNDARY = 2, 0.95  # one step of each expert
-ENCODER, HIGH, LOW, VAE = "umt5_xxl.safetensors", "high.safetensors", "low.safetensors", "vae.safetensors"
+VAE = "vae.safetensors"
+SMALL = ("small_umt5.safetensors", "small_text_high.pth", "small_text_low.pth")
+FULL_SIZE = ("umt5_xxl.safetensors", "high.safetensors", "low.safetensors")
 PROMPT = "a red disc moves to the left across a quiet blue lake"
 PHASES = {
     "text": "text encoder",
@@ -45,7 +47,7 @@ def main(arguments: list[str]) -> int:
         sizes = write_models(Path(folder) / "models", options.small)
         print(f"Everything in memory at once: {sum(sizes.values()):.1f} GB (computed: the sizes of the files {sizes}).")
         ways = ["phases"] if options.small else [options.only] if options.only else ["phases", "kept"]
-        results = {way: measured(Path(folder), way) for way in ways}
+        results = {way: measured(Path(folder), way, SMALL if options.small else FULL_SIZE) for way in ways}
     for way, (rows, _) in results.items():
         print(f"\n{way}\n\n| phase | seconds | anonymous, peak | file-backed, peak |\n|---|---|---|---|")
         for phase, seconds, anonymous, mapped in rows:
@@ -68,30 +70,31 @@ def write_models(models: Path, small: bool) -> dict[str, float]:
     folder.mkdir(parents=True)
     files = [checkpoints.write_safetensors(models / "vae" / VAE, checkpoints.vae_state_dict(dim=8 if small else 96))]
     if small:
-        files.append(text_encoders.write_small(models, ENCODER))
-        for seed, name in enumerate((HIGH, LOW)):
-            expert = text_encoders.small_t2v_state_dict(seed, in_channels=36, sla=True, int8=True)
-            files.append(checkpoints.write_safetensors(folder / name, expert))
+        text_encoders.write_small_models(models)
+        encoder, *experts = SMALL
     else:
         (models / "text_encoders").mkdir()
-        files.append(write_encoder(models / "text_encoders" / ENCODER, 0))
-        files += [write_expert(folder / name, seed, **EXPERT) for seed, name in enumerate((HIGH, LOW))]
+        encoder, *experts = FULL_SIZE
+        write_encoder(models / "text_encoders" / encoder, 0)
+        for seed, name in enumerate(experts):
+            write_expert(folder / name, seed, **EXPERT)
+    files += [models / "text_encoders" / encoder, *(folder / name for name in experts)]
     return {path.name: round(path.stat().st_size / GB, 1) for path in files}
 
 
-def prompt(way: str) -> dict:
+def prompt(way: str, encoder: str, high: str, low: str) -> dict:
     """The job: with this pack's nodes, or with ComfyUI's for the text encoder and the decoder."""
     from td_pack.tests.support.jobs import i2v_job, loader, node
 
-    text = {"text": node("TurboDiffusionTextEncode", encoder_name=ENCODER, text=PROMPT, cache=False)}
+    text = {"text": node("TurboDiffusionTextEncode", encoder_name=encoder, text=PROMPT, cache=False)}
     if way == "kept":
         text = {
-            "clip": node("CLIPLoader", clip_name=ENCODER, type="wan", device="default"),
+            "clip": node("CLIPLoader", clip_name=encoder, type="wan", device="default"),
             "text": node("CLIPTextEncode", clip=["clip", 0], text=PROMPT),
         }
-    job = i2v_job(way, STEPS, LOW, boundary=BOUNDARY)
+    job = i2v_job(way, STEPS, low, boundary=BOUNDARY)
     job |= text | {
-        "model": loader(HIGH),
+        "model": loader(high),
         "vae": node("VAELoader", vae_name=VAE),
         "decode": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
         "images": node("PreviewImage", images=["decode", 0]),
@@ -100,7 +103,7 @@ def prompt(way: str) -> dict:
     return job
 
 
-def measured(folder: Path, way: str) -> tuple[list[tuple], "object"]:
+def measured(folder: Path, way: str, files: tuple[str, str, str]) -> tuple[list[tuple], "object"]:
     """Runs the job on a fresh server: (phase, seconds, peak anonymous, peak file-backed GB) in order, and its samples."""
     from td_pack.tests.support.jobs import saved
     from td_pack.tests.support.server import ComfyServer
@@ -108,7 +111,7 @@ def measured(folder: Path, way: str) -> tuple[list[tuple], "object"]:
     with ComfyServer(folder / way, extra_arguments=("--extra-model-paths-config", str(paths_file(folder)))) as server:
         watch = PhaseWatch(server.pid)
         try:
-            server.client.run(prompt(way), on_event=watch.on_event, timeout=3600)
+            server.client.run(prompt(way, *files), on_event=watch.on_event, timeout=3600)
         finally:
             watch.stop()
         return watch.rows(), saved(server, way)
