@@ -80,8 +80,13 @@ class RunRecord:
         if self.read_ahead is not None:
             reading = self.read_ahead
             end = f": {reading.cut}" if reading.cut else "" if reading.wanted else ": No memory is free for it."
-            lines.append(f"{reading.read / 1e9:.1f} of {reading.size / 1e9:.1f} GB of the low expert read ahead{end}")
+            lines.append(f"{amount(reading.read)} of {amount(reading.size)} of the low expert read ahead{end}")
         return lines
+
+
+def amount(size: float) -> str:
+    """Bytes as a user reads them."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 from pathlib import Path
 
@@ -22,8 +23,8 @@ _NAMES = {
 
 
 def write_expert(path: Path, seed: int, sparse: bool = False, **size) -> Path:
-    """A `.safetensors` file with every tensor of an int8 model of that size; the values repeat a random buffer, or are all 0 in a
-    `sparse` file, which takes no disk."""
+    """A `.safetensors` file with every tensor of an int8 model of that size; the values repeat a random buffer, but int8 codes
+    are all 0 in a `sparse` file, where they take no disk."""
     entries = {}
     for key, shape in checkpoints.shapes(sla=True, **size).items():
         quantised = key.startswith("blocks.") and key.endswith(".weight") and len(shape) == 2 and "proj_l" not in key
@@ -57,7 +58,8 @@ def write_encoder(path: Path, seed: int, weights: str = "fp8") -> Path:
 def _write(
     path: Path, seed: int, entries: dict[str, tuple], given: dict[str, bytes] | None = None, sparse: bool = False
 ) -> Path:
-    """A safetensors file of tensors by type and shape; those not `given` repeat a random buffer of their type, or are holes."""
+    """A safetensors file of tensors by type and shape; those not `given` repeat a random buffer of their type, or if
+    int8 are holes in a `sparse` file."""
     header, offset = {}, 0
     for key, (dtype, shape) in entries.items():
         end = offset + math.prod(shape) * dtype.itemsize
@@ -65,15 +67,15 @@ def _write(
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    sources = {} if sparse else _sources(seed)
+    sources = _sources(seed)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        if sparse:
-            file.truncate(file.tell() + offset)
-            return path
         for key, (dtype, shape) in entries.items():
             if key in (given or {}):
                 file.write(given[key])
+                continue
+            if sparse and dtype == torch.int8:
+                file.seek(math.prod(shape), os.SEEK_CUR)
                 continue
             remaining = math.prod(shape) * dtype.itemsize
             while remaining > 0:

@@ -32,10 +32,10 @@ def test_its_lines_read_well():
     assert record.lines() == [
         "3 steps (2 high, 1 low)",
         "40.8 s: text encode 1.2 s, load 0.5 s, high 20.0 s (10.5 + 9.5), switch 0.0 s, low 19.0 s",
-        "14.5 of 14.5 GB of the low expert read ahead",
+        "14.5 GB of 14.5 GB of the low expert read ahead",
     ]
     record.read_ahead = Reading("low.safetensors", size=14_500_000_000, wanted=0)
-    assert record.lines()[2] == "0.0 of 14.5 GB of the low expert read ahead: No memory is free for it."
+    assert record.lines()[2] == "0 MB of 14.5 GB of the low expert read ahead: No memory is free for it."
     stopped = RunRecord(seconds={"load": 1.0, "sample": 2.0}, passes=[Pass("sample", 0.99, 0, 2)])
     assert stopped.lines() == ["1 step, then it was interrupted or failed", "3.0 s: load 1.0 s, sample 2.0 s"]
 

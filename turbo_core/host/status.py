@@ -11,10 +11,17 @@ from comfyui_version import __version__ as comfyui_version
 from ...kernels import backends
 from ..checkpoint.layout import TEXT_WIDTH, WanSpec
 from ..memory import STEP_FORMULA, step_bytes, tokens, weight_bytes
-from ..record import RUN, RunRecord
+from ..record import RUN, RunRecord, amount
 from .base_model import TurboWAN
 
 _GB = 1e9
+_CALLS = (
+    "network",
+    "sparse attention",
+    "dense attention",
+    "int8 linear",
+    "float linear",
+)  # said also when there were none
 _SIZES = {"480p": (832, 480, 81), "720p": (1280, 720, 81)}
 _PUBLISHED = {
     "T2V 1.3B": (1536, 8960, 30, 16),
@@ -43,11 +50,11 @@ def _machine() -> list[str]:
     lines = [
         f"ComfyUI {comfyui_version}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"triton {_version('triton')}, comfy-kitchen {_version('comfy-kitchen')}",
-        f"Device: {comfy.model_management.get_torch_device_name(device)}, ComfyUI's {comfy.model_management.vram_state.name} mode",
+        f"Device: {comfy.model_management.get_torch_device_name(device)}",
         f"RAM: {_free(cpu)}",
     ]
     if device.type != "cpu":
-        lines.append(f"VRAM: {_free(device)}")
+        lines.append(f"VRAM: {_free(device)}, ComfyUI's mode {comfy.model_management.vram_state.name}")
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / _GB
         lines.append(f"Tensors took at most {peak:.1f} GB of VRAM since ComfyUI started (measured)")
@@ -67,7 +74,7 @@ def _models(patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:
         dtype = model.get_dtype_inference()
         lines += [
             f"{model.source.name}: {model.spec.describe()}, computing in {_name(dtype)}",
-            f"  weights {patcher.model_size() / _GB:.2f} GB, of these {patcher.loaded_size() / _GB:.2f} GB on the device (measured); "
+            f"  weights {amount(patcher.model_size())}, of these {amount(patcher.loaded_size())} on the device (measured); "
             f"{_steps(model.spec, dtype)} (estimate)",
         ]
         if model.last_run is None and model.calls:
@@ -89,10 +96,8 @@ def _published() -> list[str]:
 
 def _steps(spec: WanSpec, dtype: torch.dtype) -> str:
     """What a step takes at the usual sizes."""
-    return ", ".join(
-        f"a step of 81 frames at {name} {step_bytes(spec, tokens(*size), dtype) / _GB:.1f} GB"
-        for name, size in _SIZES.items()
-    )
+    sizes = (f"{amount(step_bytes(spec, tokens(*size), dtype))} at {name}" for name, size in _SIZES.items())
+    return f"a step of 81 frames {', '.join(sizes)}"
 
 
 def _run(linked: object, patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:
@@ -110,7 +115,7 @@ def _describe(record: RunRecord) -> list[str]:
 
 
 def _calls(calls) -> str:
-    return ", ".join(f"{name} {calls[name]}" for name in sorted(calls) if calls[name])
+    return ", ".join(f"{name} {calls[name]}" for name in [*_CALLS, *sorted(set(calls) - set(_CALLS))])
 
 
 def _free(device: torch.device) -> str:
