@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .watch import EXPERT, GB, MemoryWatch
+from .memory import EXPERT, GB, MemoryWatch
 
 NEEDED = 32  # GB of disk: the source and one result at a time
 LIMIT = 2.0  # GB of anonymous memory

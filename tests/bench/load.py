@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .watch import EXPERT, GB, MemoryWatch
+from .memory import EXPERT, GB, MemoryWatch
 
 NEEDED = 45  # GB of disk: two experts as .safetensors and one as .pth
 LIMITS = {1: 2.0, 2: 4.0}  # GB of anonymous memory by number of experts

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .watch import EXPERT, GB
+from .memory import EXPERT, GB
 
 WAYS = ("warm", "cold", "ahead")
 LIMIT = 0.05  # of the time that reading takes

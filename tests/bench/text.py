@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .watch import GB, MemoryWatch
+from .memory import GB, MemoryWatch
 
 NEEDED = {"fp16": 12.5, "fp8": 7.5}  # GB of disk
 ROWS = {

@@ -1,15 +1,13 @@
 """Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder, and faults."""
 
-import threading
 import zlib
 
 import folder_paths
-import psutil
 import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io
 
-from . import faults
+from . import faults, process
 
 TOKENS = 512
 
@@ -57,29 +55,9 @@ class TestTensorConditioning(io.ComfyNode):
         return io.NodeOutput([[tensors["context"].float(), options]])
 
 
-class TestProcess(io.ComfyNode):
-    """What the server's process holds now: the names of its threads and the files it has open."""
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestProcess",
-            display_name="Test Process",
-            category="tests",
-            inputs=[io.Int.Input("run", default=0)],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, run: int) -> io.NodeOutput:
-        threads = [thread.name for thread in threading.enumerate()]
-        files = [file.path for file in psutil.Process().open_files()]
-        return io.NodeOutput(ui={"text": [*threads, *files]})
-
-
 class TestNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestTextEmbedding, TestTensorConditioning, TestProcess, *faults.NODES]
+        return [TestTextEmbedding, TestTensorConditioning, *faults.NODES, *process.NODES]
 
 
 async def comfy_entrypoint() -> TestNodes:
