@@ -307,7 +307,7 @@ def test_our_lora_node_reports_its_layers_on_an_int8_model(server):
     result = server.client.run(job)
     assert result.outputs["lora"]["text"] == ["peft.safetensors: 3 layers"]
     # Two steps of 2 x 10 linears, all in int8 with the LoRA on.
-    assert "float32: int8 linear 40, network 2, sparse attention 4" in result.outputs["status"]["text"][0]
+    assert "sample: network 2, sparse attention 4, dense attention 0, int8 linear 40, float linear 0" in result.outputs["status"]["text"][0]
     assert not torch.equal(saved(server, "int8"), saved(server, "int8 lora"))
 
 
@@ -318,6 +318,5 @@ def test_the_status_reports_the_run_before_it(server):
     text = server.client.run(job).outputs["status"]["text"][0]
     assert "sparse attention: torch; not triton: " in text and "int8 linear: torch; not triton: " in text
     # Two layers, four steps: every self-attention was sparse.
-    assert (
-        "TurboWan T2V 2 layers of width 256 with SLA, float32: float linear 80, network 4, sparse attention 8" in text
-    )
+    assert "TurboWan T2V 2 layers of width 256 with SLA, computing in float32" in text
+    assert "sample: network 4, sparse attention 8, dense attention 0, int8 linear 0, float linear 80" in text

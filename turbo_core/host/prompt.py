@@ -4,13 +4,19 @@ from collections.abc import Iterable
 
 from comfy_execution.utils import get_executing_context
 
-from ..record import Before
+from ..record import BEFORE, Before
 
 
 def prompt_id() -> str | None:
     """The id of the prompt that executes this code, None outside of one."""
     context = get_executing_context()
     return None if context is None else context.prompt_id
+
+
+def with_seconds(conditioning: list, phase: str, seconds: float) -> list:
+    """A CONDITIONING that tells the run it goes to how long it took to make."""
+    before = Before(phase, seconds, prompt_id())
+    return [[context, options | {BEFORE: before}] for context, options in conditioning]
 
 
 def seconds_before(phases: Iterable[Before]) -> dict[str, float]:
