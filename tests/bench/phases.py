@@ -1,5 +1,5 @@
 """`dev.py bench memory`: memory of a whole image-to-video run by phase, on a live server: full-size random umT5-XXL, two int8 14B
-experts and VAE, a tiny latent.
+experts and VAE, a tiny latent, and of the encoded prompt the first tokens.
 
 Two ways of running it: `phases` with this pack's nodes, and `kept` with ComfyUI's own text encoding, whose encoder stays. The
 samples of both must be equal bit for bit. Anonymous memory (RssAnon) is what can push a machine into swapping."""
@@ -99,7 +99,14 @@ def prompt(way: str, encoder: str, high: str, low: str) -> dict:
         "decode": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
         "images": node("PreviewImage", images=["decode", 0]),
     }
-    job["latent"]["inputs"] |= {"width": 32, "height": 32, "length": 5}
+    job["tokens"] = node("TestFirstTokens", conditioning=["text", 0], count=8)
+    job["latent"]["inputs"] |= {
+        "width": 32,
+        "height": 32,
+        "length": 5,
+        "positive": ["tokens", 0],
+        "negative": ["tokens", 0],
+    }
     return job
 
 
@@ -108,7 +115,9 @@ def measured(folder: Path, way: str, files: tuple[str, str, str]) -> tuple[list[
     from td_pack.tests.support.jobs import saved
     from td_pack.tests.support.server import ComfyServer
 
-    with ComfyServer(folder / way, extra_arguments=("--extra-model-paths-config", str(paths_file(folder)))) as server:
+    with ComfyServer(
+        folder / way, test_nodes=True, extra_arguments=("--extra-model-paths-config", str(paths_file(folder)))
+    ) as server:
         watch = PhaseWatch(server.pid)
         try:
             server.client.run(prompt(way, *files), on_event=watch.on_event, timeout=3600)
@@ -140,6 +149,8 @@ class PhaseWatch:
             self._phase = "low expert"
         elif kind == "executing":
             self._phase = PHASES.get(data["node"], "rest")
+        if kind in ("executing", "progress"):
+            print(f"  {self._phase}: {resident(self._pid)['RssAnon']:.1f} GB anonymous at its start", flush=True)
 
     def stop(self) -> None:
         self._done.set()

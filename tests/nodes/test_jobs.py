@@ -307,7 +307,10 @@ def test_our_lora_node_reports_its_layers_on_an_int8_model(server):
     result = server.client.run(job)
     assert result.outputs["lora"]["text"] == ["peft.safetensors: 3 layers"]
     # Two steps of 2 x 10 linears, all in int8 with the LoRA on.
-    assert "sample: network 2, sparse attention 4, dense attention 0, int8 linear 40, float linear 0" in result.outputs["status"]["text"][0]
+    assert (
+        "sample: network 2, sparse attention 4, dense attention 0, int8 linear 40, float linear 0"
+        in result.outputs["status"]["text"][0]
+    )
     assert not torch.equal(saved(server, "int8"), saved(server, "int8 lora"))
 
 

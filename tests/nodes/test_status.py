@@ -9,7 +9,7 @@ from td_pack.tests.support.jobs import i2v_job, loader, node
 pytestmark = pytest.mark.server
 
 
-def reported(text_server, job: dict, linked: str) -> str:
+def reported(server, job: dict, linked: str) -> str:
     job = job | {"status": node("TurboDiffusionStatus", any=[linked, 0])}
     return server.client.run(job).outputs["status"]["text"][0]
 

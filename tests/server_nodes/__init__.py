@@ -55,9 +55,27 @@ class TestTensorConditioning(io.ComfyNode):
         return io.NodeOutput([[tensors["context"].float(), options]])
 
 
+class TestFirstTokens(io.ComfyNode):
+    """The first tokens of a text: a CPU multiplies all 512 of them with every block's weights."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestFirstTokens",
+            display_name="Test First Tokens",
+            category="tests",
+            inputs=[io.Conditioning.Input("conditioning"), io.Int.Input("count", default=8, min=1)],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, conditioning: list, count: int) -> io.NodeOutput:
+        return io.NodeOutput([[context[:, :count], options] for context, options in conditioning])
+
+
 class TestNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestTextEmbedding, TestTensorConditioning, *faults.NODES, *process.NODES]
+        return [TestTextEmbedding, TestTensorConditioning, TestFirstTokens, *faults.NODES, *process.NODES]
 
 
 async def comfy_entrypoint() -> TestNodes:
