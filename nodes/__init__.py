@@ -4,6 +4,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from .attention import TurboDiffusionSLA
 from .convert import TurboDiffusionConvert
+from .decode import TurboDiffusionVAEDecode, TurboDiffusionVAEDecodeVideo
+from .image import TurboDiffusionPrepareImage
 from .loader import TurboDiffusionLoader
 from .lora import TurboDiffusionLoRA
 from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
@@ -22,6 +24,9 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionGuider,
             TurboDiffusionSample,
             TurboDiffusionTextEncode,
+            TurboDiffusionVAEDecode,
+            TurboDiffusionVAEDecodeVideo,
+            TurboDiffusionPrepareImage,
             TurboDiffusionConvert,
             TurboDiffusionStatus,
         ]

@@ -9,6 +9,7 @@ BENCHES = {
     "memory": "memory of a whole run by phase: text encoder, two 14B experts, VAE",
     "switch": "what the switch between two experts costs from a cold disk",
     "text": "time and memory of encoding a prompt with a full-size umT5-XXL, and of having it kept",
+    "decode": "memory of decoding 81 and 161 frames, beside ComfyUI's own decode",
     "kernels": "the kernels on this machine's GPU, in the Python that starts it (torch and triton are enough)",
 }
 STANDALONE = ("kernels",)  # need neither ComfyUI nor its environment

@@ -96,7 +96,9 @@ def prompt(way: str, encoder: str, high: str, low: str) -> dict:
     job |= text | {
         "model": loader(high),
         "vae": node("VAELoader", vae_name=VAE),
-        "decode": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
+        "decode": node(
+            "VAEDecode" if way == "kept" else "TurboDiffusionVAEDecode", samples=["sample", 0], vae=["vae", 0]
+        ),
         "images": node("PreviewImage", images=["decode", 0]),
     }
     job["tokens"] = node("TestFirstTokens", conditioning=["text", 0], count=8)

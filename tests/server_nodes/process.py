@@ -1,4 +1,4 @@
-"""A look into the server's process."""
+"""A look into the server's process, and a shorter text for benches."""
 
 import threading
 
@@ -26,4 +26,22 @@ class TestProcess(io.ComfyNode):
         return io.NodeOutput(ui={"text": [*threads, *files]})
 
 
-NODES = [TestProcess]
+class TestFirstTokens(io.ComfyNode):
+    """The first tokens of a text: a CPU multiplies all 512 of them with every block's weights."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestFirstTokens",
+            display_name="Test First Tokens",
+            category="tests",
+            inputs=[io.Conditioning.Input("conditioning"), io.Int.Input("count", default=8, min=1)],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, conditioning: list, count: int) -> io.NodeOutput:
+        return io.NodeOutput([[context[:, :count], options] for context, options in conditioning])
+
+
+NODES = [TestProcess, TestFirstTokens]
