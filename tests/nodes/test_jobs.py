@@ -152,11 +152,11 @@ def test_an_interrupt_inside_a_step_leaves_the_server_working(server):
 
 
 def test_an_interrupt_while_the_low_expert_is_read_leaks_nothing(server):
-    """The low expert's file takes seconds to read (its ffn is wide, its file sparse); the interrupt comes in the last high step."""
+    """The low expert's file takes seconds to read (its ffn is wide, its file sparse); the interrupt comes in the second of six high steps."""
     low = server.models_dir / "diffusion_models" / "wide_low.safetensors"
-    write_expert(low, 0, sparse=True, dim=256, ffn_dim=1 << 23, layers=2, in_channels=36)
-    job = i2v_job("overlap", 4, low.name)
-    job["latent"]["inputs"] |= {"width": 384, "height": 384, "length": 17}
+    write_expert(low, 0, sparse=True, dim=256, ffn_dim=1 << 22, layers=2, in_channels=36)
+    job = i2v_job("overlap", 16, low.name)
+    job["latent"]["inputs"] |= {"width": 128, "height": 128}
 
     def interrupt(kind: str, data: dict) -> None:
         if kind == "progress" and data["node"] == "sample" and data["value"] == 1:
