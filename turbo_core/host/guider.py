@@ -55,11 +55,12 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         self._cfg_high = self._cfg_low = 1.0
         self._other: _OtherExpert | None = None
         self._run: _Run | None = None
-        self._record, self._before = RunRecord(), []
+        self._record, self._before = RunRecord(), []  # the latter: what came before a run, in its conditioning
 
     def set_conds(self, positive, negative=None) -> None:
         """ComfyUI CONDITIONING lists; `negative` is needed only by a cfg other than 1. Raises TurboError for a text of the wrong
         encoder and for an image-to-video model without an image."""
+        self._before = []
         for conditioning in (positive,) if negative is None else (positive, negative):
             if not conditioning:
                 raise TurboError("The conditioning is empty: connect CLIP Text Encode with the umT5-XXL encoder.")
