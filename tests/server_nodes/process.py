@@ -15,12 +15,12 @@ class TestProcess(io.ComfyNode):
             node_id="TestProcess",
             display_name="Test Process",
             category="tests",
-            inputs=[io.Int.Input("run", default=0)],
             is_output_node=True,
+            not_idempotent=True,
         )
 
     @classmethod
-    def execute(cls, run: int) -> io.NodeOutput:
+    def execute(cls) -> io.NodeOutput:
         threads = [thread.name for thread in threading.enumerate()]
         files = [file.path for file in psutil.Process().open_files()]
         return io.NodeOutput(ui={"text": [*threads, *files]})
