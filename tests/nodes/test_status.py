@@ -26,7 +26,7 @@ def test_the_report_tells_the_machine_the_models_and_the_last_run(text_server):
     report = reported(text_server, job("status", 31), "decode")
     for title in ("Machine", "Operators", "Loaded models", "Memory of the published models", "Last run"):
         assert re.search(rf"^{title}", report, re.MULTILINE), report
-    assert f"{text_encoders.SMALL_LOW}: Wan I2V" in report and "(measured)" in report and "(estimate)" in report
+    assert f"{text_encoders.SMALL_LOW}: TurboWan I2V" in report and "(measured)" in report and "(estimate)" in report
     assert "  3 steps (2 high, 1 low)\n" in report
     for phase in ("text encode", "load", "high", "switch", "low", "decode"):
         assert re.search(rf"\b{phase} \d+\.\d s", report), phase
