@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io
 
-from . import faults
+from . import faults, process
 
 TOKENS = 512
 
@@ -111,7 +111,14 @@ class TestFailingVAE(io.ComfyNode):
 
 class TestNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestTextEmbedding, TestTensorConditioning, TestRandomLatent, TestFailingVAE, *faults.NODES]
+        return [
+            TestTextEmbedding,
+            TestTensorConditioning,
+            TestRandomLatent,
+            TestFailingVAE,
+            *faults.NODES,
+            *process.NODES,
+        ]
 
 
 async def comfy_entrypoint() -> TestNodes:

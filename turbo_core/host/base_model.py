@@ -1,6 +1,7 @@
 """ComfyUI's Wan base model, with the checks a user needs and the timestep a TurboWan network was trained on."""
 
 from collections import Counter
+from pathlib import Path
 
 import comfy.model_base
 import torch
@@ -9,6 +10,7 @@ from ...kernels import counting
 from ..camera.embed import CHANNELS
 from ..checkpoint.layout import LATENT_CHANNELS, PROJ_L, WanSpec, expected_shapes
 from ..errors import TurboError
+from ..record import RunRecord
 from .model import TurboWanModel
 
 CAMERA_KEY = "camera_conditions"  # in conditioning; where ComfyUI's own camera nodes put theirs
@@ -18,18 +20,20 @@ class TurboWAN(comfy.model_base.WAN21):
     """A Wan model that knows its `spec`. It behaves as WAN21 under every stock node.
 
     `calls` counts what its last run (or, without a TurboDiffusion guider, its runs so far) did: passes through the network,
-    dense self-attention, every operator of `kernels` by name, and the blocks' linears that were not int8."""
+    dense self-attention, every operator of `kernels` by name, and the blocks' linears that were not int8. `last_run` is the
+    record of that run, if a TurboDiffusion guider ran it; `source` the file whose pages the weights are mapped from."""
 
     network_class = TurboWanModel
 
-    def __init__(self, model_config, spec: WanSpec, device=None):
+    def __init__(self, model_config, spec: WanSpec, source: Path, device=None):
         # WAN21's own constructor fixes the network class, so it is skipped.
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=self.network_class
         )
         self.image_to_video = spec.image_embedding
-        self.spec = spec
+        self.spec, self.source = spec, source
         self.calls: Counter[str] = Counter()
+        self.last_run: RunRecord | None = None
         names = expected_shapes(spec)
         # Not the camera's, which run only with one, and once for each chunk of frames.
         others = (PROJ_L, ".cam_")

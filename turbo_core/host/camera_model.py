@@ -112,11 +112,11 @@ class CameraWAN(TurboWAN):
 
     network_class = CameraWanModel
 
-    def __init__(self, model_config, spec, device=None):
+    def __init__(self, model_config, spec, source, device=None):
         model_config.unet_config["camera_channels"] = CHANNELS[spec.camera]
         # Where its schedule is without a ModelSamplingSD3 node; a copy, since ComfyUI's class holds the original.
         model_config.sampling_settings = model_config.sampling_settings | {"shift": SHIFT}
-        super().__init__(model_config, spec, device=device)
+        super().__init__(model_config, spec, source, device=device)
         self.memory_usage_factor *= 1.25  # the camera's tokens and one chunk of its scale and shift
 
     def extra_conds(self, **kwargs):

@@ -56,7 +56,7 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
     elif config.quant_config is None:
         config.custom_operations = comfy.ops.manual_cast
 
-    model = (CameraWAN if spec.camera else TurboWAN)(config, spec)
+    model = (CameraWAN if spec.camera else TurboWAN)(config, spec, Path(path))
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(model, load_device=device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):

@@ -6,6 +6,7 @@ in float32, as the network was trained."""
 from functools import partial
 
 import comfy.model_management
+import comfy.model_prefetch
 import comfy.ops
 import torch
 from comfy.ldm.flux.math import apply_rope1
@@ -174,7 +175,10 @@ class TurboWanModel(WanModel):
         injected = self.block_inputs(grid, x.dtype, **kwargs)
         replacements = transformer_options.get("patches_replace", {}).get("dit", {})
         after_block = transformer_options.get("patches", {}).get("double_block", ())
+        # With dynamic VRAM the next block's weights cross to the device while this one computes; else there is no queue.
+        queue = comfy.model_prefetch.make_prefetch_queue(list(self.blocks), x.device, transformer_options)
         for i, block in enumerate(self.blocks):
+            comfy.model_prefetch.prefetch_queue_pop(queue, x.device, block)
             transformer_options["block_index"] = i
             replacement = replacements.get(("double_block", i))
             if replacement is None:
@@ -209,6 +213,7 @@ class TurboWanModel(WanModel):
                         "transformer_options": transformer_options,
                     }
                 )["img"]
+        comfy.model_prefetch.prefetch_queue_pop(queue, x.device, None)
         return self.unpatchify(self.head(x, e), grid)
 
 
