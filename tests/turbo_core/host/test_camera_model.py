@@ -201,3 +201,39 @@ def test_lingbot_s_shift_is_the_model_s_own(cam, tmp_path):
     assert cam.get_model_object("model_sampling").shift == 10
     stock = load_model(str(checkpoints.write_pth(tmp_path / "wan.pth", checkpoints.upstream_state_dict(1, layers=1))))
     assert stock.get_model_object("model_sampling").shift == 8
+
+
+def test_packed_weights_give_what_their_values_give(tmp_path):
+    packed = lingbot.packed(lingbot.state_dict(7, layers=1))
+    names = {key.partition(".quant_state.")[0] for key in packed if ".quant_state." in key}
+    dense = {
+        key: lingbot.unpack(packed, key, torch.float32) if key in names else value
+        for key, value in packed.items()
+        if key in names or not any(key.startswith(f"{name}.") for name in names)
+    }
+    inputs, camera = random_inputs(), camera_of("orbit_left")
+    four_bit, whole = (
+        load_model(str(checkpoints.write_safetensors(tmp_path / f"{i}.safetensors", sd)))
+        for i, sd in enumerate((packed, dense))
+    )
+    assert four_bit.model.spec.four_bit == "nf4" and "blocks.0.cam_scale_layer.weight" in names
+    assert relative_error(velocity(four_bit, *inputs, camera), velocity(whole, *inputs, camera)) <= 1e-6
+
+
+def test_offloaded_camera_layers_and_a_lora_on_them(tmp_path):
+    inputs, camera = random_inputs(), camera_of("orbit_left")
+    model = load(tmp_path, layers=1)
+    plain = velocity(model, *inputs, camera)
+    key = "diffusion_model.blocks.0.cam_shift_layer.weight"
+    delta = checkpoints.draw(3, "delta", (256, 256)) * 0.05
+    patched = model.clone()
+    assert patched.add_patches({key: ("diff", (delta,))}) == [key]
+    patched.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=1)
+    assert patched.model.model_lowvram
+    offloaded = velocity(patched, *inputs, camera)
+    patched.unpatch_model()
+    patched.patch_model()
+    resident = velocity(patched, *inputs, camera)
+    patched.unpatch_model()
+    assert relative_error(offloaded, resident) <= 1e-5 < relative_error(resident, plain)
+    assert torch.equal(velocity(model, *inputs, camera), plain)
