@@ -115,7 +115,12 @@ def test_spans_cover_the_video_in_order(repeats, size, spans):
 def test_a_batch_shares_one_camera(cam):
     camera = camera_of("orbit_left")
     one = velocity(cam, *random_inputs(), camera)
+    shapes = []
+    layer = cam.model.diffusion_model.blocks[1].cam_shift_layer
+    hook = layer.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape)))
     both = velocity(cam, *(torch.cat([t, t]) for t in random_inputs()), camera)
+    hook.remove()
+    assert shapes == [(1, len(without_repeats(camera).repeats), 24, 256)]  # once for both
     assert relative_error(both, torch.cat([one, one])) <= 1e-5
 
 
