@@ -208,23 +208,6 @@ def test_lingbot_s_shift_is_the_model_s_own(cam, tmp_path):
     assert stock.get_model_object("model_sampling").shift == 8
 
 
-def test_packed_weights_give_what_their_values_give(tmp_path):
-    packed = lingbot.packed(lingbot.state_dict(7, layers=1))
-    names = {key.partition(".quant_state.")[0] for key in packed if ".quant_state." in key}
-    dense = {
-        key: lingbot.unpack(packed, key, torch.float32) if key in names else value
-        for key, value in packed.items()
-        if key in names or not any(key.startswith(f"{name}.") for name in names)
-    }
-    inputs, camera = random_inputs(), camera_of("orbit_left")
-    four_bit, whole = (
-        load_model(str(checkpoints.write_safetensors(tmp_path / f"{i}.safetensors", sd)))
-        for i, sd in enumerate((packed, dense))
-    )
-    assert four_bit.model.spec.four_bit == "nf4" and "blocks.0.cam_scale_layer.weight" in names
-    assert relative_error(velocity(four_bit, *inputs, camera), velocity(whole, *inputs, camera)) <= 1e-6
-
-
 def test_offloaded_camera_layers_and_a_lora_on_them(tmp_path):
     inputs, camera = random_inputs(), camera_of("orbit_left")
     model = load(tmp_path, layers=1)
