@@ -11,6 +11,7 @@ from .loader import TurboDiffusionLoader
 from .lora import TurboDiffusionLoRA
 from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
 from .status import TurboDiffusionStatus
+from .text import TurboDiffusionTextEncode
 
 
 class TurboDiffusionExtension(ComfyExtension):
@@ -26,6 +27,7 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionVAEDecode,
             TurboDiffusionVAEDecodeVideo,
             TurboDiffusionPrepareImage,
+            TurboDiffusionTextEncode,
             TurboDiffusionConvert,
             TurboDiffusionStatus,
             TurboDiffusionCameraPath,

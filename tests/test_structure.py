@@ -214,6 +214,10 @@ CONTRACT = {
         ],
         ["IMAGE", "INT width", "INT height"],
     ),
+    "TurboDiffusionTextEncode": (
+        ["encoder_name COMBO [files]", "text STRING", "cache BOOLEAN=True"],
+        ["CONDITIONING"],
+    ),
     "TurboDiffusionStatus": (["any * optional"], ["STRING report"]),
     "TurboDiffusionCameraPath": (
         [
@@ -258,7 +262,7 @@ def written(given: io.Input) -> str:
     if "min" in values or "max" in values:
         text += f" [{values.get('min')}, {values.get('max')}]"
     if "options" in values:
-        folder = {"lora_name": "loras"}.get(given.id, "diffusion_models")
+        folder = {"lora_name": "loras", "encoder_name": "text_encoders"}.get(given.id, "diffusion_models")
         files = folder_paths.get_filename_list(folder)
         listed = {(*files,): "files", ("none", *files): "none, files"} if given.id.endswith("_name") else {}
         text += f" [{listed.get((*values['options'],), ', '.join(values['options']))}]"

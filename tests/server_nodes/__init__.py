@@ -1,4 +1,4 @@
-"""Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder, random latents, a VAE that fails."""
+"""Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder, random latents, and faults."""
 
 import itertools
 import zlib
@@ -8,6 +8,8 @@ import folder_paths
 import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io
+
+from . import faults
 
 TOKENS = 512
 
@@ -109,7 +111,7 @@ class TestFailingVAE(io.ComfyNode):
 
 class TestNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestTextEmbedding, TestTensorConditioning, TestRandomLatent, TestFailingVAE]
+        return [TestTextEmbedding, TestTensorConditioning, TestRandomLatent, TestFailingVAE, *faults.NODES]
 
 
 async def comfy_entrypoint() -> TestNodes:
