@@ -60,9 +60,10 @@ class Result:
 
     @property
     def files(self) -> list[dict]:
-        """Every saved file, to be given to `ComfyClient.view`."""
+        """Every saved file, to be given to `ComfyClient.view`; not the pictures that nodes show of themselves."""
         values = [value for output in self.outputs.values() for value in output.values() if isinstance(value, list)]
-        return [item for value in values for item in value if isinstance(item, dict) and "filename" in item]
+        items = [item for value in values for item in value if isinstance(item, dict) and "filename" in item]
+        return [item for item in items if item.get("type") != "temp"]
 
 
 class ComfyClient:

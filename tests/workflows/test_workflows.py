@@ -190,5 +190,9 @@ def test_the_server_offers_them_as_templates(server):
 @pytest.mark.server
 def test_it_makes_a_video_on_tiny_models(api, server):
     Image.new("RGB", (96, 64), "orange").save(server.input_dir / "example.png")
-    result = server.client.run(fit(api, models=TINY_FILES, width=64, height=48, length=5))
+    prompt = fit(api, models=TINY_FILES, width=64, height=48, length=5)
+    for node in prompt.values():
+        if node["class_type"] == "BasicScheduler":
+            node["inputs"]["steps"] = 4  # the others have no more
+    result = server.client.run(prompt)
     assert [file["filename"].rsplit(".", 1)[-1] for file in result.files] == ["mp4"]

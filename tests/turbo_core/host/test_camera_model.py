@@ -115,7 +115,12 @@ def test_spans_cover_the_video_in_order(repeats, size, spans):
 def test_a_batch_shares_one_camera(cam):
     camera = camera_of("orbit_left")
     one = velocity(cam, *random_inputs(), camera)
+    shapes = []
+    layer = cam.model.diffusion_model.blocks[1].cam_shift_layer
+    hook = layer.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape)))
     both = velocity(cam, *(torch.cat([t, t]) for t in random_inputs()), camera)
+    hook.remove()
+    assert shapes == [(1, len(without_repeats(camera).repeats), 24, 256)]  # once for both
     assert relative_error(both, torch.cat([one, one])) <= 1e-5
 
 
@@ -201,3 +206,22 @@ def test_lingbot_s_shift_is_the_model_s_own(cam, tmp_path):
     assert cam.get_model_object("model_sampling").shift == 10
     stock = load_model(str(checkpoints.write_pth(tmp_path / "wan.pth", checkpoints.upstream_state_dict(1, layers=1))))
     assert stock.get_model_object("model_sampling").shift == 8
+
+
+def test_offloaded_camera_layers_and_a_lora_on_them(tmp_path):
+    inputs, camera = random_inputs(), camera_of("orbit_left")
+    model = load(tmp_path, layers=1)
+    plain = velocity(model, *inputs, camera)
+    key = "diffusion_model.blocks.0.cam_shift_layer.weight"
+    delta = checkpoints.draw(3, "delta", (256, 256)) * 0.05
+    patched = model.clone()
+    assert patched.add_patches({key: ("diff", (delta,))}) == [key]
+    patched.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=1)
+    assert patched.model.model_lowvram
+    offloaded = velocity(patched, *inputs, camera)
+    patched.unpatch_model()
+    patched.patch_model()
+    resident = velocity(patched, *inputs, camera)
+    patched.unpatch_model()
+    assert relative_error(offloaded, resident) <= 1e-5 < relative_error(resident, plain)
+    assert torch.equal(velocity(model, *inputs, camera), plain)
