@@ -27,7 +27,7 @@ TOP_LEVEL = {"nodes", "turbo_core", "kernels", "tests"}
 def layer(path: Path) -> str:
     """The row of ALLOWED that a file belongs to."""
     parts = path.with_suffix("").parts
-    return "turbo_core/host" if parts[:2] == ("turbo_core", "host") else parts[0]
+    return next((row for row in ALLOWED if "/" in row and parts[:2] == tuple(row.split("/"))), parts[0])
 
 
 # layer -> what it may import of the pack, which other modules it may not
@@ -38,6 +38,7 @@ ALLOWED = {
     "turbo_core/host": ({"turbo_core", "turbo_core/host", "kernels"}, {"folder_paths", "comfy_api", "triton"}),
     "turbo_core": ({"turbo_core", "kernels"}, HOST | {"folder_paths", "triton"}),
     "kernels": ({"kernels"}, HOST | {"folder_paths"}),
+    "kernels/kitchen": ({"kernels"}, HOST - {"comfy_kitchen"} | {"folder_paths", "triton"}),
 }
 
 
@@ -159,6 +160,7 @@ CONTRACT = {
             "topk FLOAT=0.1 [0.01, 1.0]",
             "dense_blocks STRING=''",
             "allow_untrained BOOLEAN=False",
+            "dense_steps INT=0 [0, 10000] optional",
         ],
         ["MODEL"],
     ),

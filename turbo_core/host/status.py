@@ -7,7 +7,7 @@ import comfy.model_management
 import torch
 from comfyui_version import __version__ as comfyui_version
 
-from ...kernels import backends
+from ...kernels import OPERATORS, NoBackendError, eight_bit_format
 from .base_model import TurboWAN
 
 _GB = 1e9
@@ -38,11 +38,15 @@ def _machine() -> list[str]:
 
 
 def _operators() -> list[str]:
-    example = torch.empty(0, dtype=torch.bfloat16, device=comfy.model_management.get_torch_device())
-    return [
-        "Operators",
-        *(f"  {name}: {backends.choose(example, None)}" for name in ("sparse attention", "int8 linear")),
-    ]
+    device = comfy.model_management.get_torch_device()
+    lines = []
+    for title, operator in OPERATORS.items():
+        try:
+            lines.append(f"  {title}: {operator.choose(device)}")
+        except NoBackendError as error:
+            lines.append(f"  {title}: none. {error}")
+    pv, reason = eight_bit_format(device)
+    return ["Operators", *lines, f"  8-bit attention multiplies with v in {pv}: {reason}"]
 
 
 def _models() -> list[str]:
