@@ -46,7 +46,7 @@ def _cases(family: str, device: torch.device) -> Iterator[tuple[Operator, dict]]
         return torch.randn(shape, generator=generator)
 
     if "attention" in family:
-        given = dict(zip("qkv", draw(3, 1, 384 + 7, 2, 128), strict=True))
+        given = dict(zip("qkv", draw(3, 1, 384 + 7, 1, 128), strict=True))
         given |= {"proj_weight": draw(128, 128) / 12, "proj_bias": draw(128), "topk": 1.0}
         if family == "attention":
             yield attention.SPARSE_LINEAR, given

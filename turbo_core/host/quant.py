@@ -84,19 +84,22 @@ def takes_codes(device: torch.device, *layers: torch.nn.Module) -> bool:
     Not with a LoRA branch, which reads the activation in float, nor where ComfyUI changes the weight on its way to the device
     (a LoRA on an offloaded weight, hooks), where it hands out the weight in float (dynamic VRAM on a CPU), or where a node has
     replaced the layer's forward or hooked it."""
-    return all(
-        is_block_int8(getattr(layer, "weight", None))
-        and not (layer.branches or layer.weight_function or layer.bias_function)
-        and not getattr(layer, "comfy_force_cast_weights", False)
-        and not (hasattr(layer, "_v") and device.type == "cpu")
-        and not is_replaced(layer)
-        for layer in layers
-    )
+    # In words that torch.compile follows: it breaks the graph at `not` of a tuple and at what a generator would break at.
+    for layer in layers:
+        if (
+            not is_block_int8(getattr(layer, "weight", None))
+            or len(layer.branches) + len(layer.weight_function) + len(layer.bias_function) > 0
+            or getattr(layer, "comfy_force_cast_weights", False)
+            or (hasattr(layer, "_v") and device.type == "cpu")
+            or is_replaced(layer)
+        ):
+            return False
+    return True
 
 
 def is_replaced(module: torch.nn.Module) -> bool:
     """Whether a node has put a forward of its own on the module, or hooks, which must see what the module takes and gives."""
-    return "forward" in vars(module) or bool(module._forward_hooks or module._forward_pre_hooks)
+    return "forward" in module.__dict__ or len(module._forward_hooks) + len(module._forward_pre_hooks) > 0
 
 
 def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict | None = None):

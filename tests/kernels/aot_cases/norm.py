@@ -13,19 +13,28 @@ _INSTRUCTIONS = {
     "layer_norm_modulate-5120": (442, 443, 443, 445, 421, 445),
     "layer_norm_modulate_quantize-1536": (541, 540, 540, 549, 519, 556),
     "layer_norm_modulate_quantize-5120": (782, 785, 785, 783, 719, 795),
+    "layer_norm_statistics-1536": (None,) * 6,
+    "layer_norm_statistics-5120": (None,) * 6,
+    "layer_norm_modulate_quantize_block": (None,) * 6,
+    "layer_norm_modulate_quantize_block_by_frame": (None,) * 6,
 }
 
 
-def _case(name: str, function: str, signature: dict, constexprs: dict, width: int, divisible: tuple) -> KernelCase:
-    warps, name = 4 if width <= 2048 else 8, f"{name}-{width}"
+def _case(
+    name: str, module: str, signature: dict, constexprs: dict, width: int, divisible: tuple, function: str = ""
+) -> KernelCase:
+    """`width` 0: the kernel takes any."""
+    warps = 4 if width <= 2048 else 8
+    name = f"{name}-{width}" if width else name
     nvidia = {target: Build(warps, 3, loop=loop) for target, loop in zip(_NVIDIA, _INSTRUCTIONS[name], strict=True)}
     return KernelCase(
         name=name,
-        module=f"kernels.triton.{function}",
-        function=f"_{function}_kernel",
+        module=f"kernels.triton.{module}",
+        function=f"_{function or module}_kernel",
         signature=signature | dict.fromkeys(constexprs, "constexpr"),
         constexprs=constexprs,
         divisible=divisible,
+        fp_fusion=bool(width),
         targets=nvidia | {target: Build(warps, 3) for target in _AMD},
     )
 
@@ -49,8 +58,26 @@ def _modulate(quantize: bool, width: int, padded: int) -> KernelCase:
     return _case(name, "layer_norm_modulate", signature, constexprs, width, _STRIDES + _MODULATION)
 
 
+def _statistics(width: int, padded: int) -> KernelCase:
+    signature = {"p_x": "*bf16", "p_statistics": "*fp32", "eps": "fp32"} | dict.fromkeys(("L", *_STRIDES), "i32")
+    constexprs = {"WIDTH": width, "WIDTH_PADDED": padded}
+    return _case("layer_norm_statistics", "layer_norm_modulate", signature, constexprs, width, _STRIDES, "statistics")
+
+
+def _quantize_block(one_frame: bool) -> KernelCase:
+    signature = {"p_x": "*bf16", **dict.fromkeys(("p_statistics", "p_shift", "p_scale"), "*fp32")}
+    signature |= {"p_codes": "*i8", "p_scales": "*fp32"}
+    signature |= dict.fromkeys(("L", "FRAME", "WIDTH", *_STRIDES, *_MODULATION), "i32")
+    constexprs = {"ONE_FRAME": one_frame, "MIN_AMAX": 1e-8, "TILE": 128}
+    name = "layer_norm_modulate_quantize_block" + "_by_frame" * (not one_frame)
+    divisible = ("WIDTH", *_STRIDES, *_MODULATION)
+    return _case(name, "layer_norm_modulate", signature, constexprs, 0, divisible, "modulate_quantize_block")
+
+
 CASES = [
     _rope(12, 16),
     _rope(40, 64),
+    *(_statistics(*width) for width in ((1536, 2048), (5120, 8192))),
+    *(_quantize_block(one_frame) for one_frame in (True, False)),
     *(_modulate(quantize, *width) for quantize in (False, True) for width in ((1536, 2048), (5120, 8192))),
 ]
