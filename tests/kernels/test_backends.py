@@ -1,7 +1,6 @@
 """Who runs an operator on which device, and what is said about the others."""
 
 import logging
-import subprocess
 import sys
 from types import SimpleNamespace
 
