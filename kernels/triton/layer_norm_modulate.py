@@ -152,7 +152,8 @@ def _quantize_block(x, shift, scale, eps: float) -> tuple[torch.Tensor, torch.Te
         _modulate_quantize_block_kernel[(scales.numel(),)](
             x, statistics, shift, scale, codes, scales, length, triton.cdiv(length, shift.shape[1]), width,
             *x.stride()[:2], *shift.stride()[:2], *scale.stride()[:2],
-            ONE_FRAME=shift.shape[1] == 1, MIN_AMAX=MIN_AMAX, TILE=TILE, num_warps=4, enable_fp_fusion=False,
+            ONE_FRAME=shift.shape[1] == 1, MIN_AMAX=MIN_AMAX, TILE=TILE,
+            num_warps=8 if shift.shape[1] == 1 else 16, enable_fp_fusion=False,  # fewer spill
         )  # fmt: skip
     return codes, scales
 
