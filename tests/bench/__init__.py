@@ -6,7 +6,9 @@ import sys
 BENCHES = {
     "load": "time and memory of loading full-size int8 experts",
     "convert": "time and memory of converting one",
+    "kernels": "the kernels on this machine's GPU, in the Python that starts it (torch and triton are enough)",
 }
+STANDALONE = ("kernels",)  # need neither ComfyUI nor its environment
 
 
 def main(arguments: list[str]) -> int:
