@@ -4,7 +4,6 @@ import ast
 import asyncio
 import inspect
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import folder_paths
 import pytest
 from comfy_api.latest import io
 from td_pack.nodes import TurboDiffusionExtension
+from td_pack.tests.support.fresh import fresh
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(
@@ -89,21 +89,6 @@ def test_nothing_is_installed():
     lines = (line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
     listed = re.search(r"^dependencies = (\[.*?\])", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
     assert ast.literal_eval(listed[1]) == [line for line in lines if line] == []
-
-
-def fresh(code: str, folder: Path) -> str:
-    """What a new interpreter prints that loaded the pack as `pack`, by path as ComfyUI does, then ran `code`."""
-    prelude = f"""
-import importlib.util, sys, time
-def load():
-    spec = importlib.util.spec_from_file_location("pack", {str(ROOT / "__init__.py")!r}, submodule_search_locations=[{str(ROOT)!r}])
-    sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-"""
-    done = subprocess.run([sys.executable, "-c", prelude + code], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_importing_the_pack_is_free(tmp_path):

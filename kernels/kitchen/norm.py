@@ -2,6 +2,8 @@
 reference/norm.py, in float32, rounded where that rounds. (Its eager and Triton forms round between the steps, or differ by
 version.) Its `rms_rope` normalises each head by itself, which is another function."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from comfy_kitchen.registry import registry
@@ -17,6 +19,7 @@ def _example(function: str) -> dict:
     return {"x": x[:, :, 0], "scale": modulation, "shift": modulation}
 
 
+@functools.cache
 def _backend(function: str) -> tuple[str | None, str]:
     """The compiled backend whose declared constraints allow the function, or None and each backend's reason."""
     reasons = []

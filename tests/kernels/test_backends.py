@@ -11,8 +11,8 @@ from td_pack.kernels import OPERATORS, NoBackendError, backends, counting, self_
 from td_pack.kernels.backends import Operator, triton_unavailable, unavailable
 from td_pack.kernels.ops import attention, norm
 from td_pack.kernels.reference import sla
+from td_pack.tests.support.fresh import fresh
 from td_pack.tests.support.interpreter import DEVICE
-from td_pack.tests.test_structure import fresh
 
 CPU, GPU, OTHER = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 FAMILIES = sorted({operator.family for operator in OPERATORS.values()})
@@ -195,7 +195,7 @@ class TestComfyKitchen:
 
     @pytest.fixture
     def kitchen(self, monkeypatch):
-        import comfy_kitchen.backends.eager as eager
+        eager = pytest.importorskip("comfy_kitchen.backends.eager", reason="comfy_kitchen comes with ComfyUI")
         from td_pack.kernels.kitchen import norm as kitchen
 
         def get_implementation(function, backend):
@@ -209,7 +209,9 @@ class TestComfyKitchen:
         )
         monkeypatch.setattr(kitchen, "registry", registry)
         monkeypatch.setattr(kitchen, "_example", lambda function: {})
-        return kitchen
+        kitchen._backend.cache_clear()
+        yield kitchen
+        kitchen._backend.cache_clear()
 
     def test_computes_what_the_definitions_say(self, kitchen):
         assert kitchen.unavailable() is None
@@ -227,6 +229,7 @@ class TestComfyKitchen:
 
     def test_disabled_by_the_host(self):
         """ComfyUI disables it below CUDA 13; here there is no GPU at all."""
+        pytest.importorskip("comfy_kitchen", reason="comfy_kitchen comes with ComfyUI")
         from td_pack.kernels.kitchen import norm as kitchen
 
         if torch.cuda.is_available():

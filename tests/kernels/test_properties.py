@@ -1,4 +1,4 @@
-"""Properties of the kernels for drawn shapes and seeds, in Triton's interpreter unless there is a GPU. (Those of the definitions
+"""Properties of the kernels for drawn shapes and seeds, in Triton's interpreter. (Those of the definitions
 are in test_sla.py, test_int8.py and test_norm.py; few small programs each, for the interpreter takes milliseconds for one.)"""
 
 from td_pack.tests.support.interpreter import DEVICE  # isort: skip - before triton is imported
@@ -17,7 +17,12 @@ SEED = st.integers(0, 999)
 SIZE = st.integers(1, 200)
 LENGTH = st.integers(1, 200)
 BY = st.sampled_from(["block", "row"])
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, which interprets
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # of numpy, which interprets
+    pytest.mark.skipif(
+        DEVICE.type == "cuda", reason="the kernels take float32 in the interpreter alone; test_triton_* run on GPUs"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +32,7 @@ def on_triton():
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def qkv(length: int, seed: int, heads: int = 1) -> torch.Tensor:
@@ -56,7 +61,7 @@ def test_products_are_the_definitions_and_rows_and_padding_are_inert(m, n, k, by
     x, weight = draw(1, m, k, seed=seed), kernels.quantize_block(draw(n, k, seed=seed + 1))
     y = kernels.int8_linear(x, *weight, None, by)
     torch.testing.assert_close(y, definition(kernels.int8_linear, x, *weight, None, by), rtol=1e-5, atol=1e-5)
-    order = torch.randperm(m, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+    order = torch.randperm(m, generator=torch.Generator().manual_seed(seed))
     if by == "row":
         assert torch.equal(kernels.int8_linear(x[:, order], *weight, None, by), y[:, order])
     codes, scales = kernels.int8_quantize(x, by)
@@ -75,10 +80,7 @@ def test_fused_quantisation_is_that_of_the_rounded_values(batch, length, width, 
     fused = kernels.layer_norm_modulate_quantize(x, shift, scale)
     apart = kernels.int8_quantize(kernels.layer_norm_modulate(x, shift, scale))
     assert fused[0].shape == x.shape and fused[1].shape == apart[1].shape
-    if DEVICE.type == "cpu":
-        assert torch.equal(fused[0], apart[0]) and torch.equal(fused[1], apart[1])
-    else:  # the two kernels' float32 may differ in the last place, and so in few of the rounded values
-        assert (fused[0].int() - apart[0].int()).abs().max() <= 1 and (fused[0] != apart[0]).float().mean() < 1e-2
+    assert torch.equal(fused[0], apart[0]) and torch.equal(fused[1], apart[1])
 
 
 @PROPERTY
@@ -117,7 +119,7 @@ def test_every_block_listed_is_dense_attention(length, seed):
 @given(length=LENGTH, topk=st.floats(0.01, 1.0), pv=st.sampled_from(["", "fp16", "int8"]), seed=SEED)
 def test_constant_values_come_out_constant(length, topk, pv, seed):
     q, k, _ = qkv(length, seed)
-    v = torch.linspace(-2, 2, 64, device=DEVICE).expand(1, length, 1, 64).contiguous()
+    v = torch.linspace(-2, 2, 64).expand(1, length, 1, 64).contiguous()
     out = kernels.sparse_linear_attention(q, k, v, None, None, topk, pv)
     # Weights that are rounded to 8 bits or half add up to one only about as well.
     tolerance = {"": 1e-5, "fp16": 2e-3, "int8": 2e-2}[pv]
@@ -128,7 +130,7 @@ def test_constant_values_come_out_constant(length, topk, pv, seed):
 @given(order=st.permutations(range(3)), topk=st.sampled_from((0.34, 0.67, 1.0)), seed=SEED)
 def test_the_order_of_key_blocks_does_not_matter(order, topk, seed):
     q, k, v = qkv(192, seed)
-    tokens = (torch.tensor(order)[:, None] * 64 + torch.arange(64)).flatten().to(DEVICE)
+    tokens = (torch.tensor(order)[:, None] * 64 + torch.arange(64)).flatten()
     moved = kernels.sparse_linear_attention(q, k[:, tokens], v[:, tokens], None, None, topk)
     torch.testing.assert_close(moved, kernels.sparse_linear_attention(q, k, v, None, None, topk), rtol=1e-4, atol=1e-5)
 
