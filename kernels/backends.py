@@ -48,13 +48,13 @@ class Operator:
     function: str
     family: str
     modules: Mapping[str, str]
-    never: Mapping[str, str] = field(default_factory=dict)
+    never: dict[str, str] = field(default_factory=dict)
 
     def choose(self, device: torch.device, unfit: Mapping[str, str | None] | None = None) -> Choice:
         """The backend for a request on `device`; `unfit` says by backend why its tensors do not suit it.
 
         Raises NoBackendError if there is none."""
-        demanded, rejected = _demanded.get(), dict(self.never)
+        demanded, rejected = _demanded.get(), {}
         for backend in self.modules:
             if demanded is None:
                 reason = unavailable(backend, self.family, device)
@@ -62,9 +62,9 @@ class Operator:
                 reason = None if backend == demanded else f"{demanded} was demanded"
             reason = reason or (unfit or {}).get(backend)
             if reason is None:
-                return Choice(backend, rejected)
+                return Choice(backend, rejected | self.never)
             rejected[backend] = reason
-        reasons = "; ".join(f"{backend}: {reason}" for backend, reason in rejected.items())
+        reasons = "; ".join(f"{backend}: {reason}" for backend, reason in (rejected | self.never).items())
         raise NoBackendError(f"No backend can run {self.function}: {reasons}.")
 
     def load(self, backend: str) -> Callable:

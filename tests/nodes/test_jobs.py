@@ -297,3 +297,20 @@ def test_the_status_reports_the_run_before_it(server):
     assert (
         "TurboWan T2V 2 layers of width 256 with SLA, float32: float linear 80, network 4, sparse attention 8" in text
     )
+
+
+def test_dense_first_steps(server):
+    job = t2v_job("dense steps", sample=sampled(high=["sla", 0], seed=31, steps=4)) | {
+        "sla": node(
+            "TurboDiffusionSLA",
+            model=["model", 0],
+            mode="sla",
+            topk=0.1,
+            dense_blocks="",
+            allow_untrained=False,
+            dense_steps=1,
+        ),
+        "status": node("TurboDiffusionStatus", any=["sample", 0]),
+    }
+    text = server.client.run(job).outputs["status"]["text"][0]
+    assert "float32: dense attention 2, float linear 80, network 4, sparse attention 6" in text
