@@ -84,7 +84,7 @@ def takes_codes(device: torch.device, *layers: torch.nn.Module) -> bool:
     Not with a LoRA branch, which reads the activation in float, nor where ComfyUI changes the weight on its way to the device
     (a LoRA on an offloaded weight, hooks), where it hands out the weight in float (dynamic VRAM on a CPU), or where a node has
     replaced the layer's forward or hooked it."""
-    # In words that torch.compile follows: it breaks the graph at `not` of a tuple and at what a generator would break at.
+    # A loop and `len` because torch.compile breaks the graph at a generator whose tuple is tested for truth.
     for layer in layers:
         if (
             not is_block_int8(getattr(layer, "weight", None))
