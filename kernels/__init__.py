@@ -2,6 +2,7 @@
 is how it runs on a GPU, `kitchen/` how comfy_kitchen does, `backends` decides between them."""
 
 from .backends import Choice, NoBackendError, Operator, eight_bit_format, use_backend
+from .nf4 import nf4_dequantize
 from .ops import (
     OPERATORS,
     block_map,
@@ -36,6 +37,7 @@ __all__ = [
     "int8_quantize",
     "layer_norm_modulate",
     "layer_norm_modulate_quantize",
+    "nf4_dequantize",
     "quantize_block",
     "rms_norm_rope",
     "sparse_linear_attention",

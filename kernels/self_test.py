@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import torch
 
 from .backends import Operator, eight_bit_format
+from .nf4 import NF4
 from .ops import attention, int8, norm
 from .reference.int8 import dequantize_block, quantize_block
 
 # bf16 inputs and output carry 2^-9 relative error each; a broken kernel is off by tens of per cent.
 _TOLERANCE = 2e-2
-_EXACT = ("freqs", "scales", "weight_scale")  # arguments that are float32 in a bf16 model too
+_EXACT = ("freqs", "scales", "weight_scale", "absmax", "quant_map")  # arguments that are float32 in a bf16 model too
 
 
 def fault(backend: str, family: str, device: torch.device) -> str | None:
@@ -66,6 +67,11 @@ def _cases(family: str, device: torch.device) -> Iterator[tuple[Operator, dict]]
         given = {"codes": codes, "scales": scales} | layer
         yield int8.GELU_QUANTIZE, given | {"out_dtype": torch.float32}
         yield int8.GATE_RESIDUAL, given | {"residual": residual, "gate": gate}
+    elif family == "nf4":
+        given = {"codes": torch.randint(256, (1000,), generator=generator, dtype=torch.uint8), "absmax": draw(32).abs()}
+        given |= {"quant_map": draw(16), "nested_absmax": None, "nested_quant_map": None, "nested_offset": 0.0}
+        sizes = {"blocksize": 64, "nested_blocksize": 256, "rows": 20, "columns": 100}
+        yield NF4, given | sizes | {"dtype": torch.float32}
     else:
         x = draw(1, 17, 256)
         weight, (shift, scale) = draw(256), draw(2, 1, 1, 256)

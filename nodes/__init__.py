@@ -3,11 +3,15 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .attention import TurboDiffusionSLA
+from .camera import TurboDiffusionCameraCondition, TurboDiffusionCameraEmbed, TurboDiffusionCameraPath
 from .convert import TurboDiffusionConvert
+from .decode import TurboDiffusionVAEDecode, TurboDiffusionVAEDecodeVideo
+from .image import TurboDiffusionPrepareImage
 from .loader import TurboDiffusionLoader
 from .lora import TurboDiffusionLoRA
 from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
 from .status import TurboDiffusionStatus
+from .text import TurboDiffusionTextEncode
 
 
 class TurboDiffusionExtension(ComfyExtension):
@@ -20,6 +24,13 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionSampler,
             TurboDiffusionGuider,
             TurboDiffusionSample,
+            TurboDiffusionVAEDecode,
+            TurboDiffusionVAEDecodeVideo,
+            TurboDiffusionPrepareImage,
+            TurboDiffusionTextEncode,
             TurboDiffusionConvert,
             TurboDiffusionStatus,
+            TurboDiffusionCameraPath,
+            TurboDiffusionCameraEmbed,
+            TurboDiffusionCameraCondition,
         ]

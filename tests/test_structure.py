@@ -189,7 +189,52 @@ CONTRACT = {
         ],
         ["STRING path"],
     ),
+    "TurboDiffusionVAEDecode": (["samples LATENT", "vae VAE"], ["IMAGE"]),
+    "TurboDiffusionVAEDecodeVideo": (["samples LATENT", "vae VAE", "fps FLOAT=16.0 [1.0, 120.0]"], ["VIDEO"]),
+    "TurboDiffusionPrepareImage": (
+        [
+            "image IMAGE,MASK",
+            "resolution COMBO=480p [480p, 720p]",
+            "aspect COMBO=image [image, 16:9, 9:16, 4:3, 3:4, 1:1]",
+            "fit COMBO=stretch [stretch, crop, pad]",
+            "background COMBO=black [black, gray, white] optional",
+        ],
+        ["IMAGE", "INT width", "INT height"],
+    ),
+    "TurboDiffusionTextEncode": (
+        ["encoder_name COMBO [files]", "text STRING", "cache BOOLEAN=True"],
+        ["CONDITIONING"],
+    ),
     "TurboDiffusionStatus": (["any * optional"], ["STRING report"]),
+    "TurboDiffusionCameraPath": (
+        [
+            "source COMBO=actions [actions, preset, folder]",
+            "actions STRING='w-40'",
+            "preset COMBO=forward [forward, back, orbit_left, orbit_right, pan_left, pan_right, tilt_up, tilt_down, "
+            "dolly_zoom, static]",
+            "amount FLOAT=1.0 [0.0, 10.0]",
+            "ease COMBO=linear [linear, smooth]",
+            "folder STRING=''",
+            "convention COMBO=opencv [opencv, opengl]",
+            "length INT=81 [1, 4001]",
+            "fov FLOAT=0.0 [0.0, 170.0]",
+            "max_length INT=0 [0, 4001] optional",
+        ],
+        ["TURBO_CAMERA", "INT length"],
+    ),
+    "TurboDiffusionCameraEmbed": (
+        [
+            "camera TURBO_CAMERA",
+            "width INT=832 [16, 8192]",
+            "height INT=480 [16, 8192]",
+            "control COMBO=cam [cam, act]",
+        ],
+        ["WAN_CAMERA_EMBEDDING", "IMAGE preview"],
+    ),
+    "TurboDiffusionCameraCondition": (
+        ["positive CONDITIONING", "camera_embed WAN_CAMERA_EMBEDDING", "negative CONDITIONING optional"],
+        ["CONDITIONING positive", "CONDITIONING negative"],
+    ),
 }
 NODES = {node.define_schema().node_id: node for node in asyncio.run(TurboDiffusionExtension().get_node_list())}
 SPEAK_FOR_THEMSELVES = {"positive", "latent", "seed"}
@@ -204,7 +249,7 @@ def written(given: io.Input) -> str:
     if "min" in values or "max" in values:
         text += f" [{values.get('min')}, {values.get('max')}]"
     if "options" in values:
-        folder = {"lora_name": "loras"}.get(given.id, "diffusion_models")
+        folder = {"lora_name": "loras", "encoder_name": "text_encoders"}.get(given.id, "diffusion_models")
         files = folder_paths.get_filename_list(folder)
         listed = {(*files,): "files", ("none", *files): "none, files"} if given.id.endswith("_name") else {}
         text += f" [{listed.get((*values['options'],), ', '.join(values['options']))}]"

@@ -16,8 +16,8 @@ def resident() -> dict[str, float]:
 
 
 class MemoryWatch:
-    """Around a block: its `seconds`, the peak of `anonymous` and the growth of file-backed (`mapped`) memory, in GB above the
-    start, sampled every 10 ms."""
+    """Around a block: its `seconds`, the peak of `anonymous` memory and what is left of it `after`, and the growth of file-backed
+    (`mapped`) memory, in GB above the start, sampled every 10 ms."""
 
     def __enter__(self) -> "MemoryWatch":
         self._before, self._peak, self._done = resident(), 0.0, threading.Event()
@@ -32,6 +32,7 @@ class MemoryWatch:
         self._watcher.join()
         after = resident()
         self.anonymous = max(self._peak, after["RssAnon"]) - self._before["RssAnon"]
+        self.after = after["RssAnon"] - self._before["RssAnon"]
         self.mapped = after["RssFile"] - self._before["RssFile"]
 
     def _watch(self) -> None:

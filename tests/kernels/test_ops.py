@@ -122,7 +122,7 @@ def test_every_operator_has_cases():
     registered = {
         name for name in kernels.__all__ if isinstance(getattr(kernels, name), torch._library.custom_ops.CustomOpDef)
     }
-    assert registered == {case.split()[0] for case in CASES}
+    assert registered == {case.split()[0] for case in CASES} | {"nf4_dequantize"}  # which test_nf4.py has
 
 
 @EVERY

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 from PIL import Image, ImageDraw
 
-from . import checkpoints, workflows
+from . import checkpoints, lingbot, workflows
 from .client import ExecutionFailed, PromptRejected
 from .host import comfyui_path, load_host
 from .server import ComfyServer, ServerFailed
@@ -23,6 +23,8 @@ TINY_FILES = {
     "*T2V*": checkpoints.T2V_SLA,
     "*I2V*high*": checkpoints.I2V_HIGH,
     "*I2V*low*": checkpoints.I2V_LOW,
+    "high_noise_model*": lingbot.HIGH,
+    "low_noise_model*": lingbot.LOW,
     "*vae*": checkpoints.VAE,
 }
 # 800 tokens: enough blocks for the sparse attention to leave some out.

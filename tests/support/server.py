@@ -105,6 +105,11 @@ class ComfyServer:
     def __exit__(self, *_) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """The process, while inside the context."""
+        return self._process.pid
+
     def log(self) -> str:
         """All that the server wrote so far."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")

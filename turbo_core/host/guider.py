@@ -15,7 +15,7 @@ import torch
 from ..checkpoint.layout import WanSpec
 from ..errors import TurboError
 from ..sampling.schedule import check_boundary, uses_low_expert
-from .base_model import TurboWAN, check_image, check_latent_shape, check_text
+from .base_model import CAMERA_KEY, TurboWAN, check_camera, check_image, check_latent_shape, check_text
 
 logger = logging.getLogger("turbodiffusion")
 
@@ -60,6 +60,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             for context, options in conditioning:
                 check_text(self.spec, context)
                 check_image(self.spec, given=options.get("concat_latent_image") is not None)
+                check_camera(self.spec, options.get(CAMERA_KEY))
         self.inner_set_conds(
             {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
         )
@@ -92,6 +93,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         if latent_image.is_nested:
             raise TurboError("The latent holds several tensors (video with audio); Wan needs a plain video latent.")
         check_latent_shape(latent_image.shape)
+        for cond in (cond for conds in self.original_conds.values() for cond in conds):
+            check_camera(self.spec, cond.get(CAMERA_KEY), latent_image.shape)
         for expert in self.get_models():
             expert.model.calls.clear()
         if sigmas.shape[-1] > 0:
@@ -242,6 +245,7 @@ def check_experts_match(high: WanSpec, low: WanSpec) -> None:
         ("width", high.dim, low.dim),
         ("number of layers", high.layers, low.layers),
         ("text width", high.text_width, low.text_width),
+        ("camera control", high.camera, low.camera),
     ):
         if a != b:
             raise TurboError(

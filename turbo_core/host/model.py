@@ -106,8 +106,12 @@ class TurboBlock(WanAttentionBlock):
             dim, num_heads, window_size, qk_norm, eps, trained_sla=trained_sla, operation_settings=operation_settings
         )
 
-    def forward(self, x, e, freqs, context, context_img_len=257, transformer_options={}):  # noqa: B006 - ComfyUI's signature
-        """x [B, L, dim]; e [B, 1, 6, dim] in float32 for a TurboWan file -> [B, L, dim] in x's dtype."""
+    def inject(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, L, dim] between self- and cross-attention; a subclass may change it, in place or not."""
+        return x
+
+    def forward(self, x, e, freqs, context, context_img_len=257, transformer_options={}, **injected):  # noqa: B006 - ComfyUI's signature
+        """x [B, L, dim]; e [B, 1, 6, dim] in float32 for a TurboWan file; `injected` goes to `inject` -> [B, L, dim] in x's dtype."""
         if not self.turbo:
             return super().forward(
                 x, e, freqs, context, context_img_len=context_img_len, transformer_options=transformer_options
@@ -115,6 +119,7 @@ class TurboBlock(WanAttentionBlock):
         modulation = comfy.model_management.cast_to(self.modulation, dtype=torch.float32, device=x.device)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (modulation.unsqueeze(0) + e).unbind(2)
         x = self._self_attention(x.contiguous(), shift, scale, gate, freqs, transformer_options)
+        x = self.inject(x, **injected)
         x = x + self.cross_attn(
             self.norm3(x), context, context_img_len=context_img_len, transformer_options=transformer_options
         )
@@ -151,15 +156,21 @@ class TurboWanModel(WanModel):
 
     `operations` must cast weights to their input's dtype (comfy.ops.manual_cast or mixed precision)."""
 
+    block_class = TurboBlock
+
     def __init__(
         self, *args, turbo: bool = False, trained_sla: bool = False, operations=None, device=None, dtype=None, **kwargs
     ):
-        block = partial(TurboBlock, turbo=turbo, trained_sla=trained_sla)
+        block = partial(self.block_class, turbo=turbo, trained_sla=trained_sla)
         super().__init__(*args, wan_attn_block_class=block, operations=operations, device=device, dtype=dtype, **kwargs)
         self.turbo = turbo
         if turbo:
             settings = {"operations": operations, "device": device, "dtype": dtype}
             self.head = TurboHead(self.dim, self.out_dim, self.patch_size, self.eps, operation_settings=settings)
+
+    def block_inputs(self, grid: torch.Size, dtype: torch.dtype, **kwargs) -> dict:
+        """What every block's `inject` is given, from the conditioning in `kwargs` and the token grid (frames, height, width)."""
+        return {}
 
     def forward_orig(self, x, t, context, clip_fea=None, freqs=None, transformer_options={}, **kwargs):  # noqa: B006
         """x [B, C, T, H, W], t [B] (0 to 1000), context [B, tokens, text width] -> velocity [B, 16, T, H, W]."""
@@ -182,6 +193,7 @@ class TurboWanModel(WanModel):
             if self.img_emb is not None:
                 context = torch.cat([self.img_emb(clip_fea), context], dim=1)
 
+        injected = self.block_inputs(grid, x.dtype, **kwargs)
         replacements = transformer_options.get("patches_replace", {}).get("dit", {})
         after_block = transformer_options.get("patches", {}).get("double_block", ())
         for i, block in enumerate(self.blocks):
@@ -195,6 +207,7 @@ class TurboWanModel(WanModel):
                     context=context,
                     context_img_len=image_tokens,
                     transformer_options=transformer_options,
+                    **injected,
                 )
             else:
                 arguments = {
@@ -204,7 +217,9 @@ class TurboWanModel(WanModel):
                     "pe": freqs,
                     "transformer_options": transformer_options,
                 }
-                x = replacement(arguments, {"original_block": partial(_replaceable, block, image_tokens)})["img"]
+                x = replacement(arguments, {"original_block": partial(_replaceable, block, image_tokens, injected)})[
+                    "img"
+                ]
             for patch in after_block:
                 x = patch(
                     {
@@ -219,7 +234,7 @@ class TurboWanModel(WanModel):
         return self.unpatchify(self.head(x, e), grid)
 
 
-def _replaceable(block: TurboBlock, image_tokens: int | None, args: dict) -> dict:
+def _replaceable(block: TurboBlock, image_tokens: int | None, injected: dict, args: dict) -> dict:
     """A block in the calling convention of ComfyUI's `patches_replace`."""
     return {
         "img": block(
@@ -229,5 +244,6 @@ def _replaceable(block: TurboBlock, image_tokens: int | None, args: dict) -> dic
             freqs=args["pe"],
             context_img_len=image_tokens,
             transformer_options=args["transformer_options"],
+            **injected,
         )
     }

@@ -6,15 +6,14 @@ it; it stays int8 on disk, in memory, in VRAM and in transfer."""
 import dataclasses
 from typing import NamedTuple
 
-import comfy.model_management
 import comfy.ops
 import torch
-import torch.nn.functional as F
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, register_layout_class
 
 from ...kernels import dequantize_block, int8_linear, int8_matmul, quantize_block
 from ..lora import LowRank
+from .branches import add_branches
 
 LAYOUT = "TurboDiffusionBlockINT8Layout"
 FORMAT = "turbodiffusion_int8_block128"
@@ -160,12 +159,7 @@ def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict | None 
                     y = int8_linear(x, weight._qdata, weight._params.scale, bias)
                 else:
                     y = super()._forward(x, weight, bias)
-                for branch in self.branches:
-                    down, up = (
-                        comfy.model_management.cast_to_device(m, x.device, x.dtype) for m in (branch.down, branch.up)
-                    )
-                    y = torch.add(y, F.linear(F.linear(x, down), up), alpha=branch.scale)
-                return y
+                return add_branches(y, x, self.branches)
 
             def multiply(self, operator, x: Quantized, **options):
                 """`operator` (one of `kernels.int8_matmul...`) on x and this layer, which must `take_codes`; its weight is
