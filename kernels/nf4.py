@@ -4,19 +4,20 @@ import math
 
 import torch
 
-from .backends import choose, load
+from .backends import Operator
 from .tally import count
 
+NF4 = Operator("nf4_dequantize", "nf4", {"triton": "triton.nf4", "torch": "reference.nf4"})
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def _unfit(codes: torch.Tensor, dtype: torch.dtype) -> str | None:
-    """Why the kernel cannot take this request, or None."""
+def _unfit(codes: torch.Tensor, dtype: torch.dtype) -> dict[str, str]:
+    """Why the kernel cannot take this request."""
     if dtype not in _DTYPES:
-        return f"its kernel makes float32, float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+        return {"triton": f"its kernel makes float32, float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"}
     if not codes.is_contiguous():
-        return "its kernel needs contiguous codes"
-    return None
+        return {"triton": "its kernel needs contiguous codes"}
+    return {}
 
 
 @torch.library.custom_op("turbodiffusion::nf4_dequantize", mutates_args=())
@@ -62,8 +63,7 @@ def nf4_dequantize(
             f"for scales in uint8, scales of them and a table [256]: {sizes}, {absmax.dtype}."
         )
     count("nf4 dequantize")
-    backend = choose(codes, _unfit(codes, dtype)).backend
-    return load("nf4_dequantize", "nf4", backend)(
+    return NF4.find(codes.device, _unfit(codes, dtype))(
         codes,
         absmax,
         quant_map,

@@ -323,3 +323,20 @@ def test_the_status_reports_the_run_before_it(server):
     # Two layers, four steps: every self-attention was sparse.
     assert "TurboWan T2V 2 layers of width 256 with SLA, computing in float32" in text
     assert "sample: network 4, sparse attention 8, dense attention 0, int8 linear 0, float linear 80" in text
+
+
+def test_dense_first_steps(server):
+    job = t2v_job("dense steps", sample=sampled(high=["sla", 0], seed=31, steps=4)) | {
+        "sla": node(
+            "TurboDiffusionSLA",
+            model=["model", 0],
+            mode="sla",
+            topk=0.1,
+            dense_blocks="",
+            allow_untrained=False,
+            dense_steps=1,
+        ),
+        "status": node("TurboDiffusionStatus", any=["sample", 0]),
+    }
+    text = server.client.run(job).outputs["status"]["text"][0]
+    assert "sample: network 4, sparse attention 6, dense attention 2, int8 linear 0, float linear 80" in text

@@ -1,6 +1,8 @@
 """ComfyUI's Wan base model, with the checks a user needs and the timestep a TurboWan network was trained on."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.model_base
@@ -11,6 +13,7 @@ from ..camera.embed import CHANNELS
 from ..checkpoint.layout import LATENT_CHANNELS, PROJ_L, WanSpec, expected_shapes
 from ..errors import TurboError
 from ..record import RunRecord
+from ..sampling.schedule import in_first_steps
 from .model import TurboWanModel
 
 CAMERA_KEY = "camera_conditions"  # in conditioning; where ComfyUI's own camera nodes put theirs
@@ -32,6 +35,7 @@ class TurboWAN(comfy.model_base.WAN21):
         )
         self.image_to_video = spec.image_embedding
         self.spec, self.source = spec, source
+        self.dense_steps = 0  # at the start of each run; nodes change it per model clone by an object patch
         self.calls: Counter[str] = Counter()
         self.last_run: RunRecord | None = None
         names = expected_shapes(spec)
@@ -41,14 +45,34 @@ class TurboWAN(comfy.model_base.WAN21):
             len(names[k]) == 2 and k.startswith("blocks.") and not any(name in k for name in others) for k in names
         )
 
-    def _apply_model(self, *args, **kwargs):
-        self.calls["network"] += 1
-        self.calls["dense attention"] += sum(block.self_attn.sla is None for block in self.diffusion_model.blocks)
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
         before = self.calls["int8 linear"]
-        with counting(self.calls):
-            velocity = super()._apply_model(*args, **kwargs)
+        with self._attention_of_step(t, transformer_options), counting(self.calls):
+            self.calls["network"] += 1
+            self.calls["dense attention"] += sum(block.self_attn.sla is None for block in self.diffusion_model.blocks)
+            velocity = super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         self.calls["float linear"] += max(0, self._linears - (self.calls["int8 linear"] - before))
         return velocity
+
+    @contextmanager
+    def _attention_of_step(self, sigma: torch.Tensor, transformer_options: dict) -> Iterator[None]:
+        """Within the block every layer's attention is dense if this call belongs to the run's first `dense_steps` steps.
+
+        Decided here, outside of what is compiled, and told to the layers by the attribute that the SLA node patches:
+        torch.compile guards it, and does not guard what is in `transformer_options`."""
+        levels = transformer_options.get("sample_sigmas")
+        if not self.dense_steps or levels is None or not in_first_steps(sigma, levels, self.dense_steps):
+            yield
+            return
+        layers = [block.self_attn for block in self.diffusion_model.blocks]
+        settings = [layer.sla for layer in layers]
+        try:
+            for layer in layers:
+                layer.sla = None
+            yield
+        finally:
+            for layer, setting in zip(layers, settings, strict=True):
+                layer.sla = setting
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs) -> torch.Tensor:
         """1000 * sigma, rounded to bfloat16 for a TurboWan network, which saw no other values in training."""

@@ -8,7 +8,7 @@ import comfy.model_patcher
 import torch
 from comfyui_version import __version__ as comfyui_version
 
-from ...kernels import backends
+from ...kernels import OPERATORS, NoBackendError, eight_bit_format
 from ..checkpoint.layout import TEXT_WIDTH, WanSpec
 from ..memory import STEP_FORMULA, step_bytes, tokens, weight_bytes
 from ..record import RUN, RunRecord, amount
@@ -62,9 +62,16 @@ def _machine() -> list[str]:
 
 
 def _operators() -> list[str]:
-    """One line for each operator of the kernels' own choice."""
-    example = torch.empty(0, dtype=torch.bfloat16, device=comfy.model_management.get_torch_device())
-    return [f"{name}: {backends.choose(example, None)}" for name in ("sparse attention", "int8 linear")]
+    """A line for each operator of the kernels."""
+    device = comfy.model_management.get_torch_device()
+    lines = []
+    for title, operator in OPERATORS.items():
+        try:
+            lines.append(f"{title}: {operator.choose(device)}")
+        except NoBackendError as error:
+            lines.append(f"{title}: none. {error}")
+    pv, reason = eight_bit_format(device)
+    return [*lines, f"8-bit attention multiplies with v in {pv}: {reason}"]
 
 
 def _models(patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:
