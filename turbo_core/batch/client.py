@@ -152,18 +152,20 @@ class Client:
                 # Listening starts before the prompt is queued, so that no event is missed.
                 async with self._session.ws_connect(address, heartbeat=_HEARTBEAT, max_msg_size=0) as socket:
                     reached = time.monotonic()
-                    if not await self._knows(result.prompt_id):
-                        if queued:
-                            raise ServerLost(
-                                f"{self.url} no longer knows the prompt; was it restarted, or its queue cleared?"
-                            )
+                    joined = await self._knows(result.prompt_id)
+                    if queued and not joined:
+                        raise ServerLost(
+                            f"{self.url} no longer knows the prompt; was it restarted, or its queue cleared?"
+                        )
+                    if not joined:
                         await self.queue(prompt, client_id, result.prompt_id)
                     queued = True
-                    while True:
-                        if entry := await self.history(result.prompt_id):
-                            return entry
-                        if not await self._listen(socket, result, on_event):
-                            break  # the connection or the prompt ended, or it is silent
+                    # All events of a prompt queued here are still to come; one that was joined may have had its last.
+                    listening = not joined or await self.history(result.prompt_id) is None
+                    if listening:
+                        await self._listen(socket, result, on_event)
+                    if entry := await self.history(result.prompt_id):
+                        return entry
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
                 if isinstance(error, aiohttp.ClientResponseError) and error.status < 500 and error.status != 404:
                     raise
@@ -171,18 +173,19 @@ class Client:
                     raise ServerLost(f"{self.url} does not answer ({error or type(error).__name__}).") from error
                 await asyncio.sleep(0.5)
 
-    async def _listen(self, socket: aiohttp.ClientWebSocketResponse, result: Result, on_event) -> bool:
-        """Collects the prompt's events; True at its end (`executing` without a node), False when there is cause to look."""
+    async def _listen(self, socket: aiohttp.ClientWebSocketResponse, result: Result, on_event) -> None:
+        """Collects the prompt's events until its end (`executing` without a node), or until there is cause to look: the
+        connection ended, or it is silent."""
         while True:
             try:
                 message = await socket.receive(timeout=_SILENCE)
             except asyncio.TimeoutError:
-                return False
+                return
             if message.type == aiohttp.WSMsgType.BINARY:
                 result.previews_count += int.from_bytes(message.data[:4], "big") in PREVIEW_MESSAGES
                 continue
             if message.type != aiohttp.WSMsgType.TEXT:
-                return False
+                return
             event = json.loads(message.data)
             kind, data = event["type"], event.get("data") or {}
             if data.get("prompt_id") != result.prompt_id:
@@ -190,7 +193,7 @@ class Client:
             result.events.append((kind, data))
             on_event(kind, data)
             if kind == "executing" and data["node"] is None:
-                return True
+                return
 
     async def history(self, prompt_id: str) -> dict | None:
         """The entry of a prompt that ended."""

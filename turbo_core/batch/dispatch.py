@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..errors import TurboError
 from . import manifest as states
-from .job import Job, placement
+from .job import Job, Task, placement
 from .manifest import Manifest
 from .results import DiskFull, Results
-from .worker import Outcome, Task, Worker, WorkerFailed
+from .worker import Outcome, Worker, WorkerFailed
 
 _LOSSES = 4  # times in a row that a worker may be lost or not start
 _RESET_AFTER = 2  # failed jobs in a row after which a worker is cleaned: its server may be what is broken

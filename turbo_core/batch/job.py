@@ -1,7 +1,8 @@
-"""A job: a resolved prompt, the files it uploads, and the id that is their hash."""
+"""A job: a resolved prompt, the files it uploads, and the id that is their hash; and one attempt at it."""
 
 import hashlib
 import json
+import uuid
 from dataclasses import dataclass, field
 
 UPLOADS = "batch"  # the subfolder of a server's input folder
@@ -20,6 +21,27 @@ class Job:
     prompt: dict
     settings: dict[str, object] = field(default_factory=dict)
     uploads: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs of one attempt at a job; `files` are the uploads' contents by name."""
+
+    job: str
+    attempt: int
+    prompt: dict
+    files: dict[str, bytes] = field(default_factory=dict)
+    timeout: float | None = None
+
+    @property
+    def prompt_id(self) -> str:
+        """The same for the same attempt, so that a batch that was killed finds its prompts on the servers again."""
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"turbodiffusion-batch:{self.job}:{self.attempt}"))
+
+    @property
+    def folder(self) -> str:
+        """Where in the server's output folder the files go: no two attempts, and no two servers on one disk, share a name."""
+        return f"batch/{self.job}-{self.attempt}"
 
 
 def job_id(prompt: dict) -> str:

@@ -1,6 +1,7 @@
 """A headless ComfyUI process that ends with the process that started it, however that one ends."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -11,23 +12,27 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from .client import Client
 
 BOOT_SECONDS = 900.0
 _LOG_LIMIT = 64 * 1024
 
-# Runs beside the server with a pipe as its input: when the starter is gone, killed or not, the pipe ends, and with it the server
-# and its folder. Given as text, since the machines of a cluster need not have this file at this path.
-_KEEPER = """
-import os, shutil, subprocess, sys, threading
-server = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
+_PREFIX = "turbodiffusion-batch-"
+_LOCK = ".lock"
+
+# ComfyUI's main.py with a watch on its input, a pipe from the process that started it: when that one is gone, killed or not, the
+# pipe ends, and with it the server. Given as text, since the machines of a cluster need not have this file at this path.
+_MAIN = """
+import os, runpy, sys, threading
 def watch():
     os.read(0, 1)
-    server.kill()
+    os._exit(1)
 threading.Thread(target=watch, daemon=True).start()
-code = server.wait()
-shutil.rmtree(sys.argv[1], ignore_errors=True)
-os._exit(code & 255)
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -56,10 +61,10 @@ class LocalServer:
 
     def __init__(self, settings: ServerSettings):
         self._settings = settings
-        self._keeper = None
+        self._process = None
 
     def is_running(self) -> bool:
-        return self._keeper is not None and self._keeper.poll() is None
+        return self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
         """Starts the server and waits until it answers. Raises ServerFailed."""
@@ -67,28 +72,20 @@ class LocalServer:
         main = Path(self._settings.comfyui) / "main.py"
         if not main.is_file():
             raise ServerFailed(f"{main} is not there; give this machine's ComfyUI folder with --comfyui.")
-        self.folder = Path(tempfile.mkdtemp(prefix="turbodiffusion-batch-"))
+        _remove_leftovers()
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock = FileLock(self.folder / _LOCK)
+        self._lock.acquire()
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         python = self._settings.python or sys.executable
-        command = [
-            python,
-            "-c",
-            _KEEPER,
-            str(self.folder),
-            python,
-            str(main),
-            "--listen",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
+        command = [python, "-c", _MAIN, str(main.resolve()), "--listen", "127.0.0.1", "--port", str(port)]
         for name in ("input", "output", "temp"):
             (self.folder / name).mkdir()
             command += [f"--{name}-directory", str(self.folder / name)]
         command += ["--database-url", "sqlite:///:memory:", "--disable-auto-launch", *self._settings.arguments]
         with (self.folder / "server.log").open("wb") as log:
-            self._keeper = self._popen(command, log)
+            self._process = self._popen(command, log)
             self._log = (self.folder / "server.log").open("rb")
         end = time.monotonic() + BOOT_SECONDS
         async with Client(self.url) as client:
@@ -119,14 +116,21 @@ class LocalServer:
 
     def stop(self) -> None:
         """Ends the server; harmless when it has ended."""
-        if self._keeper is None:
+        if self._process is None:
             return
-        self._keeper.stdin.close()
-        try:
-            self._keeper.wait(30)
-        except subprocess.TimeoutExpired:
-            self._keeper.kill()
-            self._keeper.wait()
+        self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+        self._process = None
         self._log.close()
-        self._keeper = None
+        self._lock.release()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _remove_leftovers() -> None:
+    """Removes the folders of servers whose starter was killed; the system let go of its locks."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, Timeout):
+            if (folder / _LOCK).exists():
+                FileLock(folder / _LOCK).acquire(timeout=0).lock.release()
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Workers as Ray actors: Ray finds a GPU or a CPU for each on one machine or a cluster. The only file that imports Ray."""
 
+import asyncio
 import contextlib
 import logging
 import sys
@@ -10,11 +11,13 @@ from ray import cloudpickle
 from ray.exceptions import RayError
 
 from ..errors import TurboError
+from .job import Task
 from .local_server import ServerSettings
-from .worker import LocalWorker, Outcome, Task, WorkerFailed
+from .worker import LocalWorker, Outcome, WorkerFailed
 
 NAMESPACE = "turbodiffusion-batch"
-_CPU_OBJECT_STORE = 200 << 20  # bytes; only results on their way pass through it
+_STOP_SECONDS = 20.0
+_OBJECT_STORE = 200 << 20  # bytes; only results on their way pass through it
 
 
 class _Actor:
@@ -43,6 +46,9 @@ class _Actor:
         with contextlib.suppress(WorkerFailed):
             await self._worker.reset()
 
+    async def stop(self) -> None:
+        await self._worker.stop()
+
 
 class RayWorker:
     """The driver's end of an actor. When the actor's process or node dies, `start` asks Ray for another one."""
@@ -50,6 +56,7 @@ class RayWorker:
     def __init__(self, name: str, settings: ServerSettings, gpus: float):
         self.name = name
         self._settings, self._gpus, self._actor = settings, gpus, None
+        self._ready = False
         if not gpus and "--cpu" not in settings.arguments:
             self._settings = ServerSettings(
                 settings.comfyui, settings.python, (*settings.arguments, "--cpu"), settings.environment
@@ -62,6 +69,7 @@ class RayWorker:
         info, fault = await self._call("start")
         if fault:
             raise WorkerFailed(fault)
+        self._ready = True
         return info
 
     async def object_info(self) -> dict:
@@ -82,12 +90,16 @@ class RayWorker:
 
     def _lost(self, error: RayError) -> WorkerFailed:
         self._kill()
-        return WorkerFailed(f"The worker's process or machine was lost ({type(error).__name__}).")
+        reason = (str(error).strip() or type(error).__name__).splitlines()
+        return WorkerFailed(f"The worker's process or machine was lost ({reason[-1].strip()}).")
 
     async def reset(self) -> None:
         await self._call("reset")
 
     async def stop(self) -> None:
+        if self._ready:
+            with contextlib.suppress(WorkerFailed, asyncio.TimeoutError):
+                await asyncio.wait_for(self._call("stop"), _STOP_SECONDS)
         self._kill()
 
     def _kill(self) -> None:
@@ -96,6 +108,7 @@ class RayWorker:
             with contextlib.suppress(RayError, ValueError):
                 ray.kill(self._actor)
             self._actor = None
+            self._ready = False
 
 
 class RayCluster:
@@ -110,7 +123,7 @@ class RayCluster:
         cloudpickle.register_pickle_by_value(self._package)
         options = {"namespace": NAMESPACE, "logging_level": logging.WARNING, "log_to_driver": False}
         if self._address == "local":
-            options |= {"address": "local", "include_dashboard": False, "object_store_memory": _CPU_OBJECT_STORE}
+            options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
             if self._wanted:
                 options["num_cpus"] = self._wanted
         else:

@@ -9,7 +9,7 @@ from .table import RowFault
 _UPLOADS = ("image_upload", "video_upload", "audio_upload")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
-VALUES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+_DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a COMBO whose options bring inputs of their own
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Spec:
     @property
     def choices(self) -> list | None:
         """What a COMBO offers, where that is known here."""
+        if self.kind == _DYNAMIC:
+            return [option.get("key") for option in self.options.get("options", [])]
         if self.kind != "COMBO" or self.options.get("remote"):
             return None
         return self.options.get("options", [])
@@ -47,7 +49,7 @@ def _collect(declared: dict, given: dict, prefix: str, found: dict) -> None:
             if isinstance(kind, list):
                 kind, options = "COMBO", options | {"options": kind}
             found[prefix + name] = Spec(kind, options, section == "required")
-            if kind == "COMFY_DYNAMICCOMBO_V3":
+            if kind == _DYNAMIC:
                 for option in options.get("options", []):
                     if option.get("key") == given.get(prefix + name):
                         _collect(option.get("inputs", {}), given, f"{prefix}{name}.", found)
@@ -59,13 +61,13 @@ def convert(value: object, spec: Spec) -> object:
         return _boolean(value)
     if spec.kind in _NUMBERS:
         return _number(value, spec.kind)
-    if spec.kind == "COMBO":
+    if spec.kind in ("COMBO", _DYNAMIC):
         return _choice(value, spec)
     if spec.kind == "STRING":
         if isinstance(value, (dict, list)):
             raise RowFault("takes a text")
         return value if isinstance(value, str) else str(value)
-    if spec.kind in VALUES or not spec.kind.isupper():
+    if spec.kind.startswith("COMFY_") or "*" in spec.kind:
         return value
     raise RowFault(f"takes a {spec.kind} from another node, not a value")
 

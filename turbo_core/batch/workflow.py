@@ -12,6 +12,7 @@ KNOWN = ("prompt", "negative", "image", "seed", "width", "height", "length", "to
 _ROLE = {"prompt": "positive", "negative": "negative"}
 _SEEDS = ("seed", "noise_seed")
 _TEXTS = ("text", "prompt")
+_BESIDE = {"width": "height", "height": "width"}  # a width without a height is not a picture's
 _LOADER, _ATTENTION = "TurboDiffusionLoader", "TurboDiffusionSLA"
 
 Target = tuple[str, str]  # node id, input name
@@ -115,8 +116,11 @@ class Workflow:
                 if spec.options.get("image_upload")
             ]
         else:
-            fields = _SEEDS if name == "seed" else (name,)
-            found = [(key, field) for key, node in self.prompt.items() for field in fields if field in node["inputs"]]
+            fields, beside = _SEEDS if name == "seed" else (name,), _BESIDE.get(name, name)
+            nodes = [
+                (key, node["inputs"]) for key, node in self.prompt.items() if name == "seed" or beside in node["inputs"]
+            ]
+            found = [(key, field) for key, inputs in nodes for field in fields if field in inputs]
         found = list(dict.fromkeys(map(self._source, found)))
         if not found:
             raise RowFault(f"this workflow has no input for {name!r}; name one as NODE.INPUT")
