@@ -67,6 +67,7 @@ class JobQueue:
         """The worker takes no jobs until it asks again."""
         async with self._changed:
             self._at.pop(worker, None)
+            self._homes = {job: home for job, home in self._homes.items() if home != worker}
             self._changed.notify_all()
 
     def _choose(self, worker: str) -> tuple[tuple[str, str], Job] | None:
@@ -83,10 +84,9 @@ class JobQueue:
         return None
 
     def _may(self, worker: str, job: Job) -> bool:
-        home = self._homes.get(job.id)
-        if home in self._at and home != worker and worker not in self._tried.get(job.id, ()):
-            return False  # its server may still be at it
         tried = self._tried.get(job.id, set())
+        if not tried and self._homes.get(job.id, worker) != worker:
+            return False  # its server may still be at it, from a batch that was killed
         return worker not in tried or tried >= self._at.keys()
 
 

@@ -66,6 +66,10 @@ class LocalServer:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     async def start(self) -> None:
         """Starts the server and waits until it answers. Raises ServerFailed."""
         self.stop()

@@ -169,7 +169,7 @@ class LocalWorker(ServerWorker):
                 except (ServerFailed, OSError) as error:
                     raise WorkerFailed(str(error)) from error
                 await self._connect(self._server.url)
-        return {"url": self._server.url, "folder": str(self._server.folder)}
+        return {"url": self._server.url, "server_pid": self._server.pid}
 
     async def run(self, task: Task) -> AsyncIterator[dict | Outcome]:
         log_start = self._server.log_size()

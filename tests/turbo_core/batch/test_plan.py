@@ -1,6 +1,7 @@
 """Rows into jobs against a real server's nodes: what names mean, every fault with its row, ids."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -92,8 +93,6 @@ FAULTS = [
 def test_a_fault_names_its_row_and_what_to_do(planned, t2v, values, message):
     plan = planned(t2v, {}, values, {"seed": 1})
     assert {row for row, _ in plan.faults} == {3} and len(plan.faults) == 1
-    import re
-
     assert re.search(message, plan.faults[0][1]), plan.faults
     assert len(plan.jobs) == 2
 
