@@ -6,6 +6,7 @@ import sys
 BENCHES = {
     "load": "time and memory of loading full-size int8 experts",
     "convert": "time and memory of converting one",
+    "batch": "40 jobs with a worker killed twice, overhead over queueing by hand, throughput over workers",
 }
 
 

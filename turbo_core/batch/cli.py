@@ -29,8 +29,11 @@ def main(arguments: list[str]) -> int:
     """Runs the command: 0 when every job is done, 1 when some failed or are left, 2 when nothing was run because the request is
     faulty, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
+    options.stdout = sys.stdout
     try:
         with contextlib.ExitStack() as stack:
+            # Ray prints what happens in the cluster; the output is ours alone, for machines to read.
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             return _batch(options, stack)
     except Stopped as error:
         _say(f"batch: {error}")
@@ -159,7 +162,7 @@ def _report(plan: Plan, options: argparse.Namespace) -> int:
     lines.append(f"{len(plan.jobs)} jobs, {len(plan.faults)} faults")
     if plan.faults and not options.dry_run:
         lines.append("Nothing was run.")
-    sys.stdout.write("\n".join(lines) + "\n")
+    options.stdout.write("\n".join(lines) + "\n")
     return FAULTY if plan.faults else OK
 
 
@@ -187,7 +190,7 @@ async def _work(options, results: Results, manifest: Manifest, workers: list[Wor
     if not jobs:
         return
     names = [worker.name for worker in workers]
-    show = JsonLines(sys.stdout) if options.json else Bars(len(jobs) + kept, kept, names)
+    show = JsonLines(options.stdout) if options.json else Bars(len(jobs) + kept, kept, names)
     try:
         show({"event": "batch", "jobs": len(jobs), "kept": kept, "workers": names})
         dispatcher = Dispatcher(manifest, results, options.retries, options.timeout or None, show)
@@ -213,13 +216,13 @@ def _conclude(options, results: Results, manifest: Manifest) -> int:
     done = sum(record.state == DONE for record in current)
     sheet = _sheet(results, manifest)
     if options.json:
-        JsonLines(sys.stdout)(
+        JsonLines(options.stdout)(
             {"event": "end", "jobs": len(current), "done": done, "failed": len(failed), "sheet": str(sheet)}
         )
     else:
         for record in failed:
             _say(f"{_place(record.job.row)} {record.job.id} failed: {record.error}")
-        sys.stdout.write(f"{done} of {len(current)} jobs done, {len(failed)} failed; see {sheet}\n")
+        options.stdout.write(f"{done} of {len(current)} jobs done, {len(failed)} failed; see {sheet}\n")
     return OK if done == len(current) else INCOMPLETE
 
 
