@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _batch(options: argparse.Namespace, stack: contextlib.ExitStack) -> int:
+    _check_where(options)
     if options.resume and not (options.out / NAME).is_file():
         raise TurboError(f"There is no batch in {options.out} to resume; give its folder with --out.")
     request = _request(options)
@@ -78,17 +79,18 @@ def _request(options: argparse.Namespace) -> tuple[list[table.Row], list[tuple[i
     return list(table.expand(rows, fixed, varied)), faults, read_workflow(options.workflow)
 
 
-def _workers(options: argparse.Namespace, stack: contextlib.ExitStack) -> list[Worker]:
-    if options.ray is None:
-        if options.workers or options.comfyui_args or options.python:
-            raise TurboError(
-                "--workers, --comfyui-args and --python are for servers that --ray starts; add --ray local."
-            )
-        return [ServerWorker(url) for url in dict.fromkeys(options.server or [DEFAULT_SERVER])]
-    if options.server:
+def _check_where(options: argparse.Namespace) -> None:
+    if options.ray is None and (options.workers or options.comfyui_args or options.python):
+        raise TurboError("--workers, --comfyui-args and --python are for servers that --ray starts; add --ray local.")
+    if options.ray is not None and options.server:
         raise TurboError("Give --server or --ray, not both.")
     if options.workers is not None and options.workers < 1:
         raise TurboError(f"--workers is {options.workers}: give 1 or more.")
+
+
+def _workers(options: argparse.Namespace, stack: contextlib.ExitStack) -> list[Worker]:
+    if options.ray is None:
+        return [ServerWorker(url) for url in dict.fromkeys(options.server or [DEFAULT_SERVER])]
     try:
         from .ray_workers import RayCluster
     except ImportError as error:

@@ -122,7 +122,7 @@ class Client:
         timeout: float | None = None,
         check: bool = True,
         prompt_id: str | None = None,
-        lost_after: float = 30.0,
+        lost_after: float = 10.0,
         is_alive: Callable[[], bool] = lambda: True,
     ) -> Result:
         """Queues the prompt and follows it to its end, joining it if the server knows `prompt_id` already.

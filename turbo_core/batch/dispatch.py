@@ -50,10 +50,11 @@ class JobQueue:
             self._at[worker] = group
             return job
 
-    async def give_back(self, job: Job, worker: str) -> None:
-        """The worker could not do it."""
+    async def give_back(self, job: Job, worker: str | None) -> None:
+        """The worker could not do it; without one, nobody tried."""
         async with self._changed:
-            self._tried.setdefault(job.id, set()).add(worker)
+            if worker is not None:
+                self._tried.setdefault(job.id, set()).add(worker)
             self._groups[placement(job.prompt)].appendleft(job)
             self._changed.notify_all()
 
@@ -98,7 +99,8 @@ class Dispatcher:
     ):
         self._manifest, self._results, self._tell = manifest, results, tell
         self._retries, self._timeout = retries, timeout
-        self._failures: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()  # by job
+        self._done: Counter[str] = Counter()  # by worker
 
     async def run(self, jobs: list[Job], workers: list[Worker], homes: dict[str, str]) -> None:
         """Raises Stopped when jobs are left and nothing can run them. Cancelling it gives the running jobs back."""
@@ -123,30 +125,56 @@ class Dispatcher:
         """Works until the queue ends (True) or the worker is given up (False)."""
         losses = 0
         while losses < _LOSSES:
+            before = self._done[worker.name]
             try:
                 self._tell({"event": "worker", "worker": worker.name, "state": "starting"})
                 info = await worker.start()
                 self._tell({"event": "worker", "worker": worker.name, "state": "ready", **info})
-                failures = 0
-                while (job := await self._queue.take(worker.name)) is not None:
-                    if await self._attempt(worker, job):
-                        losses, failures = 0, 0
-                    else:
-                        failures += 1
-                    if failures >= _RESET_AFTER:
-                        await worker.reset()
-                        failures = 0
+                await self._work(worker)
                 return True
             except WorkerFailed as error:
-                losses += 1
+                losses = losses + 1 if self._done[worker.name] == before else 1
                 await self._queue.leave(worker.name)
                 self._tell({"event": "worker", "worker": worker.name, "state": "lost", "error": str(error)})
                 await asyncio.sleep(_PAUSE * losses)
         self._tell({"event": "worker", "worker": worker.name, "state": "given up"})
         return False
 
-    async def _attempt(self, worker: Worker, job: Job) -> bool:
-        """Whether the job was done. Raises WorkerFailed if the worker is lost, Stopped if nothing can be kept."""
+    async def _work(self, worker: Worker) -> None:
+        """Jobs until the queue ends. The next one starts as soon as the server is free: while it runs, the last one's files are
+        fetched and written."""
+        failures, last = 0, None
+        try:
+            while (job := await self._queue.take(worker.name)) is not None:
+                if last is not None and last.done() and last.exception():
+                    await self._queue.give_back(job, None)
+                    last.result()
+                free, previous = asyncio.Event(), last
+                last = asyncio.ensure_future(self._attempt(worker, job, free.set))
+                last.add_done_callback(lambda _, free=free: free.set())
+                await free.wait()
+                for attempt in filter(None, (previous, last if last.done() else None)):
+                    failures = 0 if await attempt else failures + 1
+                if last.done():
+                    last = None
+                if failures >= _RESET_AFTER and last is None:
+                    await worker.reset()
+                    failures = 0
+            if last is not None:
+                await last
+        except WorkerFailed:
+            if last is not None:  # what was lost with the other attempt ends by itself, and gives its job back
+                (ended,) = await asyncio.gather(last, return_exceptions=True)
+                if isinstance(ended, Stopped):
+                    raise ended from None
+            raise
+        finally:
+            if last is not None and not last.done():
+                last.cancel()
+                await asyncio.gather(last, return_exceptions=True)
+
+    async def _attempt(self, worker: Worker, job: Job, free: Callable[[], None]) -> bool:
+        """Whether the job was done; calls `free` when the worker can take another. Raises WorkerFailed if the worker is lost, Stopped if nothing can be kept."""
         try:
             number = self._manifest.begin(job.id, worker.name)
         except sqlite3.OperationalError as error:
@@ -154,7 +182,7 @@ class Dispatcher:
         self._tell({"event": "start", "job": job.id, "row": job.row, "worker": worker.name, "attempt": number})
         error, lost, seconds = None, False, None
         try:
-            outcome = await self._outcome(worker, job, number)
+            outcome = await self._outcome(worker, job, number, free)
             error, lost, seconds = outcome.error, outcome.lost, outcome.timings.get("total")
             if not error:
                 await asyncio.to_thread(self._results.save, job, outcome, worker.name, number)
@@ -177,6 +205,7 @@ class Dispatcher:
         event = {"job": job.id, "row": job.row, "worker": worker.name, "attempt": number, "seconds": seconds}
         if not error:
             self._end(job, number, states.DONE, None, seconds)
+            self._done[worker.name] += 1
             self._tell({"event": "done", **event})
             return await self._queue.finish()
         self._failures[job.id] += 1
@@ -191,7 +220,7 @@ class Dispatcher:
         except sqlite3.OperationalError as fault:
             raise _stopped(fault) from fault
 
-    async def _outcome(self, worker: Worker, job: Job, number: int) -> Outcome:
+    async def _outcome(self, worker: Worker, job: Job, number: int, free: Callable[[], None]) -> Outcome:
         try:
             files = {name: await asyncio.to_thread(Path(path).read_bytes) for name, path in job.uploads.items()}
         except OSError as error:
@@ -200,6 +229,8 @@ class Dispatcher:
         async for item in worker.run(Task(job.id, number, job.prompt, files, self._timeout)):
             if isinstance(item, Outcome):
                 outcome = item
+            elif "free" in item:
+                free()
             else:
                 self._tell({"event": "progress", "job": job.id, "row": job.row, "worker": worker.name, **item})
         if outcome is None:

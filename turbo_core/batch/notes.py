@@ -28,6 +28,8 @@ class Notes:
                 label = self._label(self._node)
                 self._lines.append(f"{_clock()} {label}")
                 self._tell({"node": label, "value": 0, "max": 0})
+            else:
+                self._tell({"free": True})
         elif kind == "execution_cached" and data["nodes"]:
             self._lines.append(f"{_clock()} kept from before: {', '.join(map(self._label, data['nodes']))}")
         elif kind == "progress" and (now - self._told > _STEP or data["value"] == data["max"]):

@@ -35,7 +35,8 @@ class Outcome:
 
 
 class Worker(Protocol):
-    """What the dispatcher needs. `run` yields events and at last an Outcome; it may raise WorkerFailed."""
+    """What the dispatcher needs. `run` yields events and at last an Outcome; it may raise WorkerFailed. An event with `free` says
+    that the server can take the next prompt, while this one's files are still on their way."""
 
     name: str
 

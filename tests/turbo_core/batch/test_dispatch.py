@@ -1,10 +1,12 @@
 """Which job goes to which worker, and what happens to jobs whose worker or server lets them down; with scripted workers."""
 
 import asyncio
+import errno
 from collections import Counter
 
 import pytest
 from td_pack.turbo_core.batch import dispatch
+from td_pack.turbo_core.batch import results as results_module
 from td_pack.turbo_core.batch.dispatch import Dispatcher, Stopped
 from td_pack.turbo_core.batch.job import Job
 from td_pack.turbo_core.batch.manifest import Manifest
@@ -143,11 +145,7 @@ def test_a_worker_still_waiting_for_a_machine_does_not_hold_the_end(batch):
 
 
 def test_a_full_disk_stops_the_batch_and_keeps_what_is_left(batch, monkeypatch):
-    import errno
-
-    from td_pack.turbo_core.batch import results
-
-    write, written = results._write, []
+    write, written = results_module._write, []
 
     def until_full(path, data):
         written.append(path)
@@ -155,7 +153,7 @@ def test_a_full_disk_stops_the_batch_and_keeps_what_is_left(batch, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, data)
 
-    monkeypatch.setattr(results, "_write", until_full)
+    monkeypatch.setattr(results_module, "_write", until_full)
     with pytest.raises(Stopped, match="is full; make room and start again with --resume"):
         batch([job(i) for i in range(6)], Scripted("a"))
     assert batch.states == {"done": 2, "pending": 4}
@@ -165,3 +163,39 @@ def test_a_job_whose_server_may_still_be_at_it_goes_back_there(batch):
     a, b = Scripted("a"), Scripted("b")
     batch([job(i) for i in range(8)], a, b, homes={job(7).id: "b", job(0).id: "b"})
     assert {0, 7} <= set(b.had)
+
+
+def test_the_next_job_runs_while_the_last_one_s_files_come(batch):
+    class Overlapping(Scripted):
+        order = []
+
+        async def run(self, task):
+            self.order.append(("start", int(task.job)))
+            yield {"free": True}
+            await asyncio.sleep(0.05)
+            self.order.append(("end", int(task.job)))
+            yield Outcome(task.prompt, [("a.mp4", b"x")], None, {"total": 0.01}, "", None)
+
+    worker = Overlapping("a")
+    assert batch([job(i) for i in range(4)], worker) == {"done": 4}
+    assert worker.order[:3] == [("start", 0), ("start", 1), ("end", 0)]
+    running = 0
+    for what, _ in worker.order:
+        running += 1 if what == "start" else -1
+        assert running <= 2
+
+
+def test_a_worker_lost_while_files_come_gives_back_both_jobs(batch):
+    class Losing(Scripted):
+        lost = 0
+
+        async def run(self, task):
+            yield {"free": True}
+            await asyncio.sleep(0.02)
+            if self.lost < 2:
+                Losing.lost += 1
+                raise WorkerFailed("gone")
+            yield Outcome(task.prompt, [("a.mp4", b"x")], None, {"total": 0.01}, "", None)
+
+    assert batch([job(i) for i in range(6)], Losing("a")) == {"done": 6}
+    assert Losing.lost == 2
