@@ -27,7 +27,7 @@ OK, INCOMPLETE, FAULTY, INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: list[str]) -> int:
     """Runs the command: 0 when every job is done, 1 when some failed or are left, 2 when nothing was run because the request is
-    faulty, 130 after Ctrl-C."""
+    faulty, 130 after Ctrl-C or SIGTERM."""
     options = _parser().parse_args(arguments)
     options.stdout = sys.stdout
     try:
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     except TurboError as error:
         _say(f"batch: {error}")
         return FAULTY
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         _say("batch: stopped; what is done is kept, --resume goes on with the rest")
         return INTERRUPTED
 
