@@ -60,11 +60,29 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, rest
 
 
+def run_installed(options: argparse.Namespace, rest: list[str]) -> int:
+    """A copy from the registry has no tests and makes no environment: it runs in the Python that starts it, ComfyUI's."""
+    module = COMMANDS[options.command][0]
+    if module.startswith("tests."):
+        print(
+            f"dev.py: {options.command} needs the whole repository; this copy of the pack has no tests.",
+            file=sys.stderr,
+        )
+        return 2
+    os.environ.setdefault("COMFYUI_PATH", options.comfyui or str(ROOT.parents[1]))
+    return importlib.import_module(f"td_pack.{module}").main(rest)
+
+
 def main(argv: list[str]) -> int:
     options, rest = parse(argv)
     load_pack()
+    if not (ROOT / "tests").is_dir():
+        return run_installed(options, rest)
+    from td_pack.tests import bench
     from td_pack.tests.support import environment
 
+    if options.command == "bench" and rest[:1] and rest[0] in bench.STANDALONE:
+        return bench.main(rest)
     try:
         comfyui = environment.find_comfyui(options.comfyui)
         python = Path(sys.executable) if options.here else environment.ensure_python(comfyui)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .block_map import block_map, block_map_pooled
-from .kv_prepare import kv_prepare, linear_branch
+from .kv_prepare import PreparedKV, kv_prepare, linear_branch
 
 
 @triton.jit
@@ -85,7 +85,17 @@ def tile(major: int, hip: bool, d: int) -> dict[str, int]:
     return dict(TILE_Q=128, num_warps=8, num_stages=3 if roomy else 2)
 
 
-def _attend(q, k, v, blocks, prepared, proj_bias, block_q: int, block_k: int) -> torch.Tensor:
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    blocks: torch.Tensor,
+    prepared: PreparedKV | None,
+    proj_bias: torch.Tensor | None,
+    block_q: int,
+    block_k: int,
+) -> torch.Tensor:
+    """Attention to the listed blocks, plus the linear branch where `kv_prepare` and the projection's bias are given."""
     b, length, h, d = q.shape
     o = torch.empty((b, length, h, d), dtype=q.dtype, device=q.device)
     major = torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 0
@@ -109,7 +119,7 @@ def block_sparse_attention(
 
     q, k, v [B, L, H, D] with a contiguous last dimension, D in {64, 128}; blocks [B, H, query blocks, T] contiguous
     integers, ascending and unique in a row (T = 0 gives zeros). Returns a contiguous [B, L, H, D] in q's dtype."""
-    return _attend(q, k, v, blocks, None, None, block_q, block_k)
+    return attend(q, k, v, blocks, None, None, block_q, block_k)
 
 
 def sparse_linear_attention(
@@ -125,7 +135,7 @@ def sparse_linear_attention(
 ) -> torch.Tensor:
     """Both branches; the sparse one alone where proj_weight [D, D] and proj_bias [D] are None."""
     if proj_weight is None:
-        return _attend(q, k, v, block_map(q, k, topk, block_q, block_k), None, None, block_q, block_k)
+        return attend(q, k, v, block_map(q, k, topk, block_q, block_k), None, None, block_q, block_k)
     prepared = kv_prepare(k, v, proj_weight, block_k=block_k)
     blocks = block_map_pooled(q, prepared.k_pooled, topk, block_q)
-    return _attend(q, k, v, blocks, prepared, proj_bias, block_q, block_k)
+    return attend(q, k, v, blocks, prepared, proj_bias, block_q, block_k)

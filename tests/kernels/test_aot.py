@@ -1,6 +1,7 @@
 """Every kernel compiles for every GPU it is meant for, without spills and with the tensor cores, on a machine with none.
 
-The cases are in aot_cases/, one file an operator. `TURBODIFFUSION_FULL_AOT=1` adds the targets in `EXTRA`."""
+The cases are in aot_cases/, one file an operator. `TURBODIFFUSION_FULL_AOT=1` adds the targets in `EXTRA`;
+`TURBODIFFUSION_AOT_TRITON=3.7.1` compiles with that version, whose loops may be shorter than recorded, not longer."""
 
 import importlib
 import os

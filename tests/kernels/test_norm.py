@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from comfy.ldm.flux.math import apply_rope1
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from td_pack.kernels.reference import norm
@@ -15,6 +14,7 @@ from td_pack.tests.support.norms import (
     error,
     exact_rms_norm_rope,
     host_layer_norm_modulate,
+    host_rope,
     wan_freqs,
 )
 
@@ -29,7 +29,7 @@ def test_rms_norm_rope_is_the_hosts(heads, head_width, dtype):
     width, freqs = heads * head_width, wan_freqs(2, 3, 4, head_width)
     x, weight = draw(2, 24, width, dtype=dtype), 1 + 0.1 * draw(width, seed=1, dtype=dtype)
 
-    host = apply_rope1(F.rms_norm(x, (width,), weight, EPS).unflatten(2, (heads, -1)), freqs)
+    host = host_rope(F.rms_norm(x, (width,), weight, EPS).unflatten(2, (heads, -1)), freqs)
     exact = exact_rms_norm_rope(x, weight, freqs, heads)
     assert_as_good_as(rms_norm_rope(x, weight, freqs, heads=heads, eps=EPS), host, exact)
     in_double = rms_norm_rope(x.double(), weight.double(), freqs.double(), heads=heads, eps=EPS)

@@ -1,8 +1,13 @@
 """Inputs and float64 oracles of the norm tests."""
 
+import pytest
 import torch
 import torch.nn.functional as F
+
+pytest.importorskip("comfy", reason="these tests compare with ComfyUI, which is not here")
+
 from comfy.ldm.flux.layers import EmbedND
+from comfy.ldm.flux.math import apply_rope1 as host_rope  # noqa: F401
 from comfy.ldm.wan.model import repeat_e
 
 EPS = 1e-6

@@ -8,6 +8,7 @@ import triton.language as tl
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
 MMA = dict.fromkeys(TARGETS, r"\bIMMA\.16832\.S8\.S8") | {
     "sm_90": r"\bIGMMA\.64x\d+x32\.S8\.S8",
+    "sm_100": r"\bUTCIMMA|\bIMMA\.16832\.S8\.S8",  # the first from Triton 3.9 on
     "gfx942": r"mfma_i32\w*i8",
     "gfx1100": r"wmma_i32\w*iu8",
 }

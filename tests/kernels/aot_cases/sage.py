@@ -5,7 +5,8 @@ The launch options are those of the launchers; test_triton_sage.py compares them
 
 from td_pack.tests.support.aot import Build, KernelCase
 
-INT8 = {"sm_90": "IGMMA.*S8", **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_100", "sm_120"), r"IMMA\.16832\.S8")}
+INT8 = {"sm_90": "IGMMA.*S8", **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), r"IMMA\.16832\.S8")}
+INT8["sm_100"] = r"UTCIMMA|IMMA\.16832\.S8"  # the first from Triton 3.9 on
 FP8 = {
     "sm_89": r"QMMA\.16832\.F16\.E4M3",
     "sm_90": r"QGMMA\.64x\d+x32\.F32\.E4M3",

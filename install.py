@@ -1,0 +1,21 @@
+"""What ComfyUI-Manager runs after installing the pack. It installs nothing: it says what is here and what is missing."""
+
+import importlib.util
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    spec = importlib.util.spec_from_file_location("environment", PACK / "turbo_core" / "environment.py")
+    environment = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(environment)
+    for line in environment.report(environment.find_comfyui(PACK)):
+        print(f"TurboDiffusion: {line}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception as error:  # noqa: BLE001 - a report that fails must not look like an installation that failed
+        print(f"TurboDiffusion: installed; its report failed ({type(error).__name__}: {error})")

@@ -1,0 +1,168 @@
+"""Sparse-linear attention against the best dense SDPA of the machine, at the lengths of 480p and 720p."""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ....kernels.backends import eight_bit_format
+from ....kernels.reference.sla import BLOCK_K, BLOCK_Q
+from ....kernels.triton.block_map import block_map_pooled
+from ....kernels.triton.block_sparse_attention import attend, sparse_linear_attention
+from ....kernels.triton.kv_prepare import kv_prepare
+from ....kernels.triton.kv_quantize import kv_quantize
+from ....kernels.triton.sage_attention import sage_attention, sage_sparse_linear_attention
+from .machine import floor_ms, peak
+from .report import Row
+from .timing import Clock
+
+PHASE = "Attention"
+SHAPES = ((32760, 12), (75600, 40))  # tokens and heads: 1.3B 480p, 14B 720p
+TOPK = (0.1, 0.15, 0.05, 0.25)
+WIDTH = 128
+# Relative L2 error of the whole operator against float64, by the format of the product with v ("" is 16 bits).
+TOLERANCE = {"": 4e-3, "fp16": 2.5e-2, "int8": 3.5e-2, "fp8": 6.5e-2}
+SAMPLES = 16  # (head, query block) pairs that are computed in float64 where all would not fit
+DENSE = {
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+class Inputs(NamedTuple):
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def inputs(length: int, heads: int, device: torch.device, width: int = WIDTH) -> Inputs:
+    """Neighbours alike, as tokens of a video are, and keys with the bias that makes 8-bit attention smooth them."""
+    generator = torch.Generator(device).manual_seed(length + heads)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    def tokens() -> torch.Tensor:
+        scenes = draw(1, math.ceil(length / 32), heads, width).to(dtype).repeat_interleave(32, 1)[:, :length]
+        return torch.cat([scenes[:, :, i : i + 1] + 0.7 * draw(1, length, 1, width).to(dtype) for i in range(heads)], 2)
+
+    q, k, v = tokens(), tokens(), tokens()
+    return Inputs(
+        1.5 * q, k + 2 * draw(width).to(dtype), v, (draw(width, width) / width**0.5).to(dtype), draw(width).to(dtype)
+    )
+
+
+def formats(device: torch.device) -> list[str]:
+    """The formats of the product with v that this device can run."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return ["", "fp16"]
+    eight = torch.cuda.get_device_capability(device) >= (8, 9) and eight_bit_format(device)[0] != "fp16"
+    fastest = ["fp8"] if eight or torch.cuda.get_device_capability(device)[0] in (9, 10) else []
+    return ["", "fp16", "int8", *fastest]
+
+
+def operator(given: Inputs, topk: float, pv: str) -> torch.Tensor:
+    """The whole operator on the Triton kernels."""
+    if pv:
+        return sage_sparse_linear_attention(*given, topk=topk, pv=pv)
+    return sparse_linear_attention(*given, topk=topk)
+
+
+def sampled_error(given: Inputs, topk: float, pv: str) -> float:
+    """Relative L2 error of `operator` against float64 on the kernel's own block map, over sampled heads and query blocks."""
+    q, k, v, weight, bias = given
+    length, heads, width = q.shape[1:]
+    out = operator(given, topk, pv)
+    blocks = block_map_pooled(q, kv_prepare(k, v, weight).k_pooled, topk)
+    generator = torch.Generator().manual_seed(0)
+    actual, expected = [], []
+    for head in torch.randperm(heads, generator=generator)[: max(1, SAMPLES // 4)].tolist():
+        keys, values = k[0, :, head].double(), v[0, :, head].double()
+        phi_k = keys.softmax(-1)
+        key_values, k_sum = phi_k.T @ values, phi_k.sum(0)
+        for tile in torch.randperm(blocks.shape[2], generator=generator)[:4].tolist():
+            rows = slice(tile * BLOCK_Q, min((tile + 1) * BLOCK_Q, length))
+            picked = (
+                blocks[0, head, tile].long()[:, None] * BLOCK_K + torch.arange(BLOCK_K, device=q.device)
+            ).flatten()
+            picked = picked[picked < length]
+            queries = q[0, rows, head].double()
+            sparse = (queries @ keys[picked].T * width**-0.5).softmax(-1) @ values[picked]
+            phi_q = queries.softmax(-1)
+            linear = phi_q @ key_values / (phi_q @ k_sum + 1e-5)[:, None]
+            expected.append(sparse + linear @ weight.double().T + bias.double())
+            actual.append(out[0, rows, head].double())
+    difference = torch.cat(actual) - torch.cat(expected)
+    return (difference.norm() / torch.cat(expected).norm()).item()
+
+
+def dense(given: Inputs, clock: Clock) -> tuple[dict[str, Row], float | None]:
+    """A row for each SDPA backend, and the best one's milliseconds."""
+    length, heads, width = given.q.shape[1:]
+    shape, flop = f"L={length} H={heads}", 4 * length**2 * heads * width
+    q, k, v = (x.transpose(1, 2) for x in given[:3])
+    rows = {}
+    for name, backend in DENSE.items() if clock.device.type == "cuda" else [("math", SDPBackend.MATH)]:
+        row = rows[name] = Row(PHASE, f"SDPA, {name}", shape, flop=flop)
+        try:
+            with sdpa_kernel(backend):
+                row.timing = clock.time(lambda: F.scaled_dot_product_attention(q, k, v))
+        except RuntimeError as error:
+            row.note = f"not here: {str(error).strip().splitlines()[0][:80]}"
+    times = [row.timing.ms for row in rows.values() if row.timing]
+    return rows, min(times, default=None)
+
+
+def measure(clock: Clock, shapes=SHAPES, ratios=TOPK, width: int = WIDTH) -> Iterator[Row]:
+    chip = peak(clock.device)
+    for length, heads in shapes:
+        given = inputs(length, heads, clock.device, width)
+        rows, best = dense(given, clock)
+        yield from rows.values()
+        shape = f"L={length} H={heads}"
+        yield from parts(given, clock, ratios[0])
+        for topk in ratios:
+            selected = max(1, int(topk * math.ceil(length / BLOCK_K)))
+            flop = 4 * length * selected * BLOCK_K * heads * width
+            for pv in formats(clock.device):
+                row = Row(PHASE, f"sla {pv or '16-bit'}, top-k {topk}", shape, flop=flop)
+                row.error = sampled_error(given, topk, pv)
+                # int8 scores are half of the arithmetic; the inputs are read once and the output is written
+                eight = flop * (0 if not pv else 0.5 if pv == "fp16" else 1)
+                row.floor = floor_ms(chip, 4 * 2 * length * heads * width, bf16=flop - eight, int8=eight)
+                if not row.error <= TOLERANCE[pv]:
+                    row.note = f"not timed: wrong, {TOLERANCE[pv]:.1e} is allowed"
+                else:
+                    row.timing = clock.time(functools.partial(operator, given, topk, pv))
+                    row.ratios = {"sdpa": best / row.timing.ms} if best else {}
+                yield row
+
+
+def parts(given: Inputs, clock: Clock, topk: float) -> Iterator[Row]:
+    """Where the operator's time goes: preparing keys and values, the map, quantising, attending."""
+    q, k, v, weight, bias = given
+    shape = f"L={q.shape[1]} H={q.shape[2]}"
+
+    def row(name: str, run) -> Row:
+        return Row(PHASE, f"  {name}, top-k {topk}", shape, timing=clock.time(run))
+
+    prepared = kv_prepare(k, v, weight)
+    blocks = block_map_pooled(q, prepared.k_pooled, topk)
+    yield row("prepare keys and values", lambda: kv_prepare(k, v, weight))
+    yield row("block map", lambda: block_map_pooled(q, prepared.k_pooled, topk))
+    yield row("attend, 16-bit, sparse alone", lambda: attend(q, k, v, blocks, None, None, BLOCK_Q, BLOCK_K))
+    yield row("attend, 16-bit", lambda: attend(q, k, v, blocks, prepared, bias, BLOCK_Q, BLOCK_K))
+    for pv in formats(clock.device)[1:]:
+        quantize = functools.partial(kv_quantize, k, v, prepared.k_mean, prepared.v_max, pv=pv)
+        yield row(f"quantise, {pv}", quantize)
+        quantized, linear = quantize(), (prepared.values, prepared.k_sum, bias)
+        attend8 = functools.partial(sage_attention, q, *quantized, blocks, k.shape[1], pv=pv, linear=linear)
+        yield row(f"attend, {pv}", attend8)

@@ -1,0 +1,141 @@
+"""One block of the 14B network at 720p: dense in bf16, and with more and more of it on our kernels."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from ....kernels.reference import norm as reference
+from ....kernels.triton.block_sparse_attention import sparse_linear_attention
+from ....kernels.triton.int8_linear import (
+    int8_linear,
+    int8_matmul,
+    int8_matmul_gate_residual,
+    int8_matmul_gelu_quantize,
+)
+from ....kernels.triton.int8_quantize import quantize_block, quantize_row
+from ....kernels.triton.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_quantize
+from ....kernels.triton.rms_norm_rope import rms_norm_rope
+from .report import Row
+from .timing import Clock
+
+PHASE = "One block"
+SIZES = {"length": 75600, "heads": 40, "width": 128, "ffn": 13824, "text": 512}  # 14B, 720p
+TOPK = 0.1
+EPS = 1e-6
+VARIANTS = (
+    "dense bf16",
+    "int8 + sla, torch between",
+    "int8 + sla, fused norms",
+    "int8 + sla, fused norms and products",
+)
+# Of the whole block against dense bf16 nothing can be said (sparse attention differs); the fused ones against the first int8 one.
+TOLERANCE = 5e-2
+
+
+class Block:
+    """The arithmetic of a Wan block on random weights: self-attention, cross-attention, feed-forward."""
+
+    def __init__(self, device: torch.device, length: int, heads: int, width: int, ffn: int, text: int):
+        generator = torch.Generator(device).manual_seed(0)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
+        dim = heads * width
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+        names = ("q", "k", "v", "o", "cross_q", "cross_k", "cross_v", "cross_o")
+        self.weights = {name: draw(dim, dim) / dim**0.5 for name in names}
+        self.weights |= {"up": draw(ffn, dim) / dim**0.5, "down": draw(dim, ffn) / ffn**0.5}
+        self.biases = {name: draw(len(weight)) / 8 for name, weight in self.weights.items()}
+        self.codes = {name: quantize_block(weight) for name, weight in self.weights.items()}
+        self.heads, self.width = heads, width
+        self.gain, self.affine = 1 + draw(dim) / 8, (1 + draw(dim) / 8, draw(dim) / 8)
+        self.projection = (draw(width, width) / width**0.5, draw(width) / 8)
+        self.x, self.text = draw(1, length, dim), draw(1, text, dim)
+        # shift, scale, gate of self-attention, then of the feed-forward
+        self.modulation = [part / 8 for part in torch.randn(6, 1, 1, dim, generator=generator, device=device)]
+        angles = torch.rand(1, length, 1, width // 2, generator=generator, device=device) * 6
+        self.freqs = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], -1).unflatten(-1, (2, 2))
+
+    def run(self, variant: str) -> torch.Tensor:
+        dense, norms = variant == VARIANTS[0], variant in VARIANTS[2:]
+        if variant == VARIANTS[3]:
+            return self._fused()
+
+        def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+            if dense:
+                return F.linear(x, self.weights[name], self.biases[name])
+            return int8_linear(x, *self.codes[name], self.biases[name])
+
+        modulate = layer_norm_modulate if norms else reference.layer_norm_modulate
+        rotate = rms_norm_rope if norms else reference.rms_norm_rope
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation
+        x = self.x
+        y = modulate(x, shift, scale, eps=EPS)
+        q, k = (rotate(linear(name, y), self.gain, self.freqs, heads=self.heads, eps=EPS) for name in "qk")
+        v = linear("v", y).unflatten(-1, (self.heads, self.width))
+        x = torch.addcmul(x, linear("o", _attention(q, k, v, None if dense else self.projection)), gate.to(x.dtype))
+        x = x + linear("cross_o", self._cross(linear("cross_q", self._plain_norm(x)), linear))
+        y = F.gelu(linear("up", modulate(x, ffn_shift, ffn_scale, eps=EPS)), approximate="tanh")
+        return torch.addcmul(x, linear("down", y), ffn_gate.to(x.dtype))
+
+    def _fused(self) -> torch.Tensor:
+        """Each activation is quantised once, where it is made; gates and residuals are added where the product ends."""
+
+        def product(name: str, codes, **epilogue) -> torch.Tensor:
+            run = int8_matmul_gate_residual if epilogue else int8_matmul
+            return run(*codes, *self.codes[name], self.biases[name], **(epilogue or {"out_dtype": self.x.dtype}))
+
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation
+        x = self.x
+        y = layer_norm_modulate_quantize(x, shift, scale, eps=EPS)
+        q, k = (rms_norm_rope(product(name, y), self.gain, self.freqs, heads=self.heads, eps=EPS) for name in "qk")
+        v = product("v", y).unflatten(-1, (self.heads, self.width))
+        x = product("o", quantize_row(_attention(q, k, v, self.projection)), residual=x, gate=gate)
+        q = product("cross_q", quantize_row(self._plain_norm(x)))
+        attended = self._cross(q, lambda name, text: product(name, quantize_row(text)))
+        x = product("cross_o", quantize_row(attended), residual=x, gate=torch.ones_like(gate))
+        y = layer_norm_modulate_quantize(x, ffn_shift, ffn_scale, eps=EPS)
+        y = int8_matmul_gelu_quantize(*y, *self.codes["up"], self.biases["up"], out_dtype=x.dtype)
+        return product("down", y, residual=x, gate=ffn_gate)
+
+    def _plain_norm(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], *self.affine, EPS)
+
+    def _cross(self, q: torch.Tensor, linear) -> torch.Tensor:
+        k, v = linear("cross_k", self.text), linear("cross_v", self.text)
+        return _attention(*(x.unflatten(-1, (self.heads, self.width)) for x in (q, k, v)), None)
+
+
+def _attention(q, k, v, projection) -> torch.Tensor:
+    """[B, L, H, D] each -> [B, L, H * D]; sparse-linear with a projection, else dense."""
+    if projection is not None:
+        return sparse_linear_attention(q, k, v, *projection, topk=TOPK).flatten(2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def measure(clock: Clock, sizes=SIZES) -> Iterator[Row]:
+    block = Block(clock.device, **sizes)
+    cuda = clock.device.type == "cuda"
+    shape = " ".join(f"{name}={value}" for name, value in sizes.items())
+    expected = block.run(VARIANTS[1]).float()
+    first = None
+    for variant in VARIANTS:
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+        row = Row(PHASE, variant, shape)
+        if variant in VARIANTS[2:]:
+            row.error = ((block.run(variant).float() - expected).norm() / expected.norm()).item()
+            row.note = "error: against the row above it in int8"
+        if row.error is not None and not row.error <= TOLERANCE:
+            row.note = f"not timed: wrong, {TOLERANCE:.1e} is allowed"
+        else:
+            row.timing = clock.time(lambda variant=variant: block.run(variant))
+            first = first or row.timing.ms
+            row.note = f"{row.note} {first / row.timing.ms:.2f} times as fast as dense".strip()
+        if cuda:
+            row.note += f"; peak {(torch.cuda.max_memory_allocated() - held) / 1e9:.1f} GB over weights and input"
+        yield row

@@ -1,0 +1,148 @@
+"""Block-scaled int8 linears against cuBLAS in bf16, fp8 and comfy_kitchen's int8, at the shapes of Wan."""
+
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from ....kernels.reference import int8 as reference
+from ....kernels.triton.int8_linear import (
+    int8_linear,
+    int8_matmul,
+    int8_matmul_gate_residual,
+    int8_matmul_gelu_quantize,
+)
+from ....kernels.triton.int8_quantize import quantize_block, quantize_row
+from .machine import floor_ms, peak
+from .report import Row
+from .timing import Clock
+
+PHASE = "Int8 linear"
+# rows, inputs, outputs: 14B 720p, 1.3B 480p, text tokens
+SHAPES = (
+    (75600, 5120, 5120),
+    (75600, 5120, 13824),
+    (75600, 13824, 5120),
+    (32760, 1536, 1536),
+    (32760, 1536, 8960),
+    (32760, 8960, 1536),
+    (512, 5120, 5120),
+)
+# Against float64, of normally distributed values; quantising alone gives 1.42e-2 (blocks) and 1.35e-2 (rows).
+TOLERANCE = 2.5e-2
+CHECKED_ROWS = 512
+
+
+def measure(clock: Clock, shapes=SHAPES) -> Iterator[Row]:
+    for m, k, n in shapes:
+        yield from _shape(clock, m, k, n)
+
+
+def _shape(clock: Clock, m: int, k: int, n: int) -> Iterator[Row]:
+    device = clock.device
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
+    generator = torch.Generator(device).manual_seed(m + k + n)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    x, weight, bias = draw(m, k), draw(n, k) / k**0.5, draw(n)
+    shape, flop = f"{m} x {k} -> {n}", 2 * m * k * n
+    w8, w_scale = quantize_block(weight)
+    floor = floor_ms(peak(device), m * k * 2 + n * k + m * n * 2, int8=flop)
+    exact = x[:CHECKED_ROWS].double() @ weight.double().T + bias.double()
+
+    def error(y: torch.Tensor) -> float:
+        return ((y[:CHECKED_ROWS].double() - exact).norm() / exact.norm()).item()
+
+    cublas = Row(PHASE, "bf16, cuBLAS", shape, clock.time(lambda: F.linear(x, weight, bias)), flop)
+    cublas.error = error(F.linear(x, weight, bias))
+    yield cublas
+    kitchen = list(_comfy_kitchen(clock, x, weight, bias, shape, flop, error))
+    baselines = {"cublas": cublas, "comfy_kitchen": next((row for row in kitchen if row.timing), None)}
+
+    def ours(name: str, run, check=None) -> Row:
+        row = Row(PHASE, name, shape, flop=flop, floor=floor, error=check and error(check()))
+        if row.error is not None and not row.error <= TOLERANCE:
+            row.note = f"not timed: wrong, {TOLERANCE:.1e} is allowed"
+            return row
+        row.timing = clock.time(run)
+        row.ratios = {name: other.timing.ms / row.timing.ms for name, other in baselines.items() if other}
+        return row
+
+    for activation, quantize in (("block", quantize_block), ("row", quantize_row)):
+        codes, scales = quantize(x)
+        yield ours(
+            f"int8, {activation} scales, with quantising",
+            lambda activation=activation: int8_linear(x, w8, w_scale, bias, activation=activation),
+            lambda activation=activation: int8_linear(x, w8, w_scale, bias, activation=activation),
+        )
+        yield ours(
+            f"  product alone, {activation} scales",
+            lambda codes=codes, scales=scales: int8_matmul(codes, scales, w8, w_scale, bias, out_dtype=dtype),
+        )
+        yield Row(PHASE, f"  quantise, {activation}", shape, clock.time(lambda quantize=quantize: quantize(x)))
+    codes, scales = quantize_block(x)
+    yield ours(
+        "  product + GELU + quantise",
+        lambda: int8_matmul_gelu_quantize(codes, scales, w8, w_scale, bias, out_dtype=dtype),
+    )
+    residual, gate = draw(1, m, n), draw(1, n)
+    yield ours(
+        "  product + gate + residual",
+        lambda: int8_matmul_gate_residual(codes[None], scales[None], w8, w_scale, bias, residual=residual, gate=gate),
+    )
+    difference = int8_matmul(
+        codes[:CHECKED_ROWS], scales[: CHECKED_ROWS // 128 or 1], w8, w_scale, bias, out_dtype=dtype
+    ).float()
+    difference -= reference.int8_matmul(
+        codes[:CHECKED_ROWS], scales[: CHECKED_ROWS // 128 or 1], w8, w_scale, bias, out_dtype=dtype
+    ).float()
+    yield Row(
+        PHASE,
+        "  product against its reference",
+        shape,
+        note=f"{(difference != 0).float().mean().item():.1e} of elements differ",
+    )
+    yield from kitchen
+    yield from _torch_products(clock, x, weight, codes, w8, shape, flop)
+
+
+def _torch_products(clock: Clock, x, weight, codes, w8, shape: str, flop: float) -> Iterator[Row]:
+    """What torch brings: fp8 with a scale for each row, and the bare int8 product."""
+    x8, weight8 = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
+    scales = {
+        "scale_a": torch.ones(len(x), 1, device=x.device),
+        "scale_b": torch.ones(1, len(weight), device=x.device),
+    }
+    cases = {
+        "fp8, torch._scaled_mm": lambda: torch._scaled_mm(x8, weight8.T, **scales, out_dtype=torch.bfloat16),
+        "int8, torch._int_mm (no scales)": lambda: torch._int_mm(codes, w8.T),
+    }
+    for name, run in cases.items():
+        row = Row(PHASE, name, shape, flop=flop)
+        try:
+            row.timing = clock.time(run)
+        except (RuntimeError, NotImplementedError) as error:
+            row.note = f"not here: {str(error).strip().splitlines()[0][:80]}"
+        yield row
+
+
+def _comfy_kitchen(clock: Clock, x, weight, bias, shape: str, flop: float, error) -> Iterator[Row]:
+    """comfy_kitchen's int8_linear (a scale for each output channel) on its compiled and its Triton backend."""
+    if importlib.util.find_spec("comfy_kitchen") is None:
+        return
+    import comfy_kitchen
+
+    amax = weight.float().abs().amax(1)
+    codes = (weight.float() / (amax / 127)[:, None]).round().to(torch.int8)
+    for backend in ("cuda", "triton") if clock.device.type == "cuda" else ("eager",):
+        row = Row(PHASE, f"int8, comfy_kitchen {backend}", shape, flop=flop)
+        try:
+            with comfy_kitchen.use_backend(backend):
+                row.error = error(comfy_kitchen.int8_linear(x, codes, amax / 127, bias))
+                row.timing = clock.time(lambda: comfy_kitchen.int8_linear(x, codes, amax / 127, bias))
+        except (RuntimeError, ValueError, comfy_kitchen.BackendError) as reason:
+            row.note = f"not here: {str(reason).strip().splitlines()[0][:80]}"
+        yield row

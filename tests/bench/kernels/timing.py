@@ -1,0 +1,68 @@
+"""How long an operator takes on a device, and how much of the time allowed is left."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+WARM_UPS = 3
+REPETITIONS = 5
+SECONDS = 0.5  # of repetitions, for what is quick
+FLUSHED_BELOW = 2.0  # ms: what is quicker could find its inputs in the L2 cache, which a model's next layer would not
+FLUSH_BYTES = 128 << 20
+
+
+class Timing(NamedTuple):
+    """Milliseconds: the median, and the tenth of the repetitions that were quickest and slowest."""
+
+    ms: float
+    p10: float
+    p90: float
+
+
+class Clock:
+    """Times on one device, within `budget` seconds from now."""
+
+    def __init__(self, device: torch.device, budget: float, quick: bool = False):
+        self.device, self._quick = device, quick
+        self._end = time.monotonic() + budget
+        self._flush = torch.empty(FLUSH_BYTES if device.type == "cuda" else 1, dtype=torch.uint8, device=device)
+
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+    def time(self, run: Callable[[], object]) -> Timing:
+        """The device's time for `run`, warmed up; the CPU's, without a GPU."""
+        if self._quick:
+            return _summary([self._once(run)])
+        for _ in range(WARM_UPS):
+            first = self._once(run)
+        flush = first < FLUSHED_BELOW
+        samples, start = [], time.monotonic()
+        while len(samples) < REPETITIONS or time.monotonic() - start < SECONDS:
+            if flush:
+                self._flush.zero_()
+            samples.append(self._once(run))
+        return _summary(samples)
+
+    def _once(self, run: Callable[[], object]) -> float:
+        if self.device.type != "cuda":
+            start = time.perf_counter()
+            run()
+            return (time.perf_counter() - start) * 1e3
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+
+def _summary(samples: list[float]) -> Timing:
+    ordered = sorted(samples)
+
+    def at(share: float) -> float:
+        return ordered[round(share * (len(ordered) - 1))]
+
+    return Timing(at(0.5), at(0.1), at(0.9))

@@ -1,0 +1,62 @@
+"""The kernel benchmark without a GPU: every line of it runs, and what it reports is what it measured."""
+
+from td_pack.tests.support import interpreter  # noqa: F401  isort: skip - before triton is imported
+
+import json
+import os
+import subprocess
+import sys
+
+from td_pack.tests.bench.kernels import attention, report, targets
+from td_pack.tests.bench.kernels.timing import Timing
+from td_pack.tests.conftest import ROOT
+
+
+def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    kept = {name: value for name, value in os.environ.items() if name not in ("COMFYUI_PATH", "TRITON_INTERPRET")}
+    command = [sys.executable, str(ROOT / "dev.py"), "bench", "kernels", *arguments]
+    return subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True)
+
+
+def test_a_rehearsal_runs_every_phase_without_comfyui(tmp_path):
+    done = bench("--rehearse", "--json", str(tmp_path / "k.json"), "--markdown", str(tmp_path / "k.md"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "k.json").read_text())
+    assert "mean nothing" in found["machine"]["machine"]
+    phases = {row["phase"] for row in found["rows"]}
+    assert phases == {"Compiling", "Attention", "Int8 linear", "One block"}
+    wrong = [row["operator"] for row in found["rows"] if "wrong" in row["note"]]
+    assert not wrong
+    assert "Targets" not in done.stdout and "MISSED" not in done.stdout
+    assert (tmp_path / "k.md").read_text() == done.stdout[:-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["k.json", "k.md"]
+
+
+def test_without_a_gpu_it_says_so():
+    done = bench(CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert "needs a GPU" in done.stderr and not done.stdout
+
+
+def test_a_wrong_operator_is_not_timed(monkeypatch):
+    """An operator that forgets the linear branch is far outside the tolerance."""
+    import torch
+    from td_pack.kernels.triton.block_sparse_attention import sparse_linear_attention
+    from td_pack.tests.bench.kernels.timing import Clock
+
+    broken = lambda given, topk, pv: sparse_linear_attention(*given[:3], None, None, topk=topk)  # noqa: E731
+    monkeypatch.setattr(attention, "operator", broken)
+    clock = Clock(torch.device("cpu"), 60, quick=True)
+    rows = list(attention.measure(clock, shapes=[(130, 1)], ratios=(0.5,), width=64))
+    assert [row.timing for row in rows if row.operator.startswith("sla")] == [None, None]
+
+
+def test_targets_are_judged_on_the_ratio_that_was_measured():
+    def row(ratio: float) -> report.Row:
+        row = report.Row(attention.PHASE, "sla 16-bit, top-k 0.1", "L=75600 H=40", Timing(10, 9, 11))
+        row.ratios = {"sdpa": ratio}
+        return row
+
+    first = [targets.verdicts({"GPU": "NVIDIA H200"}, [row(ratio)])[0] for ratio in (5.01, 4.99)]
+    assert ["holds" in line for line in first] == [True, False]
+    assert "not measured" in targets.verdicts({"GPU": "NVIDIA H200"}, [])[0]

@@ -1,0 +1,110 @@
+"""What a person gets from the registry: the archive's files, the report of install.py, the commands that work without tests."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from td_pack.tests.conftest import ROOT
+from td_pack.turbo_core import environment
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ARCHIVE_MB = 2
+
+
+def archived() -> list[Path]:
+    """What `comfy node pack` puts into the archive: the files git knows less those of .comfyignore."""
+
+    def listed(*options: str) -> set[str]:
+        command = ["git", "ls-files", *options]
+        return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines())
+
+    return [Path(name) for name in listed() - listed("--cached", "--ignored", "--exclude-from=.comfyignore")]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The archive unpacked where a user has it."""
+    comfyui = tmp_path_factory.mktemp("installed") / "ComfyUI"
+    pack = comfyui / "custom_nodes" / "turbodiffusion"
+    for path in archived():
+        (pack / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, pack / path)
+    (comfyui / "comfyui_version.py").write_text('__version__ = "0.30.0"\n')
+    return pack
+
+
+def run(pack: Path, *command: str) -> subprocess.CompletedProcess:
+    variables = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
+    return subprocess.run([sys.executable, *command], cwd=pack, env=variables, capture_output=True, text=True)
+
+
+def test_the_archive_is_small_and_holds_no_tests_or_weights(installed):
+    files = [path for path in installed.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < ARCHIVE_MB * 1e6
+    names = {path.relative_to(installed).parts[0] for path in files}
+    assert not names & {"tests", "docs", ".git", ".github", ".ci"}
+    assert not [path for path in files if path.suffix in (".safetensors", ".pth", ".pt", ".mp4")]
+    assert {
+        "__init__.py",
+        "install.py",
+        "LICENSE",
+        "NOTICE",
+        "README.md",
+        "pyproject.toml",
+        "nodes",
+        "workflows",
+    } <= names
+
+
+@pytest.mark.parametrize("options", [(), ("-S",)], ids=["ComfyUI's Python", "a Python without torch"])
+def test_install_reports_and_changes_nothing(installed, options):
+    before = sorted(installed.rglob("*"))
+    done = [run(installed, "-B", *options, "install.py") for _ in range(2)]
+    assert [each.returncode for each in done] == [0, 0] and done[0].stdout == done[1].stdout
+    assert not done[0].stderr and len(done[0].stdout.splitlines()) <= 12
+    assert "ComfyUI 0.30.0" in done[0].stdout
+    assert sorted(installed.rglob("*")) == before
+    if options:
+        assert "torch: not installed" in done[0].stdout and "-m pip install triton" in done[0].stdout
+    else:
+        assert f"torch {importlib.metadata.version('torch')}, built for" in done[0].stdout
+
+
+def test_old_hosts_are_named(tmp_path):
+    (tmp_path / "comfyui_version.py").write_text('__version__ = "0.29.1"\n')
+    assert "ComfyUI 0.29.1: too old, 0.30.0 or newer is needed" in environment.report(tmp_path)
+
+
+def test_windows_is_told_the_triton_of_its_torch():
+    command = environment.triton_command
+    assert command((2, 9, 1), windows=True).endswith('-m pip install -U "triton-windows<3.6"')
+    assert command((2, 10, 0), windows=True).endswith('"triton-windows<3.7"')
+    assert command((2, 99, 0), windows=True).endswith('"triton-windows<3.7"')
+    assert command((2, 9, 1), windows=False).endswith("-m pip install triton")
+
+
+def test_an_installed_copy_converts_and_says_what_it_lacks(installed):
+    missing = run(installed, "-B", "dev.py", "convert", "nothing.pth", "out")
+    assert missing.returncode == 1 and missing.stderr.startswith("convert: ")
+    test = run(installed, "-B", "dev.py", "test")
+    assert test.returncode == 2 and "needs the whole repository" in test.stderr
+
+
+def test_requirements_equal_the_projects():
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    assert [line for line in lines if line] == PROJECT["project"]["dependencies"]
+
+
+def test_the_changelog_knows_the_version():
+    versions = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert versions[0] == "Unreleased" and (PROJECT["project"]["version"] in versions or len(versions) == 1)
