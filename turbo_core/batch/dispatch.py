@@ -174,7 +174,8 @@ class Dispatcher:
                 await asyncio.gather(last, return_exceptions=True)
 
     async def _attempt(self, worker: Worker, job: Job, free: Callable[[], None]) -> bool:
-        """Whether the job was done; calls `free` when the worker can take another. Raises WorkerFailed if the worker is lost, Stopped if nothing can be kept."""
+        """Whether the job was done; calls `free` when the worker can take another. Raises WorkerFailed if the worker is lost,
+        Stopped if nothing can be kept."""
         try:
             number = self._manifest.begin(job.id, worker.name)
         except sqlite3.OperationalError as error:

@@ -115,6 +115,8 @@ class LocalServer:
 
     def log(self, start: int = 0) -> str:
         """What the server wrote from that byte on, or the end of it where that is long."""
+        if self._log.closed:
+            return ""
         self._log.seek(max(start, self.log_size() - _LOG_LIMIT))
         return self._log.read().decode("utf-8", "replace")
 

@@ -76,12 +76,18 @@ class RayWorker:
         return await self._call("object_info")
 
     async def _call(self, method: str):
+        self._check()
         try:
             return await getattr(self._actor, method).remote()
         except RayError as error:
             raise self._lost(error) from error
 
+    def _check(self) -> None:
+        if self._actor is None:
+            raise WorkerFailed("The worker was lost.")
+
     async def run(self, task: Task) -> AsyncIterator[dict | Outcome]:
+        self._check()
         try:
             async for reference in self._actor.run.options(num_returns="streaming").remote(task):
                 yield await reference

@@ -108,7 +108,7 @@ class ServerWorker:
         except PromptRejected as refusal:
             return Outcome(prompt, timings=notes.timings(), log=notes.text(), error=_refusal(refusal, prompt))
         except TimeoutError as error:
-            await self._abandon(task)
+            await self._unstick(task)
             return Outcome(prompt, timings=notes.timings(), log=notes.text(), error=str(error), lost=True)
         except (ServerLost, aiohttp.ClientError, OSError) as error:
             return Outcome(
@@ -145,6 +145,10 @@ class ServerWorker:
         with contextlib.suppress(aiohttp.ClientError, OSError, asyncio.TimeoutError):
             await asyncio.wait_for(self._client.interrupt(task.prompt_id), 10)
 
+    async def _unstick(self, task: Task) -> None:
+        """After an attempt that took too long."""
+        await self._abandon(task)
+
     async def reset(self) -> None:
         with contextlib.suppress(aiohttp.ClientError, OSError):
             await self._client.free()
@@ -173,6 +177,8 @@ class LocalWorker(ServerWorker):
         return {"url": self._server.url, "server_pid": self._server.pid}
 
     async def run(self, task: Task) -> AsyncIterator[dict | Outcome]:
+        if not self._server.is_running():
+            raise WorkerFailed("The server has ended.")
         log_start = self._server.log_size()
         async for item in super().run(task):
             if isinstance(item, Outcome):
@@ -182,6 +188,9 @@ class LocalWorker(ServerWorker):
 
     def _is_alive(self) -> bool:
         return self._server.is_running()
+
+    async def _unstick(self, task: Task) -> None:
+        await asyncio.to_thread(self._server.stop)
 
     async def reset(self) -> None:
         await asyncio.to_thread(self._server.stop)
