@@ -97,7 +97,10 @@ def overhead(base: Path, jobs: int, rounds: int) -> tuple[float, list[float]]:
     """Seconds for the jobs through one server: queued all at once by hand, and by the batch tool, from the first prompt to the
     last end, in turns; the median of the ratios, and the seconds of each job."""
     prompt, ratios, recorded = json.loads((base / "workflow.json").read_text()), [], []
-    with ComfyServer(base, test_nodes=True) as server:
+    from td_pack.tests.support import checkpoints
+
+    checkpoints.write_models(base / "server" / "models")
+    with ComfyServer(base / "server", test_nodes=True) as server:
         server.client.run(prompt)
         for i in range(rounds):
             by_hand = queued_by_hand(server, prompt, range(1000 * i + 100, 1000 * i + 100 + jobs))
