@@ -4,6 +4,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from .attention import TurboDiffusionSLA
 from .convert import TurboDiffusionConvert
+from .decode import TurboDiffusionVAEDecode, TurboDiffusionVAEDecodeVideo
+from .image import TurboDiffusionPrepareImage
 from .loader import TurboDiffusionLoader
 from .lora import TurboDiffusionLoRA
 from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
@@ -20,6 +22,9 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionSampler,
             TurboDiffusionGuider,
             TurboDiffusionSample,
+            TurboDiffusionVAEDecode,
+            TurboDiffusionVAEDecodeVideo,
+            TurboDiffusionPrepareImage,
             TurboDiffusionConvert,
             TurboDiffusionStatus,
         ]

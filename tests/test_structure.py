@@ -202,6 +202,18 @@ CONTRACT = {
         ],
         ["STRING path"],
     ),
+    "TurboDiffusionVAEDecode": (["samples LATENT", "vae VAE"], ["IMAGE"]),
+    "TurboDiffusionVAEDecodeVideo": (["samples LATENT", "vae VAE", "fps FLOAT=16.0 [1.0, 120.0]"], ["VIDEO"]),
+    "TurboDiffusionPrepareImage": (
+        [
+            "image IMAGE,MASK",
+            "resolution COMBO=480p [480p, 720p]",
+            "aspect COMBO=image [image, 16:9, 9:16, 4:3, 3:4, 1:1]",
+            "fit COMBO=stretch [stretch, crop, pad]",
+            "background COMBO=black [black, gray, white] optional",
+        ],
+        ["IMAGE", "INT width", "INT height"],
+    ),
     "TurboDiffusionStatus": (["any * optional"], ["STRING report"]),
 }
 NODES = {node.define_schema().node_id: node for node in asyncio.run(TurboDiffusionExtension().get_node_list())}

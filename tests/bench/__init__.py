@@ -7,6 +7,7 @@ BENCHES = {
     "load": "time and memory of loading full-size int8 experts",
     "convert": "time and memory of converting one",
     "batch": "40 jobs with a worker killed twice, overhead over queueing by hand, throughput over workers",
+    "decode": "memory of decoding 81 and 161 frames, beside ComfyUI's own decode",
     "kernels": "the kernels on this machine's GPU, in the Python that starts it (torch and triton are enough)",
 }
 STANDALONE = ("kernels",)  # need neither ComfyUI nor its environment

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.graph import NOTES, ui_to_api
-from td_pack.tests.support.workflows import fit
+from td_pack.tests.support.workflows import fit, is_link
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
@@ -54,6 +54,7 @@ def test_every_workflow_is_there_in_both_formats():
 def test_links_are_the_same_at_both_ends(ui):
     nodes = {node["id"]: node for node in ui["nodes"]}
     said_by_links, said_by_sources, said_by_targets = {}, {}, {}
+    kinds = {link[0]: link[5] for link in ui["links"]}
     for link, source, source_slot, target, target_slot, kind in ui["links"]:
         assert link not in said_by_links, f"link {link} is listed twice"
         said_by_links[link] = (source, source_slot, target, target_slot, kind)
@@ -62,7 +63,10 @@ def test_links_are_the_same_at_both_ends(ui):
             said_by_sources |= {link: (node["id"], slot, output["type"]) for link in output["links"] or ()}
         for slot, socket in enumerate(node["inputs"]):
             if socket["link"] is not None:
-                said_by_targets[socket["link"]] = (node["id"], slot, socket["type"])
+                # A socket may take several types, "IMAGE,MASK"; its link carries one of them.
+                kind = kinds.get(socket["link"])
+                taken = kind if kind in socket["type"].split(",") else socket["type"]
+                said_by_targets[socket["link"]] = (node["id"], slot, taken)
 
     assert said_by_sources == {link: (s, slot, kind) for link, (s, slot, _, _, kind) in said_by_links.items()}
     assert said_by_targets == {link: (t, slot, kind) for link, (_, _, t, slot, kind) in said_by_links.items()}
@@ -129,9 +133,15 @@ def test_the_seed_stays(ui):
 
 def test_length_rate_and_size_fit_the_model(name, api):
     (latent,) = (n["inputs"] for n in api.values() if n["class_type"] in {"EmptyHunyuanLatentVideo", "WanImageToVideo"})
-    (video,) = (n["inputs"] for n in api.values() if n["class_type"] == "CreateVideo")
+    (video,) = (n["inputs"] for n in api.values() if n["class_type"] == "TurboDiffusionVAEDecodeVideo")
     assert latent["length"] % 4 == 1
-    assert (latent["width"], latent["height"]) in SIZES[name.split("-")[-1]]
+    resolution = name.split("-")[-1]
+    if is_link(latent["width"]):
+        (picture,) = (key for key, n in api.items() if n["class_type"] == "TurboDiffusionPrepareImage")
+        assert (latent["start_image"], latent["width"], latent["height"]) == ([picture, 0], [picture, 1], [picture, 2])
+        assert api[picture]["inputs"]["resolution"] == resolution.lower()
+    else:
+        assert (latent["width"], latent["height"]) in SIZES[resolution]
     assert video["fps"] == 16
 
 
