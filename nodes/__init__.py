@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import metadata, replacements
 from .attention import TurboDiffusionSLA
+from .camera import TurboDiffusionCameraCondition, TurboDiffusionCameraEmbed, TurboDiffusionCameraPath
 from .compare import TurboDiffusionCompare
 from .convert import TurboDiffusionConvert
 from .decode import TurboDiffusionVAEDecode, TurboDiffusionVAEDecodeVideo
@@ -46,4 +47,7 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionLegacyI2V,
             TurboDiffusionLegacyT2V,
             TurboDiffusionLegacySaveVideo,
+            TurboDiffusionCameraPath,
+            TurboDiffusionCameraEmbed,
+            TurboDiffusionCameraCondition,
         ]

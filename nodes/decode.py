@@ -9,6 +9,7 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..turbo_core.host.decode import decode_images, latent_of
 from ..turbo_core.host.decode_video import decode_video
+from ..turbo_core.record import timed
 from ..turbo_core.video import Mp4Writer
 from .loader import CATEGORY
 
@@ -38,7 +39,9 @@ class TurboDiffusionVAEDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples: dict, vae) -> io.NodeOutput:
-        return io.NodeOutput(decode_images(vae, latent_of(vae, samples)))
+        with timed(samples, "decode"):
+            images = decode_images(vae, latent_of(vae, samples))
+        return io.NodeOutput(images)
 
 
 class TurboDiffusionVAEDecodeVideo(io.ComfyNode):
@@ -64,7 +67,8 @@ class TurboDiffusionVAEDecodeVideo(io.ComfyNode):
     @classmethod
     def execute(cls, samples: dict, vae, fps: float) -> io.NodeOutput:
         rate = Fraction(fps)
-        path, frames = decode_video(vae, latent_of(vae, samples), rate, Path(folder_paths.get_temp_directory()))
+        with timed(samples, "decode"):
+            path, frames = decode_video(vae, latent_of(vae, samples), rate, Path(folder_paths.get_temp_directory()))
         return io.NodeOutput(DecodedVideo(path, frames, rate))
 
 

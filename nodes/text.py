@@ -1,11 +1,13 @@
 """Text conditioning."""
 
 import os
+import time
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
 
+from ..turbo_core.host.prompt import with_seconds
 from ..turbo_core.host.text_encode import text_conditioning
 from ..turbo_core.text_cache import TextCache
 from .loader import CATEGORY
@@ -65,4 +67,6 @@ class TurboDiffusionTextEncode(io.ComfyNode):
         path = Path(folder_paths.get_full_path_or_raise(_FOLDER, encoder_name))
         store = TextCache(Path(folder_paths.get_user_directory()) / "turbodiffusion" / "text_cache") if cache else None
         embeddings = folder_paths.get_folder_paths("embeddings")
-        return io.NodeOutput(text_conditioning(path, encoder_name, text, embeddings, store))
+        began = time.perf_counter()
+        conditioning = text_conditioning(path, encoder_name, text, embeddings, store)
+        return io.NodeOutput(with_seconds(conditioning, "text encode", time.perf_counter() - began))

@@ -35,10 +35,11 @@ if (
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """One live ComfyUI for the whole run: the pack under an odd folder name, the test nodes, tiny checkpoints."""
-    from td_pack.tests.support import checkpoints
+    from td_pack.tests.support import checkpoints, lingbot
     from td_pack.tests.support.server import ComfyServer
 
     base = tmp_path_factory.mktemp("comfyui")
     checkpoints.write_models(base / "models")
+    lingbot.write_models(base / "models")
     with ComfyServer(base, pack_name="odd name-1.0 (turbo)", test_nodes=True) as running:
         yield running

@@ -4,7 +4,6 @@ import ast
 import asyncio
 import inspect
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import folder_paths
 import pytest
 from comfy_api.latest import io
 from td_pack.nodes import TurboDiffusionExtension
+from td_pack.tests.support.fresh import fresh
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(
@@ -27,7 +27,7 @@ TOP_LEVEL = {"nodes", "turbo_core", "kernels", "tests"}
 def layer(path: Path) -> str:
     """The row of ALLOWED that a file belongs to."""
     parts = path.with_suffix("").parts
-    return "turbo_core/host" if parts[:2] == ("turbo_core", "host") else parts[0]
+    return next((row for row in ALLOWED if "/" in row and parts[:2] == tuple(row.split("/"))), parts[0])
 
 
 # layer -> what it may import of the pack, which other modules it may not
@@ -38,6 +38,7 @@ ALLOWED = {
     "turbo_core/host": ({"turbo_core", "turbo_core/host", "kernels"}, {"folder_paths", "comfy_api", "triton"}),
     "turbo_core": ({"turbo_core", "kernels"}, HOST | {"folder_paths", "triton"}),
     "kernels": ({"kernels"}, HOST | {"folder_paths"}),
+    "kernels/kitchen": ({"kernels"}, HOST - {"comfy_kitchen"} | {"folder_paths", "triton"}),
 }
 
 
@@ -88,21 +89,6 @@ def test_nothing_is_installed():
     lines = (line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
     listed = re.search(r"^dependencies = (\[.*?\])", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
     assert ast.literal_eval(listed[1]) == [line for line in lines if line] == []
-
-
-def fresh(code: str, folder: Path) -> str:
-    """What a new interpreter prints that loaded the pack as `pack`, by path as ComfyUI does, then ran `code`."""
-    prelude = f"""
-import importlib.util, sys, time
-def load():
-    spec = importlib.util.spec_from_file_location("pack", {str(ROOT / "__init__.py")!r}, submodule_search_locations=[{str(ROOT)!r}])
-    sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-"""
-    done = subprocess.run([sys.executable, "-c", prelude + code], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_importing_the_pack_is_free(tmp_path):
@@ -160,6 +146,7 @@ CONTRACT = {
             "topk FLOAT=0.1 [0.01, 1.0]",
             "dense_blocks STRING=''",
             "allow_untrained BOOLEAN=False",
+            "dense_steps INT=0 [0, 10000] optional",
         ],
         ["MODEL"],
     ),
@@ -277,6 +264,35 @@ CONTRACT = {
             "format COMBO=mp4 [mp4, gif, webm]",
         ],
         ["IMAGE frames"],
+    ),
+    "TurboDiffusionCameraPath": (
+        [
+            "source COMBO=actions [actions, preset, folder]",
+            "actions STRING='w-40'",
+            "preset COMBO=forward [forward, back, orbit_left, orbit_right, pan_left, pan_right, tilt_up, tilt_down, "
+            "dolly_zoom, static]",
+            "amount FLOAT=1.0 [0.0, 10.0]",
+            "ease COMBO=linear [linear, smooth]",
+            "folder STRING=''",
+            "convention COMBO=opencv [opencv, opengl]",
+            "length INT=81 [1, 4001]",
+            "fov FLOAT=0.0 [0.0, 170.0]",
+            "max_length INT=0 [0, 4001] optional",
+        ],
+        ["TURBO_CAMERA", "INT length"],
+    ),
+    "TurboDiffusionCameraEmbed": (
+        [
+            "camera TURBO_CAMERA",
+            "width INT=832 [16, 8192]",
+            "height INT=480 [16, 8192]",
+            "control COMBO=cam [cam, act]",
+        ],
+        ["WAN_CAMERA_EMBEDDING", "IMAGE preview"],
+    ),
+    "TurboDiffusionCameraCondition": (
+        ["positive CONDITIONING", "camera_embed WAN_CAMERA_EMBEDDING", "negative CONDITIONING optional"],
+        ["CONDITIONING positive", "CONDITIONING negative"],
     ),
 }
 NODES = {node.define_schema().node_id: node for node in asyncio.run(TurboDiffusionExtension().get_node_list())}

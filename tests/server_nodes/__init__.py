@@ -1,15 +1,19 @@
 """Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder, random latents, and faults."""
 
 import itertools
+import os
+import pathlib
+import time
 import zlib
 
+import comfy.model_management
 import comfy.sd
 import folder_paths
 import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io
 
-from . import faults
+from . import faults, process
 
 TOKENS = 512
 
@@ -109,9 +113,54 @@ class TestFailingVAE(io.ComfyNode):
         return io.NodeOutput(vae)
 
 
+class TestTrouble(io.ComfyNode):
+    """Passes a latent on, or fails in one of the ways that a batch has to survive."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestTrouble",
+            display_name="Test Trouble",
+            category="tests",
+            inputs=[
+                io.Latent.Input("samples"),
+                io.Combo.Input("kind", options=["none", "error", "out of memory", "end the process", "wait"]),
+                io.String.Input(
+                    "once", default="", tooltip="A file that is made by the first run; later runs do nothing."
+                ),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, samples: dict, kind: str, once: str) -> io.NodeOutput:
+        if once and pathlib.Path(once).exists():
+            return io.NodeOutput(samples)
+        if once:
+            pathlib.Path(once).touch()
+        if kind == "error":
+            raise ValueError("This node always fails.")
+        if kind == "out of memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        if kind == "end the process":
+            os._exit(9)
+        for _ in range(6000 if kind == "wait" else 0):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time.sleep(0.05)
+        return io.NodeOutput(samples)
+
+
 class TestNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestTextEmbedding, TestTensorConditioning, TestRandomLatent, TestFailingVAE, *faults.NODES]
+        return [
+            TestTrouble,
+            TestTextEmbedding,
+            TestTensorConditioning,
+            TestRandomLatent,
+            TestFailingVAE,
+            *faults.NODES,
+            *process.NODES,
+        ]
 
 
 async def comfy_entrypoint() -> TestNodes:

@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import av
 from PIL import Image, ImageDraw
+from td_pack.turbo_core.batch.strip import paste_row, spaced_frames
 
-from . import checkpoints, workflows
+from . import checkpoints, lingbot, workflows
 from .client import ExecutionFailed, PromptRejected
 from .host import comfyui_path, load_host
 from .server import ComfyServer, ServerFailed
@@ -23,12 +23,14 @@ TINY_FILES = {
     "*T2V*": checkpoints.T2V_SLA,
     "*I2V*high*": checkpoints.I2V_HIGH,
     "*I2V*low*": checkpoints.I2V_LOW,
+    "high_noise_model*": lingbot.HIGH,
+    "low_noise_model*": lingbot.LOW,
     "*vae*": checkpoints.VAE,
 }
 # 800 tokens: enough blocks for the sparse attention to leave some out.
 TINY_SIZE = {"width": 256, "height": 160, "length": 17}
 PICTURE = "example.png"
-SHEET_FRAMES, SHEET_HEIGHT = 6, 160
+SHEET_HEIGHT = 160
 DAY = 24 * 3600
 
 
@@ -115,27 +117,10 @@ def run_job(name: str, prompt: dict, server: ComfyServer, out: Path) -> Path:
 
 def contact_sheet(videos: list[Path], path: Path) -> Path:
     """One row of evenly spaced frames for each video."""
-    rows = [[thumbnail(frame) for frame in spaced(read_frames(video))] for video in videos]
-    sheet = Image.new("RGB", (max(sum(t.width for t in row) for row in rows), len(rows) * SHEET_HEIGHT))
+    rows = [paste_row(spaced_frames(video), SHEET_HEIGHT) for video in videos]
+    sheet = Image.new("RGB", (max(row.width for row in rows), len(rows) * SHEET_HEIGHT))
     for i, (video, row) in enumerate(zip(videos, rows, strict=True)):
-        left = 0
-        for picture in row:
-            sheet.paste(picture, (left, i * SHEET_HEIGHT))
-            left += picture.width
+        sheet.paste(row, (0, i * SHEET_HEIGHT))
         ImageDraw.Draw(sheet).text((4, i * SHEET_HEIGHT + 2), video.stem, "white", stroke_width=2, stroke_fill="black")
     sheet.save(path)
     return path
-
-
-def read_frames(video: Path) -> list[Image.Image]:
-    with av.open(str(video)) as container:
-        return [frame.to_image() for frame in container.decode(video=0)]
-
-
-def spaced(frames: list[Image.Image]) -> list[Image.Image]:
-    count = min(SHEET_FRAMES, len(frames))
-    return [frames[round(i * (len(frames) - 1) / max(count - 1, 1))] for i in range(count)]
-
-
-def thumbnail(frame: Image.Image) -> Image.Image:
-    return frame.resize((round(frame.width * SHEET_HEIGHT / frame.height), SHEET_HEIGHT))

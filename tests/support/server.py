@@ -114,6 +114,10 @@ class ComfyServer:
         """All that the server wrote so far."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
+    def kill(self) -> None:
+        """Ends the server as a crash does."""
+        self._process.kill()
+
     def stop(self) -> None:
         """Ends the server; harmless when it has ended."""
         self._process.terminate()

@@ -36,7 +36,8 @@ def fit(prompt: dict, *, models: dict[str, str], width: int, height: int, length
     """A copy of the prompt with other file names and another size; with `text_node`, TestTextEmbedding gives the text.
 
     `models` maps patterns of the shipped file names to test files; the first that matches counts.
-    A linked width or height becomes a number too (it would carry the size of a full picture); a linked length stays.
+    A linked width or height becomes a number too (it would carry the size of a full picture); a linked length stays, and what gives
+    it, a camera path, becomes as short.
     """
     prompt = copy.deepcopy(prompt)
     if text_node:
@@ -47,6 +48,8 @@ def fit(prompt: dict, *, models: dict[str, str], width: int, height: int, length
             inputs.update(width=width, height=height)
         if "length" in inputs and not is_link(inputs["length"]):
             inputs["length"] = length
+        if "max_length" in inputs:
+            inputs["max_length"] = length
         for name, value in inputs.items():
             if is_model_file(value):
                 inputs[name] = _replacement(value, models)
