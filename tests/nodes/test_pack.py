@@ -14,7 +14,7 @@ ENTRY = """
 import asyncio, gc, sys, time
 sys.path.insert(0, sys.argv[1])
 import conftest                                   # the host's own modules and the pack by path
-import comfy.samplers, comfy_extras.nodes_custom_sampler, comfy_extras.nodes_wan, comfy.sd, comfy_api.latest, folder_paths
+import comfy.samplers, comfy_extras.nodes_custom_sampler, comfy_extras.nodes_wan, comfy.sd, comfy_api.latest, folder_paths, execution, server
 had_triton = "triton" in sys.modules
 gc.disable()                                      # a collection of the host's whole heap can fall anywhere and costs 0.2 s
 start = time.perf_counter()
