@@ -24,6 +24,8 @@ def _load_pack() -> None:
 
 _load_pack()
 
+from td_pack.tests.support import interpreter  # noqa: E402, F401 - before anything imports triton, as comfy_kitchen does
+
 if (
     "COMFYUI_PATH" in os.environ
 ):  # tests/kernels need none, and run on a GPU machine that has only torch, triton and pytest
