@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 from td_pack.tests.browser.page import Page
 
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Locale": "en"}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Locale": "en",
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}
 
 
 @pytest.fixture(scope="session")

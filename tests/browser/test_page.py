@@ -55,8 +55,11 @@ def test_a_wrong_input_is_explained(page):
     page.load({str(i): node for i, node in enumerate(renamed(job), 1)})
     page.run()
     page.tab.get_by_test_id("error-overlay").get_by_role("button", name="View details").click()
-    page.tab.get_by_text("14.2").first.wait_for()
+    # The panel names the inputs; the sentence itself is in the answer that the page keeps.
+    page.tab.get_by_text("TurboDiffusion Sample - sigma_max").first.wait_for()
     page.picture("wrong-input")
+    kept = page.tab.evaluate("() => JSON.stringify(app.lastNodeErrors)")
+    assert "sigma_max - " in kept and "14.2" in kept
     assert page.tab.evaluate("id => app.graph.getNodeById(id).has_errors", page.node_id("TurboDiffusionSample"))
 
 
