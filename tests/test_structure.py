@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(
     path.relative_to(ROOT)
     for path in ROOT.rglob("*.py")
-    if not path.relative_to(ROOT).parts[0].startswith(("tests", ".", "__pycache__"))
+    if not path.relative_to(ROOT).parts[0].startswith(("tests", "docs", ".", "__pycache__"))
 )
 COMMAND_LINE = {Path("dev.py"), Path("install.py")}  # talk to a person, and are no part of the running pack
 SOURCES = [path for path in SHIPPED if path not in COMMAND_LINE]
@@ -147,6 +147,7 @@ print([name for name in sys.modules if name.startswith("pack.nodes")])
 
 
 # name TYPE=default [min, max] or [options] flags; from the node contract
+SEED = f"seed INT=0 [0, {2**64 - 1}] control_after_generate"
 STEPS = "steps INT=4 [1, 16]"
 BOUNDARY = "boundary FLOAT=0.9 [0.001, 1.0]"
 MODE = "mode COMBO=sde [sde, ode]"
@@ -186,7 +187,7 @@ CONTRACT = {
             "high MODEL",
             "positive CONDITIONING",
             "latent LATENT",
-            f"seed INT=0 [0, {2**64 - 1}] control_after_generate",
+            SEED,
             STEPS,
             "sigma_max FLOAT=0.0 [0.0, 1000000.0]",
             BOUNDARY,
@@ -228,7 +229,65 @@ CONTRACT = {
         ["encoder_name COMBO [files]", "text STRING", "cache BOOLEAN=True"],
         ["CONDITIONING"],
     ),
+    "TurboDiffusionCompare": (
+        ["a IMAGE", "b IMAGE", "label_a STRING='A'", "label_b STRING='B'"],
+        ["IMAGE side_by_side", "IMAGE plot", "STRING report"],
+    ),
     "TurboDiffusionStatus": (["any * optional"], ["STRING report"]),
+    "TurboDiffusionLegacyLoader": (
+        [
+            "model_name COMBO [files]",
+            "attention_type COMBO=sla [original, sla, sagesla]",
+            "sla_topk FLOAT=0.1 [0.01, 1.0]",
+        ],
+        ["MODEL"],
+    ),
+    "TurboDiffusionLegacyI2V": (
+        [
+            "high_noise_model MODEL",
+            "low_noise_model MODEL lazy",
+            "conditioning CONDITIONING",
+            "vae VAE",
+            "image IMAGE",
+            "num_frames INT=77 [1, 241]",
+            "num_steps INT=4 [1, 4]",
+            "resolution COMBO=480 [480, 480p, 512, 720, 720p, custom]",
+            "aspect_ratio COMBO=16:9 [16:9, 9:16, 4:3, 3:4, 1:1]",
+            "boundary FLOAT=0.9 [0.0, 1.0]",
+            "sigma_max FLOAT=200.0 [1.0, 1000.0]",
+            SEED,
+            "use_ode BOOLEAN=False",
+            "width INT=480 [64, 2048]",
+            "height INT=480 [64, 2048]",
+        ],
+        ["IMAGE frames"],
+    ),
+    "TurboDiffusionLegacyT2V": (
+        [
+            "model MODEL",
+            "prompt STRING=''",
+            "vae VAE",
+            "num_frames INT=81 [1, 241]",
+            "num_steps INT=4 [1, 4]",
+            "resolution COMBO=480p [480, 480p, 512, 720, 720p]",
+            "aspect_ratio COMBO=16:9 [16:9, 9:16, 4:3, 3:4, 1:1]",
+            "sigma_max FLOAT=80.0 [1.0, 1000.0]",
+            SEED,
+            "use_ode BOOLEAN=False",
+            "conditioning CONDITIONING optional",
+            "text_encoder CLIP optional",
+        ],
+        ["IMAGE frames"],
+    ),
+    "TurboDiffusionLegacySaveVideo": (
+        [
+            "frames IMAGE",
+            "filename_prefix STRING='turbodiffusion'",
+            "fps INT=24 [1, 60]",
+            "format COMBO=mp4 [mp4, gif, webm]",
+        ],
+        ["IMAGE frames"],
+    ),
     "TurboDiffusionCameraPath": (
         [
             "source COMBO=actions [actions, preset, folder]",

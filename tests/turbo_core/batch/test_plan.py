@@ -119,8 +119,9 @@ def test_faults_of_the_graph_itself_are_found(planned, t2v):
         assert part in said
 
 
-def test_a_size_replaces_what_another_node_computed(planned, i2v):
+def test_a_size_replaces_what_another_node_computed(planned, i2v, tmp_path):
     """In the shipped workflow the size is that of the prepared image."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "example.png")
     (job,) = planned(i2v, {"width": "128", "height": "64"}).jobs
     (node,) = [node["inputs"] for node in job.prompt.values() if node["class_type"] == "WanImageToVideo"]
     assert (node["width"], node["height"]) == (128, 64)

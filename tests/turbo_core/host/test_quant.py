@@ -236,6 +236,10 @@ def test_the_stock_compile_node_works_and_the_pack_breaks_no_graph(single, backe
     assert all("builtin operator `open`" in reason for reason in counters["graph_break"])
 
 
+# The eager backend runs the same operators in the same order: a tenth of what tells the settings apart.
+TRACED = 1e-3
+
+
 def test_what_is_set_before_and_after_the_compile_node_holds(single):
     """Attention, dense first steps and a LoRA, per clone, in both orders: no graph of one serves another."""
     changes = (
@@ -245,10 +249,10 @@ def test_what_is_set_before_and_after_the_compile_node_holds(single):
         lambda m: with_q_lora(with_attention(m, "sla", 0.7, "", False)),
     )
     expected = [sample(change(single), steps=2) for change in changes]
-    assert min(relative_error(a, b) for a, b in itertools.combinations(expected, 2)) > 2 * COMPILED
+    assert min(relative_error(a, b) for a, b in itertools.combinations(expected, 2)) > 2 * TRACED
     compiled = compiled_by("eager", single)
     for i, change in enumerate(changes):
         for model in (change(compiled), compiled_by("eager", change(single))):
-            assert relative_error(sample(model, steps=2), expected[i]) <= COMPILED
+            assert relative_error(sample(model, steps=2), expected[i]) <= TRACED
             assert model.model.calls["float linear"] == 0
             assert model.model.calls["sparse attention"] == (2, 0, 1, 2)[i]
