@@ -55,7 +55,7 @@ class TurboDiffusionSLA(io.ComfyNode):
                     "model without trained proj_l. 0: none.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The model with that attention; the one that came in is unchanged.")],
         )
 
     @classmethod

@@ -102,7 +102,10 @@ class TurboDiffusionCameraPath(io.ComfyNode):
                     tooltip="For sources actions and folder: cuts a longer path to this many frames. 0: none.",
                 ),
             ],
-            outputs=[TurboCamera.Output(), io.Int.Output(display_name="length")],
+            outputs=[
+                TurboCamera.Output(tooltip="The camera's path, for TurboDiffusion Camera Embed."),
+                io.Int.Output(display_name="length", tooltip="Its frames: the length of the video."),
+            ],
         )
 
     @classmethod
@@ -166,7 +169,10 @@ class TurboDiffusionCameraEmbed(io.ComfyNode):
                     "lingbot-world-base-act, moves by the W A S D keys of the path and turns by the path.",
                 ),
             ],
-            outputs=[io.WanCameraEmbedding.Output(), io.Image.Output(display_name="preview")],
+            outputs=[
+                io.WanCameraEmbedding.Output(tooltip="The path at that size, for TurboDiffusion Camera Condition."),
+                io.Image.Output(display_name="preview", tooltip="The path seen from above."),
+            ],
         )
 
     @classmethod
@@ -187,7 +193,7 @@ class TurboDiffusionCameraCondition(io.ComfyNode):
             "same as a camera that stands still (preset static).",
             search_aliases=["LingBot camera", "camera control", "camera conditioning"],
             inputs=[
-                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("positive", tooltip="The prompt, after WanImageToVideo."),
                 io.WanCameraEmbedding.Input("camera_embed", tooltip="An embedding from TurboDiffusion Camera Embed."),
                 io.Conditioning.Input(
                     "negative",
@@ -196,8 +202,8 @@ class TurboDiffusionCameraCondition(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt, carrying the camera."),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt, carrying the camera."),
             ],
         )
 

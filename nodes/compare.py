@@ -25,9 +25,9 @@ class TurboDiffusionCompare(io.ComfyNode):
                 io.String.Input("label_b", default="B", tooltip="What stands above the right video."),
             ],
             outputs=[
-                io.Image.Output(display_name="side_by_side"),
-                io.Image.Output(display_name="plot"),
-                io.String.Output(display_name="report"),
+                io.Image.Output(display_name="side_by_side", tooltip="Both videos beside each other, frame by frame."),
+                io.Image.Output(display_name="plot", tooltip="PSNR and SSIM of each frame as a curve."),
+                io.String.Output(display_name="report", tooltip="The figures as text."),
             ],
             is_output_node=True,
         )

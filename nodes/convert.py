@@ -85,7 +85,7 @@ class TurboDiffusionConvert(io.ComfyNode):
                     tooltip="Weight of the difference that is added to the base.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="path")],
+            outputs=[io.String.Output(display_name="path", tooltip="Where the new file is.")],
             is_output_node=True,
         )
 

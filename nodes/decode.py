@@ -34,7 +34,7 @@ class TurboDiffusionVAEDecode(io.ComfyNode):
             description="Decodes a Wan video chunk by chunk: the same bits as VAE Decode, in the memory of one chunk and the frames.",
             search_aliases=["decode latent", "latent to image", "VAE decode tiled", "low memory decode"],
             inputs=[_samples(), _vae()],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip="The frames.")],
         )
 
     @classmethod
@@ -61,7 +61,7 @@ class TurboDiffusionVAEDecodeVideo(io.ComfyNode):
                     "fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Frames a second. Wan 2.1 and A14B: 16."
                 ),
             ],
-            outputs=[io.Video.Output()],
+            outputs=[io.Video.Output(tooltip="The mp4, for Save Video.")],
         )
 
     @classmethod

@@ -47,7 +47,11 @@ class TurboDiffusionPrepareImage(io.ComfyNode):
                     tooltip="The colour of the border and behind what is transparent.",
                 ),
             ],
-            outputs=[io.Image.Output(), io.Int.Output(display_name="width"), io.Int.Output(display_name="height")],
+            outputs=[
+                io.Image.Output(tooltip="The picture in RGB at that size, for the start_image of WanImageToVideo."),
+                io.Int.Output(display_name="width", tooltip="Its width in pixels."),
+                io.Int.Output(display_name="height", tooltip="Its height in pixels."),
+            ],
         )
 
     @classmethod

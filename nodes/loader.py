@@ -54,7 +54,7 @@ class TurboDiffusionLoader(io.ComfyNode):
                     tooltip="Precision of weights and computation. auto: bf16 on a GPU, as the models were trained; fp32 on a CPU.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="An ordinary MODEL: LoRA, compile and sampler nodes take it.")],
         )
 
     @classmethod

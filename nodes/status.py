@@ -23,7 +23,7 @@ class TurboDiffusionStatus(io.ComfyNode):
                     tooltip="Anything: the report is made when this has arrived. A latent or model also says which run it is about.",
                 )
             ],
-            outputs=[io.String.Output(display_name="report")],
+            outputs=[io.String.Output(display_name="report", tooltip="The report as text.")],
             is_output_node=True,
             not_idempotent=True,
         )

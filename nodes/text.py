@@ -53,7 +53,7 @@ class TurboDiffusionTextEncode(io.ComfyNode):
                     "there next time.",
                 ),
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[io.Conditioning.Output(tooltip="The encoded prompt, for positive or negative.")],
         )
 
     @classmethod

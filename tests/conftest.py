@@ -43,5 +43,5 @@ def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     checkpoints.write_models(base / "models")
     lingbot.write_models(base / "models")
-    with ComfyServer(base, pack_name="odd name-1.0 (turbo)", test_nodes=True) as running:
+    with ComfyServer(base, pack_name="odd_name-1.0.main", test_nodes=True) as running:
         yield running

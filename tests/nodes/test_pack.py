@@ -44,6 +44,8 @@ def test_a_machine_without_triton_runs_a_job_from_any_folder(tmp_path):
     base = tmp_path / "comfyui"
     checkpoints.write_models(base / "models")
     environment = {"PYTHONPATH": str(hidden.parent)}
-    with ComfyServer(base, pack_name="ComfyUI_Turbo-main.v2", test_nodes=True, extra_environment=environment) as server:
+    with ComfyServer(
+        base, pack_name="ComfyUI Turbo-main (1)", test_nodes=True, extra_environment=environment
+    ) as server:
         server.client.run(t2v_job("without triton"))
         assert saved(server, "without triton").isfinite().all()

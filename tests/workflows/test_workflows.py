@@ -183,7 +183,7 @@ def test_the_api_graph_uses_only_inputs_the_nodes_have(api, object_info):
 
 @pytest.mark.server
 def test_the_server_offers_them_as_templates(server):
-    # Only the list: a folder name with a space, as the test server's, makes ComfyUI's static route answer 404.
+    # tests/browser opens them. (From a folder with a space in its name ComfyUI's static route answers 404.)
     assert sorted(json.loads(server.client.get("/workflow_templates"))[server.pack_name]) == NAMES
 
 
