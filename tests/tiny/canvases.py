@@ -43,6 +43,13 @@ def shifts(speed: str, direction: str, lane: int | None = None) -> list[tuple[in
     return [(MIDDLE + (c if horizontal else a), MIDDLE + (a if horizontal else c)) for a, c in pairs]
 
 
+def middle(direction: str, lane: int | None) -> tuple[int, int]:
+    """The one window with the shape in the middle of the picture, or of its lane."""
+    across = 0 if lane is None else (3, -3)[lane]
+    horizontal = world.DIRECTIONS[direction][1] == 0
+    return (MIDDLE + across, MIDDLE) if horizontal else (MIDDLE, MIDDLE + across)
+
+
 def at_start(shift: tuple[int, int], speed: str, direction: str) -> tuple[int, int]:
     """The window of an image's canvas that shows the first frame of the clip whose window is `shift`."""
     dx, dy = world.DIRECTIONS[direction]

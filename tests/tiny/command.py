@@ -9,7 +9,8 @@ import torch
 from ..support.environment import cache_dir
 from ..support.host import load_host
 
-STAGES = ("vae", "t2v", "i2v_high", "i2v_low", "t2v_sla", "lora")
+STAGES = ("vae", "t2v", "t2v_centred", "i2v_high", "i2v_low", "t2v_sla", "lora")
+PARTS = ("t2v", "i2v", "lora")
 
 
 def main(arguments: list[str]) -> int:
@@ -19,9 +20,11 @@ def main(arguments: list[str]) -> int:
     training.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)} (all)")
     training.add_argument("--work", type=Path, help="where checkpoints and cached latents lie (the cache folder)")
     training.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor (all)")
-    measuring = commands.add_parser("measure", help="the table of docs/benchmarks/tiny.md and its contact sheet")
+    measuring = commands.add_parser("measure", help="the tables of docs/benchmarks/tiny.md and their contact sheets")
     measuring.add_argument("--work", type=Path, help="where the dense model lies that training left (the cache folder)")
     measuring.add_argument("--out", type=Path, default=Path("demo_output"), help="where the results go")
+    measuring.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which tables (all)")
+    measuring.add_argument("--clips", type=int, default=64, help="of each row (64)")
     options = parser.parse_args(arguments)
     unknown = set(getattr(options, "stages", ())) - set(STAGES)
     if unknown:
@@ -37,9 +40,14 @@ def main(arguments: list[str]) -> int:
 
         dense = work / "t2v_dense.pth"
         measure.measure(
-            measure.models.WEIGHTS, options.out, dense if dense.exists() else None, lambda row: print(row, flush=True)
+            measure.models.WEIGHTS,
+            options.out,
+            dense if dense.exists() else None,
+            options.parts,
+            options.clips,
+            lambda row: print(row, flush=True),
         )
-        print((options.out / "tiny.md").resolve())
+        print(options.out.resolve())
     return 0
 
 
@@ -61,7 +69,10 @@ def train(stages, work: Path) -> None:
         if stage == "vae":
             models.write(models.VAE, train_vae.run(work))
         elif stage == "t2v":
-            models.write("t2v_dense.pth", train_dit.run(train_dit.T2V, data(), work), work)
+            models.write("t2v_anywhere.pth", train_dit.run(train_dit.T2V, data(), work), work)
+        elif stage == "t2v_centred":
+            start = load("t2v_anywhere.pth", work)
+            models.write("t2v_dense.pth", train_dit.fit(train_dit.T2V_CENTRED, data(), work, start, set(start)), work)
         elif stage == "i2v_high":
             models.write(models.I2V_HIGH, train_dit.run(train_dit.HIGH, data(), work))
         elif stage == "i2v_low":

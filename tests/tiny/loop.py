@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 logger = logging.getLogger("tiny")
-SAVE_EVERY_SECONDS = 120
 LOG_EVERY = 20
 
 
@@ -31,11 +30,12 @@ def train(
     parameters: dict[str, torch.nn.Parameter],
     optimizers: list[torch.optim.Optimizer],
     loss: Callable[[int], torch.Tensor],
+    save_every: float = 120.0,
 ) -> dict[str, torch.Tensor]:
     """Runs or resumes a stage and returns its averaged weights, float32.
 
     `loss(step)` must depend on the step and the weights alone, so that an interrupted run repeats the uninterrupted one.
-    The rate of every optimizer follows a warm-up and half a cosine."""
+    The rate of every optimizer follows a warm-up and half a cosine; a checkpoint is written every `save_every` seconds."""
     path = folder / f"{stage.name}.pt"
     averaged = {name: p.detach().clone() for name, p in parameters.items()}
     first = 0
@@ -76,7 +76,7 @@ def train(
         if step % LOG_EVERY == 0 or step + 1 == stage.steps:
             seconds = (time.monotonic() - started) / (step + 1 - first)
             logger.info("%s %d/%d loss %.4f (%.2f s a step)", stage.name, step, stage.steps, recent, seconds)
-        if time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
+        if time.monotonic() - saved_at > save_every:
             save(step + 1)
             saved_at = time.monotonic()
     save(stage.steps)

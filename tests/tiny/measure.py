@@ -5,6 +5,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -52,14 +53,23 @@ def judge(
 
 
 def mean(values) -> float:
-    values = list(values)
+    values = [float(value) for value in values]
     return sum(values) / len(values)
+
+
+def shows(clip: torch.Tensor, wanted: world.Scene, colour: str, palette: dict) -> bool:
+    """Whether a clip's first shape has this colour of a palette."""
+    pixels = clip.float().numpy()
+    found = vision.look(pixels, vision.background_of(pixels), wanted, palette)
+    return bool(found) and found[0].colour == colour
 
 
 class Table:
     """Runs the models and collects rows. `dense`: the checkpoint before sparse-linear attention was trained, or None."""
 
-    def __init__(self, weights: Path, folder: Path, count: int = CLIPS, dense: Path | None = None, show=lambda row: None):
+    def __init__(
+        self, weights: Path, folder: Path, count: int = CLIPS, dense: Path | None = None, show=lambda row: None
+    ):
         self.weights, self.folder, self.show, self.dense = weights, folder, show, dense
         self.vae: WanVAE = models.load_vae(weights / models.VAE)
         self.scenes = scenes(count)
@@ -80,7 +90,9 @@ class Table:
         sparse, dense = models.load(path, 2), models.load(path)
         if self.dense:
             reference = self.clips(models.load(self.dense))
-            self.add(judge("dense model, dense attention, 4 steps, SDE (the reference)", reference, self.scenes), reference)
+            self.add(
+                judge("dense model, dense attention, 4 steps, SDE (the reference)", reference, self.scenes), reference
+            )
         else:
             reference = self.clips(dense)
 
@@ -100,7 +112,7 @@ class Table:
 
     def lora(self) -> None:
         wanted = [scene for scene in scenes(400) if len(scene.shapes) == 1 and scene.shapes[0].colour == "red"][:16]
-        tensors = {k: v.float() for k, v in models.safetensors.torch.load_file(self.weights / models.LORA).items()}
+        tensors = {k: v.float() for k, v in safetensors.torch.load_file(self.weights / models.LORA).items()}
         path = self.weights / models.T2V
         palette = world.COLOURS | {"turquoise": world.TURQUOISE}
         for kind, base in (("float", path), ("int8", models.int8(path, self.folder))):
@@ -109,8 +121,9 @@ class Table:
                 patched, _ = with_lora(model, models.LORA, tensors, strength)
                 clips = models.decode(self.vae, models.sample(patched, wanted, SEED))
                 reference = clips if reference is None else reference
-                seen = [vision.look(c.float().numpy(), vision.background_of(c.float().numpy()), s, palette) for c, s in zip(clips, wanted, strict=True)]
-                share = mean(bool(found) and found[0].colour == "turquoise" for found in seen)
+                share = mean(
+                    shows(clip, scene, "turquoise", palette) for clip, scene in zip(clips, wanted, strict=True)
+                )
                 name = f"LoRA at {strength:g}, {kind}, SLA 2 of 9, red prompts"
                 self.add(judge(name, clips, wanted, reference, turquoise=share), clips)
 
@@ -138,31 +151,37 @@ def sheet(table: Table, path: Path) -> None:
     Image.fromarray((torch.cat(strips).numpy() * 255).round().astype("uint8")).save(path, quality=85)
 
 
+COLUMNS = {
+    "colour": ("colour", "{:.0%}"),
+    "kind": ("shape", "{:.0%}"),
+    "direction": ("direction", "{:.0%}"),
+    "everything": ("all three", "{:.0%}"),
+    "first": ("first frame", "{:.1f} dB"),
+    "turquoise": ("turquoise", "{:.0%}"),
+    "psnr": ("PSNR", "{:.1f} dB"),
+    "ssim": ("SSIM", "{:.3f}"),
+}
+
+
 def markdown(rows: list[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| run | colour | shape | direction | all three | PSNR | SSIM | first frame | turquoise |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    """The rows as a Markdown table with the columns that any of them has."""
+    used = [name for name in COLUMNS if any(getattr(row, name) is not None for row in rows)]
+    lines = ["| run | " + " | ".join(COLUMNS[name][0] for name in used) + " |", "|---" * (len(used) + 1) + "|"]
     for row in rows:
-        shares = [f"{100 * getattr(row, part):.0f} %" for part in ("colour", "kind", "direction", "everything")]
-        rest = [
-            "" if row.psnr is None else f"{row.psnr:.1f} dB" if row.psnr < 99 else "equal",
-            "" if row.ssim is None else f"{row.ssim:.3f}",
-            "" if row.first is None else f"{row.first:.1f} dB",
-            "" if row.turquoise is None else f"{100 * row.turquoise:.0f} %",
-        ]
-        lines.append(f"| {row.name} | " + " | ".join(shares + rest) + " |")
+        values = [getattr(row, name) for name in used]
+        cells = ["" if v is None else COLUMNS[n][1].format(v) for n, v in zip(used, values, strict=True)]
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def measure(weights: Path, out: Path, dense: Path | None, show) -> Table:
+def measure(weights: Path, out: Path, dense: Path | None, parts: list[str], count: int, show) -> None:
+    """Measures each part ("t2v", "i2v", "lora") and leaves its table and a contact sheet, tiny-PART.json, .md and .jpg."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="turbodiffusion-tiny-") as folder:
-        table = Table(weights, Path(folder), dense=dense, show=show)
-        for part in (table.t2v, table.i2v, table.lora):
-            part()
-    (out / "tiny.json").write_text(json.dumps([asdict(row) for row in table.rows], indent=1), encoding="utf-8")
-    (out / "tiny.md").write_text(markdown(table.rows) + "\n", encoding="utf-8")
-    sheet(table, out / "tiny.jpg")
-    return table
+        for part in parts:
+            table = Table(weights, Path(folder), count=count, dense=dense, show=show)
+            getattr(table, part)()
+            rows = [asdict(row) for row in table.rows]
+            (out / f"tiny-{part}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+            (out / f"tiny-{part}.md").write_text(markdown(table.rows) + "\n", encoding="utf-8")
+            sheet(table, out / f"tiny-{part}.jpg")

@@ -44,7 +44,14 @@ def int8(path: Path, folder: Path) -> Path:
 
 @torch.no_grad()
 def sample(
-    high, scenes: list[world.Scene], seed: int, steps: int = 4, mode: str = "sde", low=None, vae=None, boundary: float = 0.9
+    high,
+    scenes: list[world.Scene],
+    seed: int,
+    steps: int = 4,
+    mode: str = "sde",
+    low=None,
+    vae=None,
+    boundary: float = 0.9,
 ) -> torch.Tensor:
     """Latents [clips, 16, 9, 16, 16], in batches of 16 with a seed each. With `vae`, the scenes' first frames are given."""
     results = []

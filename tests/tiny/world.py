@@ -71,7 +71,9 @@ def parse(prompt: str) -> Scene:
     things, rest = prompt.split(" moving ")
     direction, speed, *_, background, _ = rest.split()
     shapes = [thing.split()[1:] for thing in things.split(" and ")]
-    return Scene(tuple(Shape(kind, colour, (SIZE / 2, SIZE / 2)) for colour, kind in shapes), direction, speed, background)
+    return Scene(
+        tuple(Shape(kind, colour, (SIZE / 2, SIZE / 2)) for colour, kind in shapes), direction, speed, background
+    )
 
 
 def place(words: Scene, seed: int) -> Scene:
@@ -90,7 +92,12 @@ def place(words: Scene, seed: int) -> Scene:
 
 
 def render(
-    what: Scene, size: int = SIZE, frames: int = FRAMES, origin: tuple[float, float] = (0, 0), first: int = 0, colours=None
+    what: Scene,
+    size: int = SIZE,
+    frames: int = FRAMES,
+    origin: tuple[float, float] = (0, 0),
+    first: int = 0,
+    colours=None,
 ) -> torch.Tensor:
     """The clip [frames, size, size, 3], float32 in 0..1, edges smoothed over a pixel.
 
