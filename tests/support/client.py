@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from td_pack.turbo_core.batch.client import Client, ExecutionFailed, PromptRejected, Result
@@ -57,4 +58,6 @@ class ComfyClient:
             async with Client(self.url) as client:
                 return await call(client)
 
-        return asyncio.run(connected())
+        # On a thread of its own: a test calls this from `on_event` too, or while Playwright's loop runs in its thread.
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(asyncio.run, connected()).result()
