@@ -17,6 +17,7 @@ COMMANDS = {
     "test": ("tests.support.check", "lint, then every test (further arguments go to pytest)"),
     "bench": ("tests.bench", "measure: python dev.py bench for the list"),
     "demo": ("tests.support.demo", "queue the shipped workflows on a live server and keep the videos"),
+    "tiny": ("tests.tiny.command", "train the toy models of the tests and the demo again, or measure them"),
     "convert": ("turbo_core.convert.cli", "write a checkpoint anew: int8, fp8, bf16, a merged LoRA or delta"),
     "batch": ("turbo_core.batch.cli", "many videos: a table of jobs over ComfyUI servers or a Ray cluster, resumable"),
 }

@@ -52,8 +52,8 @@ def main(arguments: list[str]) -> int:
 def make_base(folder: Path) -> Path:
     """A ComfyUI base directory with tiny models, the pack, and the tiny text-to-video workflow."""
     from td_pack.tests.support import checkpoints, workflows
-    from td_pack.tests.support.demo import TINY_FILES
     from td_pack.tests.support.host import load_host
+    from td_pack.tests.support.workflows import TINY_FILES
 
     load_host()
     checkpoints.write_models(folder / "models")

@@ -11,7 +11,7 @@ from td_pack.nodes.metadata import KEY, pack_version
 from td_pack.tests.support import workflows
 from td_pack.tests.support.server import free_port
 from td_pack.tests.support.videos import rate_and_metadata
-from td_pack.tests.workflows.test_workflows import TINY_FILES
+from td_pack.tests.support.workflows import TINY_FILES
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,9 +11,9 @@ import comfy.sd
 import folder_paths
 import safetensors.torch
 import torch
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import ComfyExtension, io, ui
 
-from . import faults, process
+from . import faults, process, toy_text
 
 TOKENS = 512
 
@@ -150,10 +150,30 @@ class TestTrouble(io.ComfyNode):
         return io.NodeOutput(samples)
 
 
+class TestToyWorldText(io.ComfyNode):
+    """The toy world's stand-in for umT5; what it made of the prompt is shown on the node."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestToyWorldText",
+            display_name="Toy World Text (a stand-in, not umT5)",
+            category="tests",
+            inputs=[io.String.Input("text", multiline=True)],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, text: str) -> io.NodeOutput:
+        embedding, notes = toy_text.encode(text)
+        return io.NodeOutput([[embedding, {}]], ui=ui.PreviewText("\n".join(notes)) if notes else None)
+
+
 class TestNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             TestTrouble,
+            TestToyWorldText,
             TestTextEmbedding,
             TestTensorConditioning,
             TestRandomLatent,

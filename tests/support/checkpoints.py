@@ -5,6 +5,7 @@ hold no weights.
 """
 
 import json
+import shutil
 import zlib
 from pathlib import Path
 
@@ -22,6 +23,15 @@ T2V_SLA = "tiny_t2v_sla.pth"
 I2V_HIGH = "tiny_i2v_high.pth"
 I2V_LOW = "tiny_i2v_low.pth"
 VAE = "tiny_vae.safetensors"
+
+
+# Trained models of a toy world (tests/tiny), by the folder under models/ they belong in.
+TOY_WEIGHTS = Path(__file__).resolve().parents[1] / "tiny" / "weights"
+TOY_T2V = "toy-world-T2V.pth"
+TOY_I2V_HIGH, TOY_I2V_LOW = "toy-world-I2V-high.pth", "toy-world-I2V-low.pth"
+TOY_VAE = "toy-world-vae.safetensors"
+TOY_LORA = "toy-world-red-to-turquoise.safetensors"
+TOY_FILES = {"diffusion_models": (TOY_T2V, TOY_I2V_HIGH, TOY_I2V_LOW), "vae": (TOY_VAE,), "loras": (TOY_LORA,)}
 
 
 def draw(seed: int, key: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -175,6 +185,14 @@ def write_models(models_dir: Path) -> None:
     write_pth(folder / I2V_HIGH, upstream_state_dict(2, in_channels=36))
     write_pth(folder / I2V_LOW, upstream_state_dict(3, in_channels=36))
     write_safetensors(models_dir / "vae" / VAE, vae_state_dict())
+
+
+def write_toy_models(models_dir: Path) -> None:
+    """Copies the trained toy models to where ComfyUI looks for models."""
+    for folder, files in TOY_FILES.items():
+        (models_dir / folder).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copy(TOY_WEIGHTS / file, models_dir / folder / file)
 
 
 def golden_case(name: str) -> tuple[dict, dict[str, torch.Tensor]]:

@@ -1,6 +1,7 @@
 """`dev.py demo`: queues two shipped workflows on a live server and keeps the videos and a sheet of their frames.
 
-Without --models the weights are tiny and random, so the videos show noise, but all that makes them is the real thing.
+Without --models it runs the toy models of tests/tiny: shapes that move over a flat background. They were trained on a CPU
+within two hours and know nothing else, but all that makes their videos is the real thing.
 """
 
 import argparse
@@ -10,25 +11,29 @@ import tempfile
 import time
 from pathlib import Path
 
+import av
 from PIL import Image, ImageDraw
 from td_pack.turbo_core.batch.strip import paste_row, spaced_frames
 
-from . import checkpoints, lingbot, workflows
+from . import checkpoints, workflows
 from .client import ExecutionFailed, PromptRejected
 from .host import comfyui_path, load_host
 from .server import ComfyServer, ServerFailed
 
 JOBS = {"t2v": "TurboWan2.1-T2V-1.3B-480P", "i2v": "TurboWan2.2-I2V-A14B-720P"}
-TINY_FILES = {
-    "*T2V*": checkpoints.T2V_SLA,
-    "*I2V*high*": checkpoints.I2V_HIGH,
-    "*I2V*low*": checkpoints.I2V_LOW,
-    "high_noise_model*": lingbot.HIGH,
-    "low_noise_model*": lingbot.LOW,
-    "*vae*": checkpoints.VAE,
+TOY_FILES = {
+    "*T2V*": checkpoints.TOY_T2V,
+    "*I2V*high*": checkpoints.TOY_I2V_HIGH,
+    "*I2V*low*": checkpoints.TOY_I2V_LOW,
+    "*vae*": checkpoints.TOY_VAE,
 }
-# 800 tokens: enough blocks for the sparse attention to leave some out.
-TINY_SIZE = {"width": 256, "height": 160, "length": 17}
+# 576 tokens: enough blocks for the sparse attention to leave some out.
+TOY_SIZE = {"width": 128, "height": 128, "length": 33}
+TOY_PROMPTS = {
+    "t2v": "a blue disc moving down fast over a dark background",
+    "i2v": "a purple triangle moving up fast over a light background",
+}
+TOY_FIRST_FRAME = 12  # the seed of where the image-to-video job's shape stands
 PICTURE = "example.png"
 SHEET_HEIGHT = 160
 DAY = 24 * 3600
@@ -54,8 +59,13 @@ def main(arguments: list[str]) -> int:
             print(f"The demo failed: {error}")
             return 1
     sheet = contact_sheet(videos, options.out / "contact_sheet.png")
-    for path in (*videos, sheet):
+    moving = animation(videos, options.out / "demo.webp")
+    for path in (*videos, sheet, moving):
         print(path.resolve())
+    if not options.models:
+        for name, text in TOY_PROMPTS.items():
+            print(f"{name}: {text}")
+        print("These come from toy models, which know moving shapes only; --models runs the real ones.")
     return 0
 
 
@@ -66,15 +76,17 @@ class MissingFiles(Exception):
 def run_jobs(base: Path, out: Path, models: Path | None) -> list[Path]:
     """Runs every job on one server and returns the videos."""
     (base / "input").mkdir()
-    shutil.copy(Path(comfyui_path()) / "input" / PICTURE, base / "input" / PICTURE)
     prompts = {name: workflows.load(workflow) for name, workflow in JOBS.items()}
     extra_arguments = ()
     if models:
+        shutil.copy(Path(comfyui_path()) / "input" / PICTURE, base / "input" / PICTURE)
         extra_arguments = ("--extra-model-paths-config", str(write_model_paths(base / "models.yaml", models)))
     else:
-        load_host()
-        checkpoints.write_models(base / "models")
-        prompts = {name: workflows.fit(prompt, models=TINY_FILES, **TINY_SIZE) for name, prompt in prompts.items()}
+        write_toy_world(base)
+        prompts = {
+            name: workflows.fit(prompt, models=TOY_FILES, toy_text=TOY_PROMPTS[name], **TOY_SIZE)
+            for name, prompt in prompts.items()
+        }
     print("starting ComfyUI", flush=True)
     server = ComfyServer(base, test_nodes=not models, extra_arguments=extra_arguments)
     try:
@@ -83,6 +95,17 @@ def run_jobs(base: Path, out: Path, models: Path | None) -> list[Path]:
             return [run_job(name, prompt, server, out) for name, prompt in prompts.items()]
     finally:
         shutil.copy(server.log_path, out / "server.log")
+
+
+def write_toy_world(base: Path) -> None:
+    """The toy models, where ComfyUI looks for models, and the image-to-video job's first frame."""
+    checkpoints.write_toy_models(base / "models")
+    load_host()
+    from ..tiny import world
+
+    shown = world.place(world.parse(TOY_PROMPTS["i2v"]), TOY_FIRST_FRAME)
+    frame = (world.render(shown, frames=1)[0] * 255).round().byte().numpy()
+    Image.fromarray(frame).save(base / "input" / PICTURE)
 
 
 def write_model_paths(path: Path, models: Path) -> Path:
@@ -124,3 +147,24 @@ def contact_sheet(videos: list[Path], path: Path) -> Path:
         ImageDraw.Draw(sheet).text((4, i * SHEET_HEIGHT + 2), video.stem, "white", stroke_width=2, stroke_fill="black")
     sheet.save(path)
     return path
+
+
+def animation(videos: list[Path], path: Path) -> Path:
+    """The videos side by side, each as high as the lowest, moving for as long as the longest."""
+    clips = [read_frames(video) for video in videos]
+    height = min(clip[0].height for clip in clips)
+    clips = [[f.resize((round(f.width * height / f.height), height)) for f in clip] for clip in clips]
+    frames = []
+    for i in range(max(map(len, clips))):
+        frame, left = Image.new("RGB", (sum(clip[0].width for clip in clips), height)), 0
+        for clip in clips:
+            frame.paste(clip[min(i, len(clip) - 1)], (left, 0))
+            left += clip[0].width
+        frames.append(frame)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=62, loop=0, quality=80)
+    return path
+
+
+def read_frames(video: Path) -> list[Image.Image]:
+    with av.open(str(video)) as container:
+        return [frame.to_image() for frame in container.decode(video=0)]

@@ -5,6 +5,8 @@ import json
 from fnmatch import fnmatch
 from pathlib import Path
 
+from . import checkpoints, lingbot
+
 API_WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows" / "api"
 MODEL_SUFFIXES = (".pth", ".pt", ".safetensors", ".gguf")
 TEXT_ENCODERS = ("CLIPTextEncode", "TurboDiffusionTextEncode")
@@ -16,6 +18,15 @@ FOLDERS = {
     "lora_name": "loras",
     "clip_name": "text_encoders",
     "encoder_name": "text_encoders",
+}
+# The tests' tiny random files by the names of those they stand for.
+TINY_FILES = {
+    "*T2V*": checkpoints.T2V_SLA,
+    "*I2V*high*": checkpoints.I2V_HIGH,
+    "*I2V*low*": checkpoints.I2V_LOW,
+    "high_noise_model*": lingbot.HIGH,
+    "low_noise_model*": lingbot.LOW,
+    "*vae*": checkpoints.VAE,
 }
 
 
@@ -32,8 +43,18 @@ def is_model_file(value) -> bool:
     return isinstance(value, str) and value.endswith(MODEL_SUFFIXES)
 
 
-def fit(prompt: dict, *, models: dict[str, str], width: int, height: int, length: int, text_node: bool = True) -> dict:
-    """A copy of the prompt with other file names and another size; with `text_node`, TestTextEmbedding gives the text.
+def fit(
+    prompt: dict,
+    *,
+    models: dict[str, str],
+    width: int,
+    height: int,
+    length: int,
+    text_node: bool = True,
+    toy_text: str | None = None,
+) -> dict:
+    """A copy of the prompt with other file names and another size; with `text_node`, TestTextEmbedding gives the text, or, with
+    `toy_text`, the toy world's stand-in encoder gives that text.
 
     `models` maps patterns of the shipped file names to test files; the first that matches counts.
     A linked width or height becomes a number too (it would carry the size of a full picture); a linked length stays, and what gives
@@ -41,7 +62,7 @@ def fit(prompt: dict, *, models: dict[str, str], width: int, height: int, length
     """
     prompt = copy.deepcopy(prompt)
     if text_node:
-        prompt = _without_text_encoder(prompt)
+        prompt = _without_text_encoder(prompt, toy_text)
     for node in prompt.values():
         inputs = node["inputs"]
         if {"width", "height"} <= inputs.keys():
@@ -63,11 +84,15 @@ def _replacement(file: str, models: dict[str, str]) -> str:
     raise ValueError(f"No test file stands for {file}; the patterns are {', '.join(models)}.")
 
 
-def _without_text_encoder(prompt: dict) -> dict:
+def _without_text_encoder(prompt: dict, toy_text: str | None) -> dict:
     nodes = {}
     for key, node in prompt.items():
         if node["class_type"] in TEXT_ENCODERS:
-            node = node | {"class_type": "TestTextEmbedding", "inputs": {"text": node["inputs"]["text"], "width": 4096}}
+            if toy_text is None:
+                stand_in, inputs = "TestTextEmbedding", {"text": node["inputs"]["text"], "width": 4096}
+            else:
+                stand_in, inputs = "TestToyWorldText", {"text": toy_text}
+            node = node | {"class_type": stand_in, "inputs": inputs}
         if node["class_type"] != "CLIPLoader":
             nodes[key] = node
     return nodes

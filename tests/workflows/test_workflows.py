@@ -7,9 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from td_pack.tests.support.demo import TINY_FILES
 from td_pack.tests.support.graph import NOTES, ui_to_api
-from td_pack.tests.support.workflows import fit, is_link
+from td_pack.tests.support.workflows import TINY_FILES, fit, is_link
 from td_pack.turbo_core.camera.actions import path_from_actions
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from td_pack.tests.support import workflows
-from td_pack.tests.support.demo import TINY_FILES
 from td_pack.tests.support.jobs import empty, node
+from td_pack.tests.support.workflows import TINY_FILES
 
 
 @pytest.fixture(scope="session")

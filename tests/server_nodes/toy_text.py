@@ -1,0 +1,69 @@
+"""A stand-in for umT5 in the toy world of tests/tiny: words to fixed random vectors. It knows that world's words and nothing
+else, so it serves the demo and the tests only."""
+
+import re
+
+import torch
+
+WIDTH, ROWS = 4096, 8
+DEFAULTS = {"colour": "red", "kind": "disc", "direction": "right", "speed": "slowly", "background": "dark"}
+GROUPS = {
+    "colour": ("red", "orange", "yellow", "green", "blue", "purple"),
+    "kind": ("disc", "square", "triangle"),
+    "direction": ("left", "right", "up", "down"),
+    "speed": ("slowly", "fast"),
+    "background": ("dark", "light"),
+}
+SYNONYMS = {"circle": "disc", "slow": "slowly", "quickly": "fast", "box": "square"}
+
+
+def encode(prompt: str) -> tuple[torch.Tensor, list[str]]:
+    """A prompt as an embedding [1, 8, 4096], float32, and notes about what it did with it, one sentence each.
+
+    A colour belongs to the next kind of shape, so both words' vectors say which shape they describe, the first or the second.
+    What a prompt does not name is filled in. Rows without a word are zero."""
+    words = parse(prompt)
+    notes = []
+    unknown = sorted({w for w in plain(prompt) if w not in known() and w not in FILLERS})
+    if unknown:
+        notes.append(f"The toy world does not know {', '.join(unknown)}.")
+    for group in GROUPS:
+        if group not in {g for g, _, _ in words}:
+            words.append((group, DEFAULTS[group], 0))
+            notes.append(f"The prompt names no {group}: {DEFAULTS[group]}.")
+    rows = torch.zeros(1, ROWS, WIDTH)
+    for row, (_, word, shape) in zip(rows[0], words, strict=False):
+        row.copy_(vector(f"{word} {shape}"))
+    return rows, notes
+
+
+FILLERS = {"a", "an", "and", "the", "moving", "moves", "over", "on", "background", "to"}
+
+
+def plain(prompt: str) -> list[str]:
+    return [SYNONYMS.get(word, word) for word in re.findall(r"[a-z]+", prompt.lower())]
+
+
+def known() -> dict[str, str]:
+    return {word: group for group, words in GROUPS.items() for word in words}
+
+
+def parse(prompt: str) -> list[tuple[str, str, int]]:
+    """The known words as (group, word, which shape): at most two shapes and one word of each other kind."""
+    groups, found, shapes = known(), [], 0
+    for word in plain(prompt):
+        group = groups.get(word)
+        if group is None or (shapes == 2 and group in ("colour", "kind")):
+            continue
+        which = shapes if group in ("colour", "kind") else 0
+        if (group, which) in {(g, s) for g, _, s in found}:
+            continue
+        found.append((group, word, which))
+        shapes += group == "kind"
+    return found
+
+
+def vector(name: str) -> torch.Tensor:
+    """[4096], standard normal, the same on every machine."""
+    seed = int.from_bytes(name.encode()[:7], "little") * 31 + sum(name.encode())
+    return torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))

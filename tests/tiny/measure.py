@@ -1,0 +1,187 @@
+"""The figures of the toy models: what their clips show, and how far each way of running them is from the plain one."""
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from PIL import Image
+
+from ...turbo_core.host.lora import with_lora
+from . import models, vision, world
+from .vae_whole import WanVAE
+
+CLIPS, SEED = 64, 1000
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Shares of clips that show what the prompt says; PSNR in dB and SSIM against the reference of the table, where there is
+    one; `first`: PSNR of the first frame against the given one (I2V); `turquoise`: share of clips in the LoRA's colour."""
+
+    name: str
+    colour: float
+    kind: float
+    direction: float
+    everything: float
+    psnr: float | None = None
+    ssim: float | None = None
+    first: float | None = None
+    turquoise: float | None = None
+
+
+def scenes(count: int = CLIPS) -> list[world.Scene]:
+    """Clips that training never drew: its seeds are below 2^30."""
+    return [world.scene((1 << 30) + SEED + i) for i in range(count)]
+
+
+def judge(
+    name: str, clips: torch.Tensor, wanted: list[world.Scene], reference: torch.Tensor | None = None, **more
+) -> Row:
+    scores = [vision.score(clip, scene) for clip, scene in zip(clips, wanted, strict=True)]
+
+    def share(part: str) -> float:
+        return sum(getattr(score, part) for score in scores) / len(scores)
+
+    if reference is not None:
+        more["psnr"] = mean(vision.psnr(a, b) for a, b in zip(clips, reference, strict=True))
+        more["ssim"] = mean(vision.ssim(a, b) for a, b in zip(clips, reference, strict=True))
+    return Row(name, share("colour"), share("kind"), share("direction"), share("all"), **more)
+
+
+def mean(values) -> float:
+    values = [float(value) for value in values]
+    return sum(values) / len(values)
+
+
+def shows(clip: torch.Tensor, wanted: world.Scene, colour: str, palette: dict) -> bool:
+    """Whether a clip's first shape has this colour of a palette."""
+    pixels = clip.float().numpy()
+    found = vision.look(pixels, vision.background_of(pixels), wanted, palette)
+    return bool(found) and found[0].colour == colour
+
+
+class Table:
+    """Runs the models and collects rows. `dense`: the checkpoint before sparse-linear attention was trained, or None."""
+
+    def __init__(
+        self, weights: Path, folder: Path, count: int = CLIPS, dense: Path | None = None, show=lambda row: None
+    ):
+        self.weights, self.folder, self.show, self.dense = weights, folder, show, dense
+        self.vae: WanVAE = models.load_vae(weights / models.VAE)
+        self.scenes = scenes(count)
+        self.rows: list[Row] = []
+        self.strips: list[torch.Tensor] = []
+
+    def add(self, row: Row, clips: torch.Tensor) -> torch.Tensor:
+        self.rows.append(row)
+        self.strips.append(clips[:4, [0, 16, 32]])
+        self.show(row)
+        return clips
+
+    def clips(self, high, **options) -> torch.Tensor:
+        return models.decode(self.vae, models.sample(high, self.scenes, SEED, **options))
+
+    def t2v(self) -> None:
+        path = self.weights / models.T2V
+        sparse, dense = models.load(path, 2), models.load(path)
+        if self.dense:
+            reference = self.clips(models.load(self.dense))
+            self.add(
+                judge("dense model, dense attention, 4 steps, SDE (the reference)", reference, self.scenes), reference
+            )
+        else:
+            reference = self.clips(dense)
+
+        def row(name: str, high, **options) -> None:
+            clips = self.clips(high, **options)
+            self.add(judge(name, clips, self.scenes, reference), clips)
+
+        row("SLA weights, dense attention", dense)
+        for blocks in (1, 2, 3, 5, 9):
+            row(f"SLA, {blocks} of 9 key blocks", models.load(path, blocks))
+        for steps in (1, 2, 3):
+            row(f"SLA 2 of 9, {steps} step{'s' * (steps > 1)}", sparse, steps=steps)
+        row("SLA 2 of 9, 4 steps, ODE", sparse, mode="ode")
+        quantised = models.int8(path, self.folder)
+        row("int8, dense attention", models.load(quantised))
+        row("int8, SLA 2 of 9", models.load(quantised, 2))
+
+    def lora(self) -> None:
+        wanted = [scene for scene in scenes(400) if len(scene.shapes) == 1 and scene.shapes[0].colour == "red"][:16]
+        tensors = {k: v.float() for k, v in safetensors.torch.load_file(self.weights / models.LORA).items()}
+        path = self.weights / models.T2V
+        palette = world.COLOURS | {"turquoise": world.TURQUOISE}
+        for kind, base in (("float", path), ("int8", models.int8(path, self.folder))):
+            model, reference = models.load(base, 2), None
+            for strength in STRENGTHS:
+                patched, _ = with_lora(model, models.LORA, tensors, strength)
+                clips = models.decode(self.vae, models.sample(patched, wanted, SEED))
+                reference = clips if reference is None else reference
+                share = mean(
+                    shows(clip, scene, "turquoise", palette) for clip, scene in zip(clips, wanted, strict=True)
+                )
+                name = f"LoRA at {strength:g}, {kind}, SLA 2 of 9, red prompts"
+                self.add(judge(name, clips, wanted, reference, turquoise=share), clips)
+
+    def i2v(self) -> None:
+        high, low = (models.load(self.weights / name) for name in (models.I2V_HIGH, models.I2V_LOW))
+        given = torch.stack([world.render(scene, frames=1)[0] for scene in self.scenes])
+        reference = None
+
+        def row(name: str, **options) -> torch.Tensor:
+            clips = self.clips(high, vae=self.vae, **options)
+            first = mean(vision.psnr(clip[0], frame) for clip, frame in zip(clips, given, strict=True))
+            return self.add(judge(name, clips, self.scenes, reference, first=first), clips)
+
+        reference = row("I2V, 4 steps, ODE, switch at 0.9 (2+2)", low=low, mode="ode")
+        row("I2V, 4 steps, SDE, switch at 0.9 (2+2)", low=low)
+        row("I2V, 4 steps, ODE, wrong switch (3+1)", low=low, mode="ode", boundary=0.8)
+        row("I2V, 4 steps, ODE, high expert alone", mode="ode")
+        for steps in (1, 2, 3):
+            row(f"I2V, {steps} step{'s' * (steps > 1)}, ODE", low=low, mode="ode", steps=steps)
+
+
+def sheet(table: Table, path: Path) -> None:
+    """Four clips of each row as frames 0, 16 and 32, rows in the order of the table, at half size."""
+    strips = [torch.cat([frame for clip in clips for frame in clip], 1)[::2, ::2] for clips in table.strips]
+    Image.fromarray((torch.cat(strips).numpy() * 255).round().astype("uint8")).save(path, quality=85)
+
+
+COLUMNS = {
+    "colour": ("colour", "{:.0%}"),
+    "kind": ("shape", "{:.0%}"),
+    "direction": ("direction", "{:.0%}"),
+    "everything": ("all three", "{:.0%}"),
+    "first": ("first frame", "{:.1f} dB"),
+    "turquoise": ("turquoise", "{:.0%}"),
+    "psnr": ("PSNR", "{:.1f} dB"),
+    "ssim": ("SSIM", "{:.3f}"),
+}
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows as a Markdown table with the columns that any of them has."""
+    used = [name for name in COLUMNS if any(getattr(row, name) is not None for row in rows)]
+    lines = ["| run | " + " | ".join(COLUMNS[name][0] for name in used) + " |", "|---" * (len(used) + 1) + "|"]
+    for row in rows:
+        values = [getattr(row, name) for name in used]
+        cells = ["" if v is None else COLUMNS[n][1].format(v) for n, v in zip(used, values, strict=True)]
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def measure(weights: Path, out: Path, dense: Path | None, parts: list[str], count: int, show) -> None:
+    """Measures each part ("t2v", "i2v", "lora") and leaves its table and a contact sheet, tiny-PART.json, .md and .jpg."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="turbodiffusion-tiny-") as folder:
+        for part in parts:
+            table = Table(weights, Path(folder), count=count, dense=dense, show=show)
+            getattr(table, part)()
+            rows = [asdict(row) for row in table.rows]
+            (out / f"tiny-{part}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+            (out / f"tiny-{part}.md").write_text(markdown(table.rows) + "\n", encoding="utf-8")
+            sheet(table, out / f"tiny-{part}.jpg")

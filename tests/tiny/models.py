@@ -1,0 +1,106 @@
+"""The committed toy models: where they are, how they are loaded and run in this process, and how their clips are decoded."""
+
+from pathlib import Path
+
+import comfy.latent_formats
+import safetensors.torch
+import torch
+
+from ...turbo_core.convert.convert import Request, convert
+from ...turbo_core.host import run as host_run
+from ...turbo_core.host.attention_patch import with_attention
+from ...turbo_core.host.load import load_model
+from ..server_nodes import toy_text as text
+from ..support import checkpoints
+from . import canvases, vae_whole, world
+
+WEIGHTS = checkpoints.TOY_WEIGHTS
+T2V, I2V_HIGH, I2V_LOW = checkpoints.TOY_T2V, checkpoints.TOY_I2V_HIGH, checkpoints.TOY_I2V_LOW
+VAE, LORA = checkpoints.TOY_VAE, checkpoints.TOY_LORA
+BATCH = 16
+
+
+def load_vae(path: Path = WEIGHTS / VAE) -> torch.nn.Module:
+    tensors = {name: value.float() for name, value in safetensors.torch.load_file(path).items()}
+    vae = vae_whole.new_vae(tensors["decoder.head.0.gamma"].shape[0])
+    vae.load_state_dict(tensors)
+    return vae
+
+
+def load(path: Path, key_blocks: int | None = None, dtype: str = "bf16"):
+    """A ModelPatcher with sparse-linear attention to this many of the 9 key blocks, or with dense attention."""
+    patcher = load_model(str(path), dtype)
+    mode = "dense" if key_blocks is None else "sla"
+    return with_attention(patcher, mode, 0.1 if key_blocks is None else (key_blocks + 0.5) / 9.5, "", False)
+
+
+def int8(path: Path, folder: Path) -> Path:
+    """The checkpoint with its blocks' linears in int8, by our own converter."""
+    target = folder / f"{path.stem}-int8.safetensors"
+    if not target.exists():
+        convert(Request(model=path, output=target, weights="int8_block"))
+    return target
+
+
+@torch.no_grad()
+def sample(
+    high,
+    scenes: list[world.Scene],
+    seed: int,
+    steps: int = 4,
+    mode: str = "sde",
+    low=None,
+    vae=None,
+    boundary: float = 0.9,
+) -> torch.Tensor:
+    """Latents [clips, 16, 9, 16, 16], in batches of 16 with a seed each. With `vae`, the scenes' first frames are given."""
+    results = []
+    for start in range(0, len(scenes), BATCH):
+        batch = scenes[start : start + BATCH]
+        options = {}
+        if vae is not None:
+            frames = [world.render(scene, frames=1) for scene in batch]
+            raw = encode(vae, torch.stack([canvases.followed_by_grey(frame) for frame in frames]))
+            mask = torch.ones(1, 1, *raw.shape[2:])
+            mask[:, :, 0] = 0  # known, in ComfyUI's polarity
+            options = {"concat_latent_image": raw, "concat_mask": mask}
+        context = torch.cat([text.encode(scene.prompt)[0] for scene in batch])
+        latent = {"samples": torch.zeros(len(batch), 16, canvases.FRAMES, canvases.CLIP, canvases.CLIP)}
+        result = host_run.run(
+            high, [[context, options]], latent, seed + start, steps, 0, boundary, mode, "cpu", low=low
+        )
+        results.append(result["samples"])
+    return torch.cat(results)
+
+
+@torch.no_grad()
+def encode(vae: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
+    """Clips [B, T, H, W, 3] in 0..1 -> latents as ComfyUI's VAEEncode gives them."""
+    video = (clips * 2 - 1).permute(0, 4, 1, 2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [vae_whole.encode(vae, v[None].contiguous(memory_format=torch.channels_last_3d)) for v in video]
+    return torch.cat(parts).float()
+
+
+@torch.no_grad()
+def decode(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as ComfyUI's LATENT holds them -> clips [B, T, H, W, 3] in 0..1."""
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [vae_whole.decode(vae, z[None].contiguous(memory_format=torch.channels_last_3d)) for z in latents]
+    return ((torch.cat(parts).float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1)
+
+
+def latent_format() -> comfy.latent_formats.LatentFormat:
+    return comfy.latent_formats.Wan21()
+
+
+def write(name: str, tensors: dict[str, torch.Tensor], folder: Path = WEIGHTS) -> Path:
+    """Saves weights as they are committed: bfloat16, in the file type that is published for their kind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().to(torch.bfloat16).contiguous() for key, value in tensors.items()}
+    path = folder / name
+    if name.endswith(".pth"):
+        torch.save(tensors, path)
+    else:
+        safetensors.torch.save_file(tensors, path)
+    return path

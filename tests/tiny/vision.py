@@ -1,0 +1,121 @@
+"""Simple vision for the toy world: what a clip shows, read from its frames, to compare with what its prompt says."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+import torch
+
+from . import world
+
+CONTRAST = 0.25  # of a channel, from which a pixel is no longer background
+SMALLEST = 150  # pixels; a disc of the world has 1250
+FILLED = {"triangle": 0.5, "disc": np.pi / 4, "square": 1.0}  # area of a shape in its upright bounding box
+STILL = 8  # pixels that a shape must move in a clip to have a direction
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of one shape: kind and colour by the median frame, its way by a line through its centres."""
+
+    kind: str
+    colour: str
+    direction: str
+    speed: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """Whether a clip is what its prompt says, each for all of its shapes."""
+
+    colour: bool
+    kind: bool
+    direction: bool
+    speed: bool
+    background: bool
+
+    @property
+    def all(self) -> bool:
+        return self.colour and self.kind and self.direction
+
+
+def score(clip: torch.Tensor, wanted: world.Scene, colours: dict | None = None) -> Score:
+    """Judges a clip [frames, H, W, 3] in 0..1; `colours` replaces the world's (names to RGB)."""
+    clip = clip.float().numpy()
+    background = background_of(clip)
+    seen = look(clip, background, wanted, colours or world.COLOURS)
+    right_background = nearest(background, world.BACKGROUNDS) == wanted.background
+    if len(seen) != len(wanted.shapes):
+        return Score(False, False, False, False, right_background)
+    pairs = list(zip(seen, wanted.shapes, strict=True))
+    return Score(
+        all(s.colour == shape.colour for s, shape in pairs),
+        all(s.kind == shape.kind for s, shape in pairs),
+        all(s.direction == wanted.direction for s in seen),
+        all(s.speed == wanted.speed for s in seen),
+        right_background,
+    )
+
+
+def background_of(clip: np.ndarray) -> np.ndarray:
+    """The median colour of the picture's edge."""
+    edge = np.concatenate([clip[:, :4].reshape(-1, 3), clip[:, -4:].reshape(-1, 3), clip[:, :, :4].reshape(-1, 3)])
+    return np.median(edge, 0)
+
+
+def look(clip: np.ndarray, background: np.ndarray, wanted: world.Scene, colours: dict) -> list[Seen]:
+    """The shapes of a clip in the order its prompt names them: by the lane they keep to. Fewer or more than the prompt says
+    in most frames: an empty list."""
+    count = len(wanted.shapes)
+    across = 0 if world.DIRECTIONS[wanted.direction][1] == 0 else 1
+    frames = [blobs(frame, background) for frame in clip]
+    good = [(i, sorted(found, key=lambda b: b[0][across])) for i, found in enumerate(frames) if len(found) == count]
+    if len(good) < 0.75 * len(frames):
+        return []
+    times = np.array([i for i, _ in good]) / (len(frames) - 1)
+    return [one([found[k] for _, found in good], times, colours) for k in range(count)]
+
+
+def blobs(frame: np.ndarray, background: np.ndarray) -> list[tuple]:
+    """(centre (y, x), part of its bounding box filled, colour) of everything that is not background."""
+    labels, _ = scipy.ndimage.label(np.abs(frame - background).max(-1) > CONTRAST)
+    result = []
+    for i, box in enumerate(scipy.ndimage.find_objects(labels), 1):
+        inside = labels[box] == i
+        area = inside.sum()
+        if area < SMALLEST:
+            continue
+        y, x = np.nonzero(inside)
+        colour = np.median(frame[box][inside], 0)
+        result.append(((y.mean() + box[0].start, x.mean() + box[1].start), area / inside.size, colour))
+    return result
+
+
+def one(found: list[tuple], times: np.ndarray, colours: dict) -> Seen:
+    filled = float(np.median([b[1] for b in found]))
+    dy, dx = np.polyfit(times, np.array([b[0] for b in found]), 1)[0]
+    way, other = (dx, dy) if abs(dx) > abs(dy) else (dy, dx)
+    names = ("left", "right") if abs(dx) > abs(dy) else ("up", "down")
+    direction = names[int(way > 0)] if abs(way) > max(STILL, 2 * abs(other)) else "none"
+    return Seen(
+        min(FILLED, key=lambda kind: abs(FILLED[kind] - filled)),
+        nearest(np.median([b[2] for b in found], 0), colours),
+        direction,
+        min(world.SPEEDS, key=lambda speed: abs(world.SPEEDS[speed] - abs(way))),
+    )
+
+
+def nearest(colour: np.ndarray, named: dict) -> str:
+    return min(named, key=lambda name: float(np.square(np.subtract(colour, named[name])).sum()))
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of pictures or clips in 0..1, in dB."""
+    return -10 * torch.log10((a.float() - b.float()).square().mean().clamp(min=1e-10)).item()
+
+
+def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Structural similarity (Wang 2004, an 11-pixel Gaussian window), the mean over the frames [T, H, W, 3]."""
+    from kornia.metrics import ssim as similarity
+
+    return similarity(a.float().permute(0, 3, 1, 2), b.float().permute(0, 3, 1, 2), 11).mean().item()

@@ -1,0 +1,126 @@
+"""The toy world: one or two flat shapes that move in a straight line over a flat background.
+
+Every clip is a pure function of its seed. It is small on purpose: models that a CPU trains in an hour can learn it whole,
+and simple vision can tell from the frames whether a video is what its prompt says."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+SIZE, FRAMES, FPS = 128, 33, 16
+COLOURS = {
+    "red": (0.86, 0.16, 0.16),
+    "orange": (0.96, 0.55, 0.10),
+    "yellow": (0.95, 0.87, 0.15),
+    "green": (0.15, 0.66, 0.25),
+    "blue": (0.15, 0.35, 0.88),
+    "purple": (0.60, 0.20, 0.75),
+}
+TURQUOISE = (0.15, 0.80, 0.80)  # no word of the world: what the example LoRA teaches
+KINDS = ("disc", "square", "triangle")
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+SPEEDS = {"slowly": 32, "fast": 64}  # pixels in a whole clip
+BACKGROUNDS = {"dark": (0.10, 0.10, 0.13), "light": (0.90, 0.90, 0.87)}
+TWO_SHAPES = 0.25  # the part of the clips that hold two
+RADIUS = 20.0  # of a disc; the other kinds have about its area
+ACROSS = 36.0  # how far a path may lie from the centre
+LANE, LANE_SPREAD = 30.0, 5.0  # the same for two shapes, which keep to a half each
+
+
+@dataclass(frozen=True)
+class Shape:
+    kind: str
+    colour: str
+    centre: tuple[float, float]  # x and y in pixels halfway through the clip
+
+
+@dataclass(frozen=True)
+class Scene:
+    shapes: tuple[Shape, ...]  # of two, the upper or the left one first
+    direction: str
+    speed: str
+    background: str
+
+    @property
+    def prompt(self) -> str:
+        things = " and ".join(f"a {shape.colour} {shape.kind}" for shape in self.shapes)
+        return f"{things} moving {self.direction} {self.speed} over a {self.background} background"
+
+
+def scene(seed: int) -> Scene:
+    """The scene of a seed."""
+    return place(draw_words(seed), seed)
+
+
+def draw_words(seed: int) -> Scene:
+    """What a seed's scene shows, its shapes in the middle of where they belong."""
+    random = np.random.RandomState(seed)
+    count = 2 if random.rand() < TWO_SHAPES else 1
+    colours = random.choice(list(COLOURS), count, replace=False)
+    kinds = random.choice(KINDS, count)
+    direction, speed = random.choice(list(DIRECTIONS)), random.choice(list(SPEEDS))
+    background = random.choice(list(BACKGROUNDS))
+    shapes = tuple(Shape(str(k), str(c), (SIZE / 2, SIZE / 2)) for k, c in zip(kinds, colours, strict=True))
+    return Scene(shapes, str(direction), str(speed), str(background))
+
+
+def parse(prompt: str) -> Scene:
+    """The scene of a prompt as `Scene.prompt` writes it, its shapes in the middle."""
+    things, rest = prompt.split(" moving ")
+    direction, speed, *_, background, _ = rest.split()
+    shapes = [thing.split()[1:] for thing in things.split(" and ")]
+    return Scene(
+        tuple(Shape(kind, colour, (SIZE / 2, SIZE / 2)) for colour, kind in shapes), direction, speed, background
+    )
+
+
+def place(words: Scene, seed: int) -> Scene:
+    """The same scene with its shapes where a seed puts them."""
+    random = np.random.RandomState(seed ^ 0x5EED)
+    dx, dy = DIRECTIONS[words.direction]
+    shapes = []
+    reach = SIZE / 2 - SPEEDS[words.speed] / 2 - RADIUS  # how far along its path a middle may lie, all in the picture
+    for i, shape in enumerate(words.shapes):
+        along, across = random.uniform(-1, 1, 2) * (reach, ACROSS if len(words.shapes) == 1 else LANE_SPREAD)
+        if len(words.shapes) == 2:
+            across += LANE if i else -LANE
+        centre = (SIZE / 2 + along * dx + across * abs(dy), SIZE / 2 + along * dy + across * abs(dx))
+        shapes.append(Shape(shape.kind, shape.colour, centre))
+    return Scene(tuple(shapes), words.direction, words.speed, words.background)
+
+
+def render(
+    what: Scene,
+    size: int = SIZE,
+    frames: int = FRAMES,
+    origin: tuple[float, float] = (0, 0),
+    first: int = 0,
+    colours=None,
+) -> torch.Tensor:
+    """The clip [frames, size, size, 3], float32 in 0..1, edges smoothed over a pixel.
+
+    `origin` (x, y) and `first` cut a window out of the full clip; `colours` replaces named colours (names to RGB)."""
+    palette = COLOURS | BACKGROUNDS | (colours or {})
+    time = (first + torch.arange(frames, dtype=torch.float32)) / (FRAMES - 1) - 0.5
+    travelled = time * SPEEDS[what.speed]
+    dx, dy = DIRECTIONS[what.direction]
+    pixel = torch.arange(size, dtype=torch.float32) + 0.5
+    clip = torch.tensor(palette[what.background]).expand(frames, size, size, 3)
+    for shape in what.shapes:
+        x = (pixel[None] + origin[0] - shape.centre[0] - (travelled * dx)[:, None])[:, None, :]
+        y = (pixel[None] + origin[1] - shape.centre[1] - (travelled * dy)[:, None])[:, :, None]
+        inside = (0.5 - distance(shape.kind, x, y, RADIUS)).clamp(0, 1)[..., None]
+        clip = clip + inside * (torch.tensor(palette[shape.colour]) - clip)
+    return clip
+
+
+def distance(kind: str, x: torch.Tensor, y: torch.Tensor, radius: float) -> torch.Tensor:
+    """How far points lie outside a shape centred on 0, in pixels; negative inside."""
+    if kind == "disc":
+        return (x * x + y * y).sqrt() - radius
+    if kind == "square":
+        return torch.maximum(x.abs(), y.abs()) - radius * math.sqrt(math.pi) / 2
+    inner = radius * 0.74  # of an upright triangle's inscribed circle
+    return torch.maximum(y - inner * 1.15, x.abs() * math.sqrt(0.75) - y / 2 - inner * 0.95)
