@@ -100,17 +100,19 @@ def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path, caplog):
     assert "was not kept" in caplog.text
 
 
-@pytest.fixture
+@contextmanager
 def small_files_only():
-    """No file of this process grows over 1 kB, as on a full disk."""
+    """No file of this process grows over 1 kB, as on a full disk; not a fixture, under which pytest would write its own output."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_a_warning_and_leaves_nothing(cache, tmp_path, caplog, small_files_only):
-    with caplog.at_level(logging.WARNING, "turbodiffusion"):
+def test_a_full_disk_is_a_warning_and_leaves_nothing(cache, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "turbodiffusion"), small_files_only():
         cache.put("k", ENTRY)
     assert "The disk became full" in caplog.text
     assert names(tmp_path / "a" / "b") == [] and cache.get("k") is None
@@ -121,6 +123,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import conftest
 import torch
+from contextlib import contextmanager
 from pathlib import Path
 from td_pack.turbo_core.text_cache import TextCache
 cache = TextCache(Path(sys.argv[2]), limit=30_000)
