@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import safetensors.torch
