@@ -29,7 +29,7 @@ TOY_FILES = {
 # 576 tokens: enough blocks for the sparse attention to leave some out.
 TOY_SIZE = {"width": 128, "height": 128, "length": 33}
 TOY_PROMPTS = {
-    "t2v": "a yellow disc moving right fast over a dark background",
+    "t2v": "a blue disc moving down fast over a dark background",
     "i2v": "a purple triangle moving up fast over a light background",
 }
 TOY_FIRST_FRAME = 12  # the seed of where the image-to-video job's shape stands
