@@ -7,6 +7,9 @@ WEB_DIRECTORY = "./nodes/web"
 
 async def comfy_entrypoint():
     """What ComfyUI calls after importing the pack; the nodes are imported here so that the import stays free."""
+    from .turbo_core.environment import check_comfyui
+
+    check_comfyui()  # outside the try: to a person who has to update, a traceback says nothing more
     try:
         from .nodes import TurboDiffusionExtension
     except Exception:

@@ -1,4 +1,4 @@
-"""One command for people: `python dev.py test`, `python dev.py demo`, `python dev.py convert`.
+"""One command for people: `python dev.py test`, `python dev.py demo`, `python dev.py convert`, `python dev.py batch`.
 
 Run with any Python >= 3.10: it makes an environment and fetches ComfyUI once, in a cache, then runs the command there.
 """
@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": ("tests.support.demo", "queue the shipped workflows on a live server and keep the videos"),
     "tiny": ("tests.tiny.command", "train the toy models of the tests and the demo again, or measure them"),
     "convert": ("turbo_core.convert.cli", "write a checkpoint anew: int8, fp8, bf16, a merged LoRA or delta"),
+    "batch": ("turbo_core.batch.cli", "many videos: a table of jobs over ComfyUI servers or a Ray cluster, resumable"),
 }
 
 

@@ -1,16 +1,20 @@
 """Which implementation runs an operator: decided from declared constraints before the call, never by trying and failing.
 
-    triton   the GPU kernels in `triton/`, where Triton can be imported, reaches the device and passes a self-test
-    torch    the definitions in `reference/`: any device, the same numerics, sparse where the operator is sparse
+    triton          the GPU kernels in `triton/`, where Triton can be imported and reaches the device
+    comfy_kitchen   its compiled kernels, where it has the same function of the same tensors (`kitchen/`)
+    torch           the definitions in `reference/`: any device, the same numerics, sparse where the operator is sparse
+    dense           for sparse attention alone, where even the definition does not run: full attention, with a warning
 
-The device's part of the decision is made once per device, the tensors' part at each call."""
+The device's part of the decision (is the backend there, does it pass a self-test) is made once per device, the tensors' part
+at each call."""
 
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -31,7 +35,45 @@ class Choice(NamedTuple):
 
 
 class NoBackendError(RuntimeError):
-    """A backend was demanded that cannot run the request; the text names its reason."""
+    """No backend can run the request, or not the one that was demanded; the text names each and its reason."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator and where its implementations are: `modules` by backend, fastest first.
+
+    `family` says which self-test covers it. `never` gives, by backend, the reason that holds on every device: for a backend
+    that has an operator of this name which is another function."""
+
+    function: str
+    family: str
+    modules: Mapping[str, str]
+    never: dict[str, str] = field(default_factory=dict)
+
+    def choose(self, device: torch.device, unfit: Mapping[str, str | None] | None = None) -> Choice:
+        """The backend for a request on `device`; `unfit` says by backend why its tensors do not suit it.
+
+        Raises NoBackendError if there is none."""
+        demanded, rejected = _demanded.get(), {}
+        for backend in self.modules:
+            if demanded is None:
+                reason = unavailable(backend, self.family, device)
+            else:
+                reason = None if backend == demanded else f"{demanded} was demanded"
+            reason = reason or (unfit or {}).get(backend)
+            if reason is None:
+                return Choice(backend, rejected | self.never)
+            rejected[backend] = reason
+        reasons = "; ".join(f"{backend}: {reason}" for backend, reason in (rejected | self.never).items())
+        raise NoBackendError(f"No backend can run {self.function}: {reasons}.")
+
+    def load(self, backend: str) -> Callable:
+        """The implementation of a backend, whose module is imported at its first use."""
+        return getattr(importlib.import_module(f".{self.modules[backend]}", __package__), self.function)
+
+    def find(self, device: torch.device, unfit: Mapping[str, str | None] | None = None) -> Callable:
+        """The implementation for a request, as `choose`."""
+        return self.load(self.choose(device, unfit).backend)
 
 
 _demanded: ContextVar[str | None] = ContextVar("turbodiffusion_demanded_backend", default=None)
@@ -39,8 +81,8 @@ _demanded: ContextVar[str | None] = ContextVar("turbodiffusion_demanded_backend"
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the block every operator runs on backend `name` ("triton" or "torch") or raises NoBackendError: for tests and
-    benchmarks. "triton" then also takes CPU tensors, for Triton's interpreter."""
+    """Within the block every operator runs on backend `name` or raises NoBackendError: for tests and benchmarks. "triton"
+    then also takes CPU tensors, for Triton's interpreter."""
     token = _demanded.set(name)
     try:
         yield
@@ -48,32 +90,24 @@ def use_backend(name: str) -> Iterator[None]:
         _demanded.reset(token)
 
 
-def load(operator: str, module: str, backend: str) -> Callable:
-    """The function `operator` of backend `backend`, whose module is imported at its first use."""
-    package = "triton" if backend == "triton" else "reference"
-    return getattr(importlib.import_module(f".{package}.{module}", __package__), operator)
-
-
-def choose(tensor: torch.Tensor, unfit: str | None) -> Choice:
-    """The backend for a request about `tensor`; `unfit` is why its shapes or dtypes do not suit the kernels, or None.
-
-    Raises NoBackendError if `use_backend` demands what cannot be had."""
-    demanded = _demanded.get()
-    if demanded == "torch":
-        return Choice("torch", {"triton": "torch was demanded"})
-    reason = unfit
-    if demanded is None:
-        reason = triton_unavailable(tensor.device) or reason
-    if reason is None:
-        return Choice("triton", {})
-    if demanded == "triton":
-        raise NoBackendError(f"triton cannot run this request: {reason}.")
-    return Choice("torch", {"triton": reason})
+@functools.cache
+def unavailable(backend: str, family: str, device: torch.device) -> str | None:
+    """Why a backend does not run a family of operators on a device, or None if it does. The self-test runs here."""
+    missing = {"triton": triton_unavailable, "comfy_kitchen": _kitchen_unavailable}.get(backend, lambda device: None)
+    reason = missing(device)
+    if reason is not None or backend == "dense" or (backend == "torch" and device.type in ("cpu", "meta")):
+        return reason
+    self_test = importlib.import_module(".self_test", __package__)
+    try:
+        return self_test.fault(backend, family, device)
+    except Exception as error:  # noqa: BLE001 - compilers and drivers fail in every way; the reason goes into the status report
+        text = str(error).strip().splitlines()
+        return f"its self-test failed ({type(error).__name__}: {text[0] if text else ''})"
 
 
 @functools.cache
 def triton_unavailable(device: torch.device) -> str | None:
-    """Why the Triton kernels do not run on a device, or None if they do. The self-test runs here, once per device."""
+    """Why Triton's kernels cannot be tried on a device, or None if they can."""
     if device.type != "cuda":
         return f"it does not reach a {device.type} device"
     if importlib.util.find_spec("triton") is None:
@@ -88,12 +122,15 @@ def triton_unavailable(device: torch.device) -> str | None:
         importlib.import_module("triton")
     except (ImportError, OSError, RuntimeError) as error:
         return f"it cannot be imported ({error})"
-    try:
-        return _self_test(device)
-    except Exception as error:  # noqa: BLE001 - compilers and drivers fail in every way; the reason goes into the status report
-        return (
-            f"its self-test failed ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''})"
-        )
+    return None
+
+
+def _kitchen_unavailable(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"its compiled kernels do not reach a {device.type} device"
+    if importlib.util.find_spec("comfy_kitchen") is None:
+        return "it is not installed"
+    return importlib.import_module(".kitchen.norm", __package__).unavailable()
 
 
 def eight_bit_format(device: torch.device) -> tuple[str, str]:
@@ -104,33 +141,6 @@ def eight_bit_format(device: torch.device) -> tuple[str, str]:
     if torch.version.hip is not None:
         return "fp16", "the others are not tried on this kind of GPU"
     version = tuple(int(part) for part in importlib.import_module("triton").__version__.split("+")[0].split(".")[:3])
-    choice = load("default_pv", "sage_attention", "triton")(torch.cuda.get_device_capability(device), version)
+    sage = importlib.import_module(".triton.sage_attention", __package__)
+    choice = sage.default_pv(torch.cuda.get_device_capability(device), version)
     return choice[0] or "fp16", choice[2]
-
-
-def _self_test(device: torch.device) -> str | None:
-    """Compares the attention and the int8 kernels with their definitions on small ragged inputs; None if they agree."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 384 + 7, 2, 128, generator=generator) for _ in range(3))
-    weight, bias = torch.randn(128, 128, generator=generator) / 12, torch.randn(128, generator=generator)
-    codes, scales = load("quantize_block", "int8", "torch")(weight)
-    cases = (
-        (
-            "attention",
-            "sparse_linear_attention",
-            "sla",
-            "block_sparse_attention",
-            (q, k, v, weight, bias),
-            {"topk": 1.0},
-        ),
-        ("int8", "int8_linear", "int8", "int8_linear", (q[:, :, 0], codes, scales, bias), {}),
-    )
-    for name, operator, reference, kernel, given, options in cases:
-        expected = load(operator, reference, "torch")(*given, **options)
-        narrow = (x if x is scales or x is codes else x.bfloat16() for x in given)
-        actual = load(operator, kernel, "triton")(*(x.to(device) for x in narrow), **options)
-        error = ((actual.cpu().float() - expected).norm() / expected.norm()).item()
-        # bf16 inputs and output carry 2^-9 relative error each; a broken kernel is off by tens of per cent. NaN fails too.
-        if not error < 2e-2:
-            return f"its self-test of {name} is off by {error:.1%}"
-    return None

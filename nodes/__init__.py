@@ -2,15 +2,31 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import metadata, replacements
 from .attention import TurboDiffusionSLA
+from .camera import TurboDiffusionCameraCondition, TurboDiffusionCameraEmbed, TurboDiffusionCameraPath
+from .compare import TurboDiffusionCompare
 from .convert import TurboDiffusionConvert
+from .decode import TurboDiffusionVAEDecode, TurboDiffusionVAEDecodeVideo
+from .image import TurboDiffusionPrepareImage
+from .legacy import (
+    TurboDiffusionLegacyI2V,
+    TurboDiffusionLegacyLoader,
+    TurboDiffusionLegacySaveVideo,
+    TurboDiffusionLegacyT2V,
+)
 from .loader import TurboDiffusionLoader
 from .lora import TurboDiffusionLoRA
 from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
 from .status import TurboDiffusionStatus
+from .text import TurboDiffusionTextEncode
 
 
 class TurboDiffusionExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        metadata.register()
+        await replacements.register()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             TurboDiffusionLoader,
@@ -20,6 +36,18 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionSampler,
             TurboDiffusionGuider,
             TurboDiffusionSample,
+            TurboDiffusionVAEDecode,
+            TurboDiffusionVAEDecodeVideo,
+            TurboDiffusionPrepareImage,
+            TurboDiffusionTextEncode,
+            TurboDiffusionCompare,
             TurboDiffusionConvert,
             TurboDiffusionStatus,
+            TurboDiffusionLegacyLoader,
+            TurboDiffusionLegacyI2V,
+            TurboDiffusionLegacyT2V,
+            TurboDiffusionLegacySaveVideo,
+            TurboDiffusionCameraPath,
+            TurboDiffusionCameraEmbed,
+            TurboDiffusionCameraCondition,
         ]

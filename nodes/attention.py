@@ -45,10 +45,21 @@ class TurboDiffusionSLA(io.ComfyNode):
                     default=False,
                     tooltip="Let sla run on a checkpoint without trained proj_l, block-sparse only. Expect worse pictures at low topk.",
                 ),
+                io.Int.Input(
+                    "dense_steps",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    optional=True,
+                    tooltip="The first steps of each run that stay dense in every block. They lay out the picture: a few of them help a "
+                    "model without trained proj_l. 0: none.",
+                ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The model with that attention; the one that came in is unchanged.")],
         )
 
     @classmethod
-    def execute(cls, model, mode, topk: float, dense_blocks: str, allow_untrained: bool) -> io.NodeOutput:
-        return io.NodeOutput(with_attention(model, mode, topk, dense_blocks, allow_untrained))
+    def execute(
+        cls, model, mode, topk: float, dense_blocks: str, allow_untrained: bool, dense_steps: int = 0
+    ) -> io.NodeOutput:
+        return io.NodeOutput(with_attention(model, mode, topk, dense_blocks, allow_untrained, dense_steps))

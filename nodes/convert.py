@@ -12,7 +12,7 @@ from ..turbo_core.convert import output
 from ..turbo_core.convert.codec import WEIGHTS
 from ..turbo_core.convert.convert import BASE_AND_TEACHER, Request, convert
 from ..turbo_core.errors import TurboError
-from .loader import CATEGORY
+from .loader import CATEGORY, model_names
 
 _FOLDER, _LORAS = "diffusion_models", "loras"
 _NONE = "none"
@@ -21,7 +21,7 @@ _NONE = "none"
 class TurboDiffusionConvert(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        models = folder_paths.get_filename_list(_FOLDER)
+        models = model_names()
         return io.Schema(
             node_id="TurboDiffusionConvert",
             display_name="TurboDiffusion Convert",
@@ -85,14 +85,14 @@ class TurboDiffusionConvert(io.ComfyNode):
                     tooltip="Weight of the difference that is added to the base.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="path")],
+            outputs=[io.String.Output(display_name="path", tooltip="Where the new file is.")],
             is_output_node=True,
         )
 
     @classmethod
     def validate_inputs(cls, output_name, overwrite=False, base_name=_NONE, teacher_name=_NONE) -> bool | str:
         # ComfyUI leaves the checks of the inputs named here to this method. A linked input is None: `execute` sees its value.
-        models = (_NONE, *folder_paths.get_filename_list(_FOLDER))
+        models = (_NONE, *model_names())
         for name in (base_name, teacher_name):
             if name is not None and name not in models:
                 return f"{name!r} is no file in the diffusion_models folder"

@@ -40,7 +40,7 @@ class TurboDiffusionLoRA(io.ComfyNode):
                     tooltip="How much of it is added; 0 changes nothing, a negative value takes it away.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The model with the LoRA; the one that came in is unchanged.")],
         )
 
     @classmethod

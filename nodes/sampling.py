@@ -103,9 +103,9 @@ class TurboDiffusionSigmas(io.ComfyNode):
                 _boundary(),
             ],
             outputs=[
-                io.Sigmas.Output(display_name="sigmas"),
-                io.Sigmas.Output(display_name="high"),
-                io.Sigmas.Output(display_name="low"),
+                io.Sigmas.Output(display_name="sigmas", tooltip="All noise levels."),
+                io.Sigmas.Output(display_name="high", tooltip="Those of the high expert."),
+                io.Sigmas.Output(display_name="low", tooltip="Those of the low expert; empty if it has no step."),
             ],
         )
 
@@ -130,7 +130,7 @@ class TurboDiffusionSampler(io.ComfyNode):
             description="The few-step sampler of TurboWan models, for SamplerCustomAdvanced.",
             search_aliases=["rCM sampler", "lcm", "few step"],
             inputs=[_mode(), _noise_device()],
-            outputs=[io.Sampler.Output()],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
@@ -149,7 +149,7 @@ class TurboDiffusionGuider(io.ComfyNode):
             search_aliases=["dual expert", "high noise low noise", "two experts", "Wan 2.2 guider"],
             inputs=[
                 io.Model.Input("high", tooltip="The model, or the high-noise expert of a pair."),
-                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("positive", tooltip="The prompt; for image to video, after WanImageToVideo."),
                 _boundary(),
                 io.Model.Input(
                     "low",
@@ -158,7 +158,7 @@ class TurboDiffusionGuider(io.ComfyNode):
                 ),
                 *_expert_inputs(),
             ],
-            outputs=[io.Guider.Output()],
+            outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
@@ -182,9 +182,19 @@ class TurboDiffusionSample(io.ComfyNode):
             search_aliases=["TurboWan sampler", "KSampler", "few step", "rCM"],
             inputs=[
                 io.Model.Input("high", tooltip="The model, or the high-noise expert of a pair."),
-                io.Conditioning.Input("positive"),
-                io.Latent.Input("latent"),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                io.Conditioning.Input("positive", tooltip="The prompt; for image to video, after WanImageToVideo."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="An empty video latent, or that of WanImageToVideo: its size and length are the video's.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Where the random numbers start: the same seed gives the same video.",
+                ),
                 _steps(),
                 io.Float.Input(
                     "sigma_max",
@@ -205,7 +215,7 @@ class TurboDiffusionSample(io.ComfyNode):
                 ),
                 *_expert_inputs(),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The finished latent, for a TurboDiffusion VAE Decode node.")],
         )
 
     @classmethod

@@ -13,13 +13,17 @@ class TurboDiffusionStatus(io.ComfyNode):
             node_id="TurboDiffusionStatus",
             display_name="TurboDiffusion Status",
             category=CATEGORY,
-            description="Reports versions, device, which kernels run and why others do not, and what the loaded models did in their last "
-            "run. Link any output to its input to have it report after that node.",
+            description="Reports versions, device, which kernels run and why others do not, what the models take of memory, and steps, "
+            "seconds and operator calls of the last run. Link any output to its input to have it report after that node.",
             search_aliases=["debug", "report", "system info", "kernels"],
             inputs=[
-                io.AnyType.Input("any", optional=True, tooltip="Anything: the report is made when this has arrived.")
+                io.AnyType.Input(
+                    "any",
+                    optional=True,
+                    tooltip="Anything: the report is made when this has arrived. A latent or model also says which run it is about.",
+                )
             ],
-            outputs=[io.String.Output(display_name="report")],
+            outputs=[io.String.Output(display_name="report", tooltip="The report as text.")],
             is_output_node=True,
             not_idempotent=True,
         )
@@ -31,5 +35,5 @@ class TurboDiffusionStatus(io.ComfyNode):
 
     @classmethod
     def execute(cls, any=None) -> io.NodeOutput:
-        text = report()
+        text = report(any)
         return io.NodeOutput(text, ui=ui.PreviewText(text))

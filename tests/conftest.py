@@ -24,6 +24,8 @@ def _load_pack() -> None:
 
 _load_pack()
 
+from td_pack.tests.support import interpreter  # noqa: E402, F401 - before anything imports triton, as comfy_kitchen does
+
 if (
     "COMFYUI_PATH" in os.environ
 ):  # tests/kernels need none, and run on a GPU machine that has only torch, triton and pytest
@@ -35,10 +37,11 @@ if (
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """One live ComfyUI for the whole run: the pack under an odd folder name, the test nodes, tiny checkpoints."""
-    from td_pack.tests.support import checkpoints
+    from td_pack.tests.support import checkpoints, lingbot
     from td_pack.tests.support.server import ComfyServer
 
     base = tmp_path_factory.mktemp("comfyui")
     checkpoints.write_models(base / "models")
-    with ComfyServer(base, pack_name="odd name-1.0 (turbo)", test_nodes=True) as running:
+    lingbot.write_models(base / "models")
+    with ComfyServer(base, pack_name="odd_name-1.0.main", test_nodes=True) as running:
         yield running

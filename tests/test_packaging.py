@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from td_pack.tests.conftest import ROOT
 from td_pack.turbo_core import environment
+
+ROOT = Path(__file__).resolve().parents[1]
 
 if sys.version_info >= (3, 11):
     import tomllib

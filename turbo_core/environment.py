@@ -35,6 +35,16 @@ def find_comfyui(pack: Path) -> Path | None:
     return next((Path(path) for path in candidates if path and Path(path, "comfyui_version.py").is_file()), None)
 
 
+def check_comfyui() -> None:
+    """Raises ImportError, with what to do, in a ComfyUI that is too old; called inside one, before anything of it is imported."""
+    try:
+        from comfyui_version import __version__ as version
+    except ImportError:
+        version = "0"  # from before it stated one
+    if older := _older(_numbers(version), OLDEST_COMFYUI):
+        raise ImportError(f"TurboDiffusion: this ComfyUI ({version}) is{older[1:]}; update ComfyUI and start it again.")
+
+
 def triton_command(torch: tuple[int, ...], windows: bool) -> str:
     """The pip command that installs the Triton for a torch."""
     if not windows:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
+from .int8 import quantize_block
+
 _CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 256 MB in float32
 
 
@@ -59,11 +61,14 @@ def layer_norm_modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tenso
 
 
 def layer_norm_modulate_quantize(
-    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float, by: str = "row"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`layer_norm_modulate`, unrounded, as int8 codes [B, L, width] and float32 scales [B, L]: largest magnitude / 127.
+    """`layer_norm_modulate` as int8 codes [B, L, width] and float32 scales.
 
-    The scale of a token with NaN or infinity is not finite."""
+    By "block": `quantize_block` of its rounded values. By "row": largest magnitude / 127 of its values unrounded, [B, L]; the
+    scale of a token with NaN or infinity is not finite."""
+    if by == "block":
+        return quantize_block(layer_norm_modulate(x, shift, scale, eps=eps))
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     row_scales = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
     for item, tokens, value in _modulated(x, shift, scale, eps):

@@ -88,6 +88,12 @@ def block_sparse_attention(
     return out[:, :length]
 
 
+def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """softmax(q k^T / sqrt(D)) v over all keys: what is left where not even gathering runs. Returns a contiguous [B, L, H, D]."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous()
+
+
 def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """phi(q) (phi(k)^T v) / (phi(q) sum(phi(k)) + 1e-5) with phi = softmax over the head width, over all tokens.
 

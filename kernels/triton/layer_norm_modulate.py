@@ -1,14 +1,16 @@
 """LayerNorm(x) * (1 + scale) + shift in one pass over x, optionally quantised for the int8 linear layers that follow.
 
 x [B, L, W] with any token stride, shift and scale [B, frames, W] with any batch and frame strides -> x's dtype [B, L, W],
-or int8 codes [B, L, W] and float32 row_scales [B, L]. The host takes two passes, rounding in between, and the quantiser two more.
+or int8 codes [B, L, W] and float32 scales by row [B, L] or by block. The host takes two passes, rounding in between, and the
+quantiser two more. A block spans 128 tokens and a part of their width, so blocks take a pass for the tokens' statistics first.
 """
-
-from contextlib import nullcontext
 
 import torch
 import triton
 import triton.language as tl
+
+from ..reference.int8 import MIN_AMAX, TILE
+from .int8_quantize import encode, find_amax
 
 _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: in the sum the integer, halves to even, stands in the low bits
 
@@ -57,9 +59,59 @@ def _layer_norm_modulate_kernel(
     tl.store(p_y + i_row * WIDTH + o_w, b_y.to(p_y.dtype.element_ty), mask=m_w)
 
 
+@triton.jit(do_not_specialize=["L"])
+def _statistics_kernel(
+    p_x, p_statistics, eps, L, x_b, x_l, WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr
+):  # fmt: skip
+    """Mean and 1/std of one token: statistics [B, L, 2] float32."""
+    i_l, i_b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    o_w = tl.arange(0, WIDTH_PADDED)
+    m_w = o_w < WIDTH
+    b_x = tl.load(p_x + i_b * x_b + i_l * x_l + o_w, mask=m_w, other=0.0).to(tl.float32)
+    mean = tl.sum(b_x) / WIDTH
+    b_x = tl.where(m_w, b_x - mean, 0.0)
+    p_statistics += (i_b * L + i_l) * 2
+    tl.store(p_statistics, mean)
+    tl.store(p_statistics + 1, tl.rsqrt(tl.sum(b_x * b_x) / WIDTH + eps))
+
+
+@triton.jit(do_not_specialize=["L", "FRAME"])
+def _modulate_quantize_block_kernel(
+    p_x, p_statistics, p_shift, p_scale, p_codes, p_scales, L, FRAME, WIDTH,
+    x_b, x_l, shift_b, shift_f, scale_b, scale_f,
+    ONE_FRAME: tl.constexpr, MIN_AMAX: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """One block: codes [B, L, WIDTH], scales [B, ceil(L/TILE), ceil(WIDTH/TILE)]. Nothing fuses but what is written out, so
+    that values round as in `_layer_norm_modulate_kernel` and codes as in the quantiser."""
+    i_scale = tl.program_id(0)
+    n_l, n_w = tl.cdiv(L, TILE), tl.cdiv(WIDTH, TILE)
+    i_b = (i_scale // (n_l * n_w)).to(tl.int64)
+    i_l = (i_scale // n_w % n_l).to(tl.int64) * TILE
+    o_l, o_w = tl.arange(0, TILE), i_scale % n_w * TILE + tl.arange(0, TILE)
+    m_l, m_w = o_l < L - i_l, o_w < WIDTH
+    m_x = m_l[:, None] & m_w[None, :]
+    b_x = tl.load(p_x + i_b * x_b + (i_l + o_l)[:, None] * x_l + o_w[None, :], mask=m_x, other=0.0).to(tl.float32)
+    p_statistics += (i_b * L + i_l + o_l) * 2
+    b_mean = tl.load(p_statistics, mask=m_l, other=0.0)
+    b_rstd = tl.load(p_statistics + 1, mask=m_l, other=0.0)
+    if ONE_FRAME:
+        b_shift = tl.load(p_shift + i_b * shift_b + o_w, mask=m_w, other=0.0).to(tl.float32)[None, :]
+        b_scale = tl.load(p_scale + i_b * scale_b + o_w, mask=m_w, other=0.0).to(tl.float32)[None, :]
+    else:
+        i_f = ((i_l + o_l) // FRAME)[:, None]
+        b_shift = tl.load(p_shift + i_b * shift_b + i_f * shift_f + o_w[None, :], mask=m_x, other=0.0).to(tl.float32)
+        b_scale = tl.load(p_scale + i_b * scale_b + i_f * scale_f + o_w[None, :], mask=m_x, other=0.0).to(tl.float32)
+    b_shift, b_scale = tl.broadcast_to(b_shift, [TILE, TILE]), tl.broadcast_to(1 + b_scale, [TILE, TILE])
+    b_y = tl.fma((b_x - b_mean[:, None]) * b_rstd[:, None], b_scale, b_shift)
+    b_y = tl.where(m_x, b_y.to(p_x.dtype.element_ty).to(tl.float32), 0.0)
+    amax = find_amax(b_y, MIN_AMAX)
+    tl.store(p_scales + i_scale, amax * (1 / 128))
+    tl.store(p_codes + (i_b * L + i_l + o_l)[:, None] * WIDTH + o_w[None, :], encode(b_y, amax, 128), mask=m_x)
+
+
 def _launch(x, shift, scale, out, row_scales, eps: float) -> None:
     b, length, width = x.shape
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with torch.cuda.device_of(x):
         _layer_norm_modulate_kernel[(length, b)](
             x,
             shift,
@@ -86,9 +138,31 @@ def layer_norm_modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tenso
     return out
 
 
+def _quantize_block(x, shift, scale, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    b, length, width = x.shape
+    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scales = torch.empty((b, triton.cdiv(length, TILE), triton.cdiv(width, TILE)), dtype=torch.float32, device=x.device)
+    statistics = torch.empty((b, length, 2), dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        _statistics_kernel[(length, b)](
+            x, statistics, eps, length, *x.stride()[:2],
+            WIDTH=width, WIDTH_PADDED=triton.next_power_of_2(width),
+            num_warps=4 if width <= 2048 else 8, enable_fp_fusion=True,
+        )  # fmt: skip
+        _modulate_quantize_block_kernel[(scales.numel(),)](
+            x, statistics, shift, scale, codes, scales, length, triton.cdiv(length, shift.shape[1]), width,
+            *x.stride()[:2], *shift.stride()[:2], *scale.stride()[:2],
+            ONE_FRAME=shift.shape[1] == 1, MIN_AMAX=MIN_AMAX, TILE=TILE,
+            num_warps=8 if shift.shape[1] == 1 else 16, enable_fp_fusion=False,  # fewer spill
+        )  # fmt: skip
+    return codes, scales
+
+
 def layer_norm_modulate_quantize(
-    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float, by: str = "row"
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if by == "block":
+        return _quantize_block(x, shift, scale, eps)
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     row_scales = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
     _launch(x, shift, scale, codes, row_scales, eps)

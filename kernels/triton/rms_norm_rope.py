@@ -4,8 +4,6 @@ fused kernel normalises each head by itself, which is another function.
 x [B, L, H * D] with any token stride, weight [H * D], freqs [1, L, 1, D/2, 2, 2] float32 -> [B, L, H, D]; D a power of 2.
 """
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
@@ -50,7 +48,7 @@ def rms_norm_rope(
 ) -> torch.Tensor:
     b, length, width = x.shape
     out = torch.empty((b, length, heads, width // heads), dtype=x.dtype, device=x.device)
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with torch.cuda.device_of(x):
         _rms_norm_rope_kernel[(length, b)](
             x,
             weight,

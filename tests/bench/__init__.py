@@ -4,8 +4,13 @@ import importlib
 import sys
 
 BENCHES = {
-    "load": "time and memory of loading full-size int8 experts",
+    "load": "time and memory of loading full-size int8 and NF4 experts",
     "convert": "time and memory of converting one",
+    "memory": "memory of a whole run by phase: text encoder, two 14B experts, VAE",
+    "switch": "what the switch between two experts costs from a cold disk",
+    "batch": "40 jobs with a worker killed twice, overhead over queueing by hand, throughput over workers",
+    "decode": "memory of decoding 81 and 161 frames, beside ComfyUI's own decode",
+    "text": "time and memory of encoding a prompt with a full-size umT5-XXL, and of having it kept",
     "kernels": "the kernels on this machine's GPU, in the Python that starts it (torch and triton are enough)",
 }
 STANDALONE = ("kernels",)  # need neither ComfyUI nor its environment

@@ -1,4 +1,4 @@
-"""`dev.py bench load`: time and anonymous memory of loading full-size int8 experts, from random files of the real layout.
+"""`dev.py bench load`: time and anonymous memory of loading full-size int8 and NF4 experts, from random files of the real layout.
 
 Anonymous memory (RssAnon) is what can push a machine into swapping; pages mapped from the file are given back by the kernel
 when something else needs them."""
@@ -13,13 +13,14 @@ from pathlib import Path
 
 from .memory import EXPERT, GB, MemoryWatch
 
-NEEDED = 45  # GB of disk: two experts as .safetensors and one as .pth
+NEEDED = {"int8": 45, "nf4": 11, None: 45}  # GB of disk: int8 two experts as .safetensors and one as .pth, NF4 one
 LIMITS = {1: 2.0, 2: 4.0}  # GB of anonymous memory by number of experts
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench load", description=__doc__.splitlines()[0])
     parser.add_argument("--dir", type=Path, help="where the files go for the while (default: the temporary folder)")
+    parser.add_argument("--only", choices=("int8", "nf4"), help="measure one kind of file")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--measure", nargs="+", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -28,10 +29,11 @@ def main(arguments: list[str]) -> int:
         return 0
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="turbodiffusion-bench-") as folder:
         free = shutil.disk_usage(folder).free / GB
-        if free < NEEDED:
-            print(f"bench load needs {NEEDED} GB of disk and {folder} has {free:.0f}: give another place with --dir.")
+        needed = NEEDED[options.only]
+        if free < needed:
+            print(f"bench load needs {needed} GB of disk and {folder} has {free:.0f}: give another place with --dir.")
             return 1
-        rows = run(Path(folder))
+        rows = [row for kind, run in RUNS.items() if options.only in (None, kind) for row in run(Path(folder))]
     print("| files | size | seconds | anonymous memory, peak | file-backed, at the end |\n|---|---|---|---|---|")
     for row in rows:
         print(
@@ -42,14 +44,27 @@ def main(arguments: list[str]) -> int:
     return 0 if all(row["anonymous"] < LIMITS[row["count"]] for row in rows) else 1
 
 
-def run(folder: Path) -> list[dict]:
+def run_int8(folder: Path) -> list[dict]:
     from td_pack.tests.support.full_size import write_expert, write_pth_copy
 
     high, low = (
         write_expert(folder / f"{name}.safetensors", seed, **EXPERT) for seed, name in enumerate(("high", "low"))
     )
     pth = write_pth_copy(high, folder / "high.pth")
-    return [measured(paths) for paths in ([high], [pth], [high, low])]
+    rows = [measured(paths) for paths in ([high], [pth], [high, low])]
+    for path in (high, low, pth):
+        path.unlink()
+    return rows
+
+
+def run_nf4(folder: Path) -> list[dict]:
+    from td_pack.tests.support.full_size import write_nf4_expert
+
+    sizes = {name: size for name, size in EXPERT.items() if name != "in_channels"}
+    return [measured([write_nf4_expert(folder / "lingbot-high-nf4.safetensors", 2, **sizes)])]
+
+
+RUNS = {"int8": run_int8, "nf4": run_nf4}
 
 
 def measured(paths: list[Path]) -> dict:

@@ -1,5 +1,4 @@
 import pytest
-from td_pack.tests.support import interpreter  # noqa: F401 - before any test module imports a kernel
 from td_pack.tests.support.aot import Compiler
 
 

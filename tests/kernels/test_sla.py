@@ -11,7 +11,7 @@ from td_pack.kernels.reference import sla
 from td_pack.kernels.reference.sla import block_map, block_sparse_attention, linear_attention
 from td_pack.tests.support import checkpoints
 
-LENGTHS = (1, 63, 64, 65, 127, 128, 129, 300, 448)
+LENGTHS = (1, 63, 64, 65, 127, 128, 129, 500, 640, 1000)
 BLOCKS = ((128, 64), (64, 64))
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=20)
 

@@ -149,6 +149,15 @@ def test_any_length(pv, length, dtype):
     assert relative(got, reference.sage_attention(q, *operands, blocks, length, pv=pv)) <= SAME[pv] + rounding
 
 
+@pytest.mark.parametrize("length", [640, 1000])
+@pytest.mark.parametrize("pv", FORMATS)
+def test_longer_sequences(pv, length):
+    q, k, v = inputs(length, h=1)
+    blocks, operands = sla.block_map(q, k, 0.1), quantized(k, v, pv)
+    got = sage_attention(q, *operands, blocks, length, pv=pv)
+    assert relative(got, reference.sage_attention(q, *operands, blocks, length, pv=pv)) <= SAME[pv]
+
+
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("pv", FORMATS)
 def test_wide_heads_more_keys_than_queries_and_int32_blocks(pv, linear):

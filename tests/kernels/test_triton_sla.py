@@ -108,6 +108,15 @@ def test_any_length(length, dtype):
     assert error(both, reference.block_sparse_attention(q, k, v, blocks.long()) + linear) < 2 * TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("length", [500, 640, 1000])
+def test_longer_sequences(length):
+    """Several query blocks, a ragged last one, and lengths at which the reference's share of blocks was none."""
+    q, k, v = inputs(length, h=1, dtype=torch.float16)
+    weight, bias = projection(dtype=torch.float16)
+    out = sparse_linear_attention(q, k, v, weight, bias, topk=0.1)
+    assert error(out, oracle(q, k, v, block_map(q, k, 0.1), 128, weight, bias)) < TOLERANCE[torch.float16]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_head_width_128_and_more_keys_than_queries(dtype):
     q, k, v = inputs(321, d=128, h=1, dtype=dtype)

@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.client import ExecutionFailed, PromptRejected
+from td_pack.tests.support.full_size import write_expert
 from td_pack.tests.support.jobs import empty, i2v_job, loader, node, sampled, saved, t2v_job, text
 from td_pack.tests.support.models import conditioning, relative_error
 
@@ -150,6 +151,29 @@ def test_an_interrupt_inside_a_step_leaves_the_server_working(server):
     assert torch.isfinite(saved(server, "after")).all()
 
 
+def test_an_interrupt_while_the_low_expert_is_read_leaks_nothing(server):
+    """The low expert's file takes seconds to read (its ffn is wide, its file sparse); the interrupt comes in the second of six high steps."""
+    low = server.models_dir / "diffusion_models" / "wide_low.safetensors"
+    write_expert(low, 0, sparse=True, dim=256, ffn_dim=1 << 22, layers=2, in_channels=36)
+    job = i2v_job("overlap", 16, low.name)
+    job["latent"]["inputs"] |= {"width": 128, "height": 128}
+
+    def interrupt(kind: str, data: dict) -> None:
+        if kind == "progress" and data["node"] == "sample" and data["value"] == 1:
+            server.client.interrupt()
+
+    try:
+        assert server.client.run(job, on_event=interrupt, check=False).interrupted
+        report = server.client.run({"status": node("TurboDiffusionStatus")}).outputs["status"]["text"][0]
+        assert "of the low expert read ahead: It was stopped" in report
+        held = server.client.run({"process": node("TestProcess")}).outputs["process"]["text"]
+        assert held and not [name for name in held if "read-ahead" in name or name.endswith(low.name)]
+        server.client.run(i2v_job("after", 4, checkpoints.I2V_LOW))
+        assert torch.isfinite(saved(server, "after")).all()
+    finally:
+        low.unlink()
+
+
 BAD_VALUES = [
     ("model", "model_name", "absent.pth", "value_not_in_list", "absent.pth"),
     ("model", "dtype", "int4", "value_not_in_list", "int4"),
@@ -283,7 +307,10 @@ def test_our_lora_node_reports_its_layers_on_an_int8_model(server):
     result = server.client.run(job)
     assert result.outputs["lora"]["text"] == ["peft.safetensors: 3 layers"]
     # Two steps of 2 x 10 linears, all in int8 with the LoRA on.
-    assert "float32: int8 linear 40, network 2, sparse attention 4" in result.outputs["status"]["text"][0]
+    assert (
+        "sample: network 2, sparse attention 4, dense attention 0, int8 linear 40, float linear 0"
+        in result.outputs["status"]["text"][0]
+    )
     assert not torch.equal(saved(server, "int8"), saved(server, "int8 lora"))
 
 
@@ -294,6 +321,22 @@ def test_the_status_reports_the_run_before_it(server):
     text = server.client.run(job).outputs["status"]["text"][0]
     assert "sparse attention: torch; not triton: " in text and "int8 linear: torch; not triton: " in text
     # Two layers, four steps: every self-attention was sparse.
-    assert (
-        "TurboWan T2V 2 layers of width 256 with SLA, float32: float linear 80, network 4, sparse attention 8" in text
-    )
+    assert "TurboWan T2V 2 layers of width 256 with SLA, computing in float32" in text
+    assert "sample: network 4, sparse attention 8, dense attention 0, int8 linear 0, float linear 80" in text
+
+
+def test_dense_first_steps(server):
+    job = t2v_job("dense steps", sample=sampled(high=["sla", 0], seed=31, steps=4)) | {
+        "sla": node(
+            "TurboDiffusionSLA",
+            model=["model", 0],
+            mode="sla",
+            topk=0.1,
+            dense_blocks="",
+            allow_untrained=False,
+            dense_steps=1,
+        ),
+        "status": node("TurboDiffusionStatus", any=["sample", 0]),
+    }
+    text = server.client.run(job).outputs["status"]["text"][0]
+    assert "sample: network 4, sparse attention 6, dense attention 2, int8 linear 0, float linear 80" in text

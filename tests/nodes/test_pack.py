@@ -14,7 +14,7 @@ ENTRY = """
 import asyncio, gc, sys, time
 sys.path.insert(0, sys.argv[1])
 import conftest                                   # the host's own modules and the pack by path
-import comfy.samplers, comfy_extras.nodes_custom_sampler, comfy_extras.nodes_wan, comfy.sd, comfy_api.latest, folder_paths
+import comfy.samplers, comfy_extras.nodes_custom_sampler, comfy_extras.nodes_wan, comfy.sd, comfy_api.latest, folder_paths, execution, server
 had_triton = "triton" in sys.modules
 gc.disable()                                      # a collection of the host's whole heap can fall anywhere and costs 0.2 s
 start = time.perf_counter()
@@ -44,6 +44,8 @@ def test_a_machine_without_triton_runs_a_job_from_any_folder(tmp_path):
     base = tmp_path / "comfyui"
     checkpoints.write_models(base / "models")
     environment = {"PYTHONPATH": str(hidden.parent)}
-    with ComfyServer(base, pack_name="ComfyUI_Turbo-main.v2", test_nodes=True, extra_environment=environment) as server:
+    with ComfyServer(
+        base, pack_name="ComfyUI Turbo-main (1)", test_nodes=True, extra_environment=environment
+    ) as server:
         server.client.run(t2v_job("without triton"))
         assert saved(server, "without triton").isfinite().all()

@@ -1,13 +1,19 @@
-"""Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder."""
+"""Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder, random latents, and faults."""
 
+import itertools
+import os
+import pathlib
+import time
 import zlib
 
+import comfy.model_management
+import comfy.sd
 import folder_paths
 import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io, ui
 
-from . import toy_text
+from . import faults, process, toy_text
 
 TOKENS = 512
 
@@ -55,6 +61,95 @@ class TestTensorConditioning(io.ComfyNode):
         return io.NodeOutput([[tensors["context"].float(), options]])
 
 
+class TestRandomLatent(io.ComfyNode):
+    """A video latent of random numbers."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestRandomLatent",
+            display_name="Test Random Latent",
+            category="tests",
+            inputs=[
+                io.Int.Input(name, default=1, min=0, max=1 << 20)
+                for name in ("channels", "length", "height", "width", "seed")
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, channels: int, length: int, height: int, width: int, seed: int) -> io.NodeOutput:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return io.NodeOutput({"samples": torch.randn(1, channels, length, height, width, generator=generator)})
+
+
+class TestFailingVAE(io.ComfyNode):
+    """A VAE whose decoder runs out of memory from its `at`-th chunk on, on latents with a side longer than `above`."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestFailingVAE",
+            display_name="Test Failing VAE",
+            category="tests",
+            inputs=[
+                io.String.Input("vae_name"),
+                io.Int.Input("at", default=1, min=1, max=1 << 20),
+                io.Int.Input("above", default=0, min=0, max=1 << 20),
+            ],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae_name: str, at: int, above: int) -> io.NodeOutput:
+        vae = comfy.sd.VAE(sd=safetensors.torch.load_file(folder_paths.get_full_path_or_raise("vae", vae_name)))
+        chunks = itertools.count(1)
+
+        def refuse(module, args) -> None:
+            if next(chunks) >= at and max(args[0].shape[3:]) > above:
+                raise torch.OutOfMemoryError("Allocation on device failed (made by a test node)")
+
+        vae.first_stage_model.decoder.register_forward_pre_hook(refuse)
+        return io.NodeOutput(vae)
+
+
+class TestTrouble(io.ComfyNode):
+    """Passes a latent on, or fails in one of the ways that a batch has to survive."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestTrouble",
+            display_name="Test Trouble",
+            category="tests",
+            inputs=[
+                io.Latent.Input("samples"),
+                io.Combo.Input("kind", options=["none", "error", "out of memory", "end the process", "wait"]),
+                io.String.Input(
+                    "once", default="", tooltip="A file that is made by the first run; later runs do nothing."
+                ),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, samples: dict, kind: str, once: str) -> io.NodeOutput:
+        if once and pathlib.Path(once).exists():
+            return io.NodeOutput(samples)
+        if once:
+            pathlib.Path(once).touch()
+        if kind == "error":
+            raise ValueError("This node always fails.")
+        if kind == "out of memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        if kind == "end the process":
+            os._exit(9)
+        for _ in range(6000 if kind == "wait" else 0):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            time.sleep(0.05)
+        return io.NodeOutput(samples)
+
+
 class TestToyWorldText(io.ComfyNode):
     """The toy world's stand-in for umT5; what it made of the prompt is shown on the node."""
 
@@ -76,7 +171,16 @@ class TestToyWorldText(io.ComfyNode):
 
 class TestNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestTextEmbedding, TestTensorConditioning, TestToyWorldText]
+        return [
+            TestTrouble,
+            TestToyWorldText,
+            TestTextEmbedding,
+            TestTensorConditioning,
+            TestRandomLatent,
+            TestFailingVAE,
+            *faults.NODES,
+            *process.NODES,
+        ]
 
 
 async def comfy_entrypoint() -> TestNodes:

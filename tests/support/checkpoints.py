@@ -196,11 +196,12 @@ def write_toy_models(models_dir: Path) -> None:
 
 
 def golden_case(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    """The metadata of a golden file (its `case`, or `cases`) and its tensors."""
+    """The metadata of a golden file (its `case`, `cases` or `actions`) and its tensors."""
     path = GOLDEN / f"{name}.safetensors"
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
-    return json.loads(metadata.get("case") or metadata["cases"]), safetensors.torch.load_file(path)
+    described = next(metadata[key] for key in ("case", "cases", "actions") if key in metadata)
+    return json.loads(described), safetensors.torch.load_file(path)
 
 
 def golden_state_dicts(case: dict) -> list[dict[str, torch.Tensor]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import av
 from PIL import Image, ImageDraw
+from td_pack.turbo_core.batch.strip import paste_row, spaced_frames
 
 from . import checkpoints, workflows
 from .client import ExecutionFailed, PromptRejected
@@ -34,7 +35,7 @@ TOY_PROMPTS = {
 }
 TOY_FIRST_FRAME = 12  # the seed of where the image-to-video job's shape stands
 PICTURE = "example.png"
-SHEET_FRAMES, SHEET_HEIGHT = 6, 160
+SHEET_HEIGHT = 160
 DAY = 24 * 3600
 
 
@@ -139,13 +140,10 @@ def run_job(name: str, prompt: dict, server: ComfyServer, out: Path) -> Path:
 
 def contact_sheet(videos: list[Path], path: Path) -> Path:
     """One row of evenly spaced frames for each video."""
-    rows = [[thumbnail(frame) for frame in spaced(read_frames(video))] for video in videos]
-    sheet = Image.new("RGB", (max(sum(t.width for t in row) for row in rows), len(rows) * SHEET_HEIGHT))
+    rows = [paste_row(spaced_frames(video), SHEET_HEIGHT) for video in videos]
+    sheet = Image.new("RGB", (max(row.width for row in rows), len(rows) * SHEET_HEIGHT))
     for i, (video, row) in enumerate(zip(videos, rows, strict=True)):
-        left = 0
-        for picture in row:
-            sheet.paste(picture, (left, i * SHEET_HEIGHT))
-            left += picture.width
+        sheet.paste(row, (0, i * SHEET_HEIGHT))
         ImageDraw.Draw(sheet).text((4, i * SHEET_HEIGHT + 2), video.stem, "white", stroke_width=2, stroke_fill="black")
     sheet.save(path)
     return path
@@ -170,12 +168,3 @@ def animation(videos: list[Path], path: Path) -> Path:
 def read_frames(video: Path) -> list[Image.Image]:
     with av.open(str(video)) as container:
         return [frame.to_image() for frame in container.decode(video=0)]
-
-
-def spaced(frames: list[Image.Image]) -> list[Image.Image]:
-    count = min(SHEET_FRAMES, len(frames))
-    return [frames[round(i * (len(frames) - 1) / max(count - 1, 1))] for i in range(count)]
-
-
-def thumbnail(frame: Image.Image) -> Image.Image:
-    return frame.resize((round(frame.width * SHEET_HEIGHT / frame.height), SHEET_HEIGHT))

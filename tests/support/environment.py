@@ -23,6 +23,7 @@ PINS = (
     "ruff==0.17.5",
     "bitsandbytes==0.50.2",  # the oracle of the NF4 layout
     "ray==2.60.0",
+    "scikit-image==0.26.0",  # the oracle of SSIM
     "playwright==1.65.2",  # drives the system's Chromium
 )
 OLDEST_COMFYUI = (0, 30, 0)

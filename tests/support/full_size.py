@@ -1,21 +1,30 @@
-"""Full-size random int8 checkpoints in upstream's layout, written without ever being in memory."""
+"""Full-size random files in the published layouts, written without ever being in memory."""
 
 import json
 import math
+import os
 import struct
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import checkpoints
+from . import checkpoints, lingbot, text_encoders
 
 _BUFFER = 1 << 24
-_NAMES = {torch.int8: "I8", torch.float32: "F32", torch.bfloat16: "BF16"}
+_NAMES = {
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
 
 
-def write_expert(path: Path, seed: int, **size) -> Path:
-    """A `.safetensors` file with every tensor of an int8 model of that size; the values repeat a random buffer."""
+def write_expert(path: Path, seed: int, sparse: bool = False, **size) -> Path:
+    """A `.safetensors` file with every tensor of an int8 model of that size; the values repeat a random buffer, but int8 codes
+    are all 0 in a `sparse` file, where they take no disk."""
     entries = {}
     for key, shape in checkpoints.shapes(sla=True, **size).items():
         quantised = key.startswith("blocks.") and key.endswith(".weight") and len(shape) == 2 and "proj_l" not in key
@@ -25,6 +34,55 @@ def write_expert(path: Path, seed: int, **size) -> Path:
             entries[f"{layer}.scale"] = (torch.float32, tuple(-(-n // checkpoints.TILE) for n in shape))
         else:
             entries[key] = (torch.float32 if "norm" in key else torch.bfloat16, shape)
+    return write(path, seed, entries, sparse=sparse)
+
+
+def write_encoder(path: Path, seed: int, weights: str = "fp8") -> Path:
+    """A umT5-XXL file with a tokenizer, in one of the two forms that ComfyUI's repackaged one has: fp16 (11.4 GB), or fp8, whose
+    linears are scaled float8 (6.7 GB)."""
+    tokenizer = text_encoders.tokenizer()
+    entries = {"spiece_model": (torch.uint8, tuple(tokenizer.shape))}
+    for key, shape in text_encoders.shapes(width=4096, heads=64, head_width=64, vocabulary=256384).items():
+        scaled = weights == "fp8" and len(shape) == 2 and key != "shared.weight" and "relative" not in key
+        entries[key] = (torch.float8_e4m3fn if scaled else torch.float16, shape)
+        if scaled:
+            entries[key.removesuffix("weight") + "scale_weight"] = (torch.float32, (1,))
+    if weights == "fp8":
+        entries["scaled_fp8"] = (
+            torch.float8_e4m3fn,
+            (2,),
+        )  # two: float8 is how they are stored, not how they are multiplied
+    return write(path, seed, entries, {"spiece_model": tokenizer.numpy().tobytes()})
+
+
+def write_nf4_expert(path: Path, seed: int, control: str = "cam", **size) -> Path:
+    """A `.safetensors` file as bitsandbytes packs LingBot-World: every linear in NF4, doubly quantised, the rest in bfloat16."""
+    entries, known = {}, {}
+    for key, shape in lingbot.shapes(control, **size).items():
+        if not key.endswith(".weight") or len(shape) != 2 or key == "patch_embedding.weight":
+            patch = (shape[0], 36, 1, 2, 2)
+            entries[key] = (torch.bfloat16, patch if key == "patch_embedding.weight" else shape)
+            continue
+        blocks = -(-math.prod(shape) // 64)
+        state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(shape)}
+        state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.02}
+        known[f"{key}.quant_state.bitsandbytes__nf4"] = json.dumps(state).encode()
+        known[f"{key}.quant_map"] = np.linspace(-1, 1, 16, dtype=np.float32).tobytes()
+        known[f"{key}.nested_quant_map"] = np.linspace(-1, 1, 256, dtype=np.float32).tobytes()
+        entries[key] = (torch.uint8, (-(-math.prod(shape) // 2), 1))
+        entries[f"{key}.absmax"] = (torch.uint8, (blocks,))
+        entries[f"{key}.quant_map"] = (torch.float32, (16,))
+        entries[f"{key}.nested_absmax"] = (torch.float32, (-(-blocks // 256),))
+        entries[f"{key}.nested_quant_map"] = (torch.float32, (256,))
+        entries[f"{key}.quant_state.bitsandbytes__nf4"] = (torch.uint8, (len(json.dumps(state)),))
+    return write(path, seed, entries, known)
+
+
+def write(
+    path: Path, seed: int, entries: dict[str, tuple], given: dict[str, bytes] | None = None, sparse: bool = False
+) -> Path:
+    """A safetensors file of tensors by type and shape; those not `given` repeat a random buffer of their type, or if
+    int8 are holes in a `sparse` file."""
     header, offset = {}, 0
     for key, (dtype, shape) in entries.items():
         end = offset + math.prod(shape) * dtype.itemsize
@@ -32,26 +90,34 @@ def write_expert(path: Path, seed: int, **size) -> Path:
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    random = np.random.RandomState(seed)
-    codes = random.randint(-128, 128, _BUFFER, dtype=np.int8).tobytes()
-    floats = (
-        torch.from_numpy(random.standard_normal(_BUFFER // 2).astype(np.float32) * 0.02)
-        .bfloat16()
-        .view(torch.int16)
-        .numpy()
-    )
-    sources = {
-        torch.int8: codes,
-        torch.bfloat16: floats.tobytes(),
-        torch.float32: np.full(_BUFFER // 4, 1e-3, np.float32).tobytes(),
-    }
+    sources = _sources(seed)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for dtype, shape in entries.values():
+        for key, (dtype, shape) in entries.items():
+            if key in (given or {}):
+                file.write(given[key])
+                continue
+            if sparse and dtype == torch.int8:
+                file.seek(math.prod(shape), os.SEEK_CUR)
+                continue
             remaining = math.prod(shape) * dtype.itemsize
             while remaining > 0:
                 remaining -= file.write(sources[dtype][:remaining])
     return path
+
+
+def _sources(seed: int) -> dict[torch.dtype, bytes]:
+    random = np.random.RandomState(seed)
+    codes = random.randint(-128, 128, _BUFFER, dtype=np.int8).tobytes()
+    normal = torch.from_numpy(random.standard_normal(_BUFFER // 2).astype(np.float32))
+    return {
+        torch.int8: codes,
+        torch.uint8: codes,
+        torch.bfloat16: (normal * 0.02).bfloat16().view(torch.int16).numpy().tobytes(),
+        torch.float16: (normal * 0.02).half().view(torch.int16).numpy().tobytes(),
+        torch.float8_e4m3fn: (normal * 20).to(torch.float8_e4m3fn).view(torch.int8).numpy().tobytes(),  # finite
+        torch.float32: np.full(_BUFFER // 4, 1e-3, np.float32).tobytes(),
+    }
 
 
 def write_pth_copy(source: Path, path: Path) -> Path:

@@ -3,7 +3,7 @@
 import safetensors.torch
 import torch
 
-from . import checkpoints
+from . import checkpoints, text_encoders
 
 
 def node(class_type: str, **inputs) -> dict:
@@ -16,6 +16,10 @@ def loader(name: str) -> dict:
 
 def text(words: str = "a red disc moves to the left", width: int = 4096) -> dict:
     return node("TestTextEmbedding", text=words, width=width)
+
+
+def encoded(words=text_encoders.PROMPT, name: str = text_encoders.SMALL, cache: bool = True) -> dict:
+    return node("TurboDiffusionTextEncode", encoder_name=name, text=words, cache=cache)
 
 
 def empty(width: int = 64, height: int = 64, length: int = 9, batch_size: int = 1) -> dict:

@@ -105,9 +105,18 @@ class ComfyServer:
     def __exit__(self, *_) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """The process, while inside the context."""
+        return self._process.pid
+
     def log(self) -> str:
         """All that the server wrote so far."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def kill(self) -> None:
+        """Ends the server as a crash does."""
+        self._process.kill()
 
     def stop(self) -> None:
         """Ends the server; harmless when it has ended."""

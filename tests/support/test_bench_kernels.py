@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from td_pack.tests.bench.kernels import attention, report, targets
 from td_pack.tests.bench.kernels.timing import Timing
-from td_pack.tests.conftest import ROOT
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

@@ -46,6 +46,16 @@ def test_a_linked_length_stays():
     assert fit(prompt, models=MODELS, **SIZE)["5"]["inputs"]["length"] == ["7", 1]
 
 
+def test_a_camera_path_becomes_as_short_as_the_video():
+    prompt = shipped()
+    prompt["7"] = {
+        "class_type": "TurboDiffusionCameraPath",
+        "inputs": {"actions": "w-81", "length": 81, "max_length": 0},
+    }
+    fitted = fit(prompt, models=MODELS, **SIZE)["7"]["inputs"]
+    assert fitted == {"actions": "w-81", "length": 9, "max_length": 9}
+
+
 def test_a_file_without_a_stand_in_is_named():
     with pytest.raises(ValueError, match="wan_vae.safetensors"):
         fit(shipped(), models={"*high*": "tiny_high.pth"}, **SIZE)

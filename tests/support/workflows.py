@@ -5,6 +5,8 @@ import json
 from fnmatch import fnmatch
 from pathlib import Path
 
+from . import checkpoints, lingbot
+
 API_WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows" / "api"
 MODEL_SUFFIXES = (".pth", ".pt", ".safetensors", ".gguf")
 TEXT_ENCODERS = ("CLIPTextEncode", "TurboDiffusionTextEncode")
@@ -16,6 +18,15 @@ FOLDERS = {
     "lora_name": "loras",
     "clip_name": "text_encoders",
     "encoder_name": "text_encoders",
+}
+# The tests' tiny random files by the names of those they stand for.
+TINY_FILES = {
+    "*T2V*": checkpoints.T2V_SLA,
+    "*I2V*high*": checkpoints.I2V_HIGH,
+    "*I2V*low*": checkpoints.I2V_LOW,
+    "high_noise_model*": lingbot.HIGH,
+    "low_noise_model*": lingbot.LOW,
+    "*vae*": checkpoints.VAE,
 }
 
 
@@ -46,7 +57,8 @@ def fit(
     `toy_text`, the toy world's stand-in encoder gives that text.
 
     `models` maps patterns of the shipped file names to test files; the first that matches counts.
-    A linked width or height becomes a number too (it would carry the size of a full picture); a linked length stays.
+    A linked width or height becomes a number too (it would carry the size of a full picture); a linked length stays, and what gives
+    it, a camera path, becomes as short.
     """
     prompt = copy.deepcopy(prompt)
     if text_node:
@@ -57,6 +69,8 @@ def fit(
             inputs.update(width=width, height=height)
         if "length" in inputs and not is_link(inputs["length"]):
             inputs["length"] = length
+        if "max_length" in inputs:
+            inputs["max_length"] = length
         for name, value in inputs.items():
             if is_model_file(value):
                 inputs[name] = _replacement(value, models)

@@ -1,27 +1,34 @@
 """Whether a state dict is all of the model it looks like, and nothing else."""
 
+from collections.abc import Mapping
+
 import torch
 
 from ..errors import CheckpointError
 from .layout import PROJ_L, WanSpec, count_layers, expected_shapes, tile_layers, tile_shape
+from .packed import Packed, as_unpacked, packed_problems
 
 _LISTED = 10
 _MARK = ".comfy_quant"  # ComfyUI's own per-layer quantisation: its linears read these side tensors themselves
 _SIDE = (_MARK, ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale")
 
 
-def check_complete(name: str, spec: WanSpec, tensors: dict[str, torch.Tensor]) -> None:
+def check_complete(
+    name: str, spec: WanSpec, tensors: dict[str, torch.Tensor], packed: Mapping[str, Packed] | None = None
+) -> None:
     """Raises one CheckpointError that lists every disagreement between a file and its spec, by kind, the first ten of each and
-    their number, and says what the file looks like instead. `name` is used in the message only."""
+    their number, and says what the file looks like instead. `name` is used in the message only; `packed`: the 4-bit weights."""
+    packed_wrong = packed_problems(tensors, packed or {})
+    tensors = as_unpacked(tensors, packed or {})
     expected = expected_shapes(spec)
     tiled = tile_layers(tensors)
     for layer in tiled:
         expected[f"{layer}.weight_scale"] = tile_shape(tensors[f"{layer}.weight"].shape)
     stock = {key.removesuffix(_MARK) for key in tensors if key.endswith(_MARK)}
     side = {layer + suffix for layer in stock for suffix in _SIDE}
-    packed = {f"{layer}.weight" for layer in stock}  # of its own shape and type, which ComfyUI checks
+    theirs = {f"{layer}.weight" for layer in stock}  # of its own shape and type, which ComfyUI checks
 
-    present = [key for key in expected if key in tensors and key not in packed]
+    present = [key for key in expected if key in tensors and key not in theirs]
     misshapen = [key for key in present if tuple(tensors[key].shape) != expected[key]]
     mistyped = [key for key in present if not _type_fits(key, tensors[key].dtype, tiled)]
     problems = {
@@ -30,6 +37,8 @@ def check_complete(name: str, spec: WanSpec, tensors: dict[str, torch.Tensor]) -
         "wrongly shaped": [f"{key} {list(tensors[key].shape)} instead of {list(expected[key])}" for key in misshapen],
         "of a wrong type": [f"{key} {str(tensors[key].dtype).removeprefix('torch.')}" for key in mistyped],
     }
+    for kind, names in packed_wrong.items():
+        problems[kind] = problems.get(kind, []) + [key for key in names if key not in problems.get(kind, [])]
     if not any(problems.values()):
         scales = [f"{layer}.weight_scale" for layer in tiled]
         problems["with scales that are not positive numbers"] = [key for key in scales if not _is_scale(tensors[key])]
@@ -67,8 +76,12 @@ def _diagnosis(spec: WanSpec, problems: dict[str, list[str]]) -> str:
         if count_layers(missing) > 0 or all(key.startswith("head.") for key in missing):
             return "It looks like a truncated file: get it again."
         return "It looks like part of a model: get the whole file."
+    if kinds == {"unexpected"} and spec.camera:
+        return "It looks like another model with camera control than LingBot-World, which this node does not load."
     if kinds == {"unexpected"}:
         return "It looks like a different kind of Wan model: load it with Load Diffusion Model."
     if kinds <= {"wrongly shaped", "of a wrong type", "with scales that are not positive numbers"} and spec.int8:
         return "It looks like a damaged int8 file: convert or download it again."
+    if kinds <= {"wrongly shaped", "of a wrong type", "not finite", "missing"} and spec.four_bit:
+        return "It looks like a damaged 4-bit file: download it again."
     return "It looks like another model or a mixture of two."

@@ -8,7 +8,8 @@ import torch
 from ..errors import CheckpointError
 from .check import check_complete
 from .keys import PATCH_EMBEDDING, has_linear_patch_embedding, strip_wrappers, to_comfyui
-from .layout import HEAD_WIDTH, LATENT_CHANNELS, WanSpec, read_spec
+from .layout import CAMERA_EMBEDDING, CONTROLS, HEAD_WIDTH, LATENT_CHANNELS, WanSpec, read_spec
+from .packed import as_unpacked, flat_codes, packed_weights
 
 METADATA_KEY = "turbodiffusion"  # safetensors metadata that our converter writes
 
@@ -20,6 +21,7 @@ _AXES = {
     "head.modulation": 3,
     "head.head.weight": 2,
     "img_emb.emb_pos": 3,
+    f"{CAMERA_EMBEDDING}.weight": 2,
 }
 
 # (a tensor only that kind of file has, what it is, what to do with it), most specific first
@@ -59,29 +61,32 @@ _OTHER_WAN = (
 def identify(
     name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> tuple[WanSpec, dict[str, torch.Tensor]]:
-    """The spec of a checkpoint and its tensors in ComfyUI's names and shapes, checked to be complete.
+    """The spec of a checkpoint and its tensors in ComfyUI's names and shapes, checked to be complete; 4-bit weights are their codes
+    as flat bytes (see `packed`).
 
     `name` is used in messages only. Raises CheckpointError with one message for a file that is something else, a kind
     of Wan model that this pack does not run, or one whose tensors are missing, unexpected or wrongly shaped."""
     tensors = strip_wrappers(tensors)
     _refuse_foreign(name, tensors)
     turbo = _recorded_as_turbo(metadata or {}) or has_linear_patch_embedding(tensors)
-    tensors = to_comfyui(tensors)
+    packed = packed_weights(name, tensors)
+    tensors = flat_codes(to_comfyui(tensors), packed)
+    whole = as_unpacked(tensors, packed)
     for key, axes in _AXES.items():
-        if key in tensors and tensors[key].ndim != axes:
+        if key in whole and whole[key].ndim != axes:
             raise CheckpointError(
-                f"{name} is not a Wan model that this node can read: {key} has the shape {list(tensors[key].shape)}; "
+                f"{name} is not a Wan model that this node can read: {key} has the shape {list(whole[key].shape)}; "
                 "use the original TurboDiffusion or ComfyUI file."
             )
     try:
-        spec = read_spec(tensors, turbo)
+        spec = read_spec(whole, turbo, four_bit=next(iter(packed.values())).kind if packed else "")
     except KeyError as error:
         raise CheckpointError(
             f"{name} looks like part of a Wan model: {error.args[0]} is missing; the download or the "
             "conversion is incomplete, get the file again."
         ) from None
-    _refuse_other_family(name, spec, tensors)
-    check_complete(name, spec, tensors)
+    _refuse_other_family(name, spec, whole)
+    check_complete(name, spec, tensors, packed)
     return spec, tensors
 
 
@@ -97,12 +102,6 @@ def _recorded_as_turbo(metadata: dict[str, str]) -> bool:
 
 
 def _refuse_foreign(name: str, tensors: Collection[str]) -> None:
-    if any(".quant_state.bitsandbytes__" in key for key in tensors):
-        raise CheckpointError(f"{name} is an NF4 file, which this version does not load yet; use the bf16 file.")
-    if any(key.startswith("patch_embedding_wancamctrl.") for key in tensors):
-        raise CheckpointError(
-            f"{name} is a LingBot-World file, which this version does not load yet; use a Wan 2.2 I2V A14B file."
-        )
     if "head.modulation" in tensors:
         return
     for mark, kind, advice in _FOREIGN:
@@ -123,12 +122,19 @@ def _refuse_other_family(name: str, spec: WanSpec, tensors: dict[str, torch.Tens
     kind = next((kind for mark, kind in _OTHER_WAN if any(key.startswith(mark) for key in tensors)), None)
     if kind is None:
         out_channels = tensors["head.head.weight"].shape[0] // 4 if "head.head.weight" in tensors else LATENT_CHANNELS
-        known = spec.in_channels == 36 or (spec.in_channels == LATENT_CHANNELS and not spec.image_embedding)
+        plain = not spec.image_embedding and not spec.camera
+        known = spec.in_channels == 36 or (spec.in_channels == LATENT_CHANNELS and plain)
         if out_channels != LATENT_CHANNELS or not known:
             kind = f"a Wan model with {spec.in_channels} input and {out_channels} output channels"
     if kind is not None:
         raise CheckpointError(
-            f"{name} is {kind}; this node loads Wan 2.1 T2V and I2V and Wan 2.2 A14B: use Load Diffusion Model."
+            f"{name} is {kind}; this node loads Wan 2.1 T2V and I2V, Wan 2.2 A14B and LingBot-World: use Load Diffusion Model."
+        )
+    if spec.camera == "other":
+        width = tensors[f"{CAMERA_EMBEDDING}.weight"].shape[-1]
+        known_widths = " or ".join(f"{size} ({control})" for size, control in CONTROLS.items())
+        raise CheckpointError(
+            f"{name} has a camera control of {width} channels, and LingBot-World has {known_widths}; use the original file."
         )
     if spec.dim % HEAD_WIDTH:
         raise CheckpointError(

@@ -13,6 +13,11 @@ FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 IMAGE_EMBEDDING_WIDTH = 1280  # CLIP vision, Wan 2.1 I2V only
 LATENT_CHANNELS = 16
 TEXT_WIDTH = 4096  # umT5-XXL
+# LingBot-World's control: channels of 8x8 pixels in a 2x2 patch, [ray origin, ray direction] or [ray direction, 4 keys]
+CONTROLS = {6 * 64 * 4: "cam", 7 * 64 * 4: "act"}
+CAMERA_EMBEDDING = "patch_embedding_wancamctrl"
+_CAMERA_LAYERS = ("c2ws_hidden_states_layer1", "c2ws_hidden_states_layer2")
+_CAMERA_BLOCK_LAYERS = ("cam_injector_layer1", "cam_injector_layer2", "cam_scale_layer", "cam_shift_layer")
 PROJ_L = "self_attn.attn_op.local_attn.proj_l"
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
@@ -20,7 +25,8 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.")
 @dataclasses.dataclass(frozen=True)
 class WanSpec:
     """What a checkpoint is, read from its tensors. `turbo`: made by TurboDiffusion; `sla`: has a trained `proj_l`; `int8`: has
-    weights in 128x128 tiles."""
+    weights in 128x128 tiles; `four_bit`: "nf4" or "fp4" if it has bitsandbytes' 4-bit weights; `camera`: LingBot-World's kind of
+    control, "cam" or "act"."""
 
     turbo: bool
     sla: bool
@@ -32,6 +38,8 @@ class WanSpec:
     image_embedding: bool = False
     image_positions: int | None = None
     int8: bool = False
+    four_bit: str = ""
+    camera: str = ""
 
     @property
     def takes_image(self) -> bool:
@@ -48,10 +56,13 @@ class WanSpec:
 
     def describe(self) -> str:
         kind = "TurboWan" if self.turbo else "Wan"
+        if self.camera:
+            kind = f"LingBot-World {self.camera}"
         size = {(1536, 30): "1.3B", (5120, 40): "14B"}.get(
             (self.dim, self.layers), f"{self.layers} layers of width {self.dim}"
         )
-        return f"{kind} {self.task} {size}{' int8' if self.int8 else ''}{' with SLA' if self.sla else ''}"
+        weights = " int8" if self.int8 else f" {self.four_bit.upper()}" if self.four_bit else ""
+        return f"{kind} {self.task} {size}{weights}{' with SLA' if self.sla else ''}"
 
 
 def count_layers(names) -> int:
@@ -59,13 +70,16 @@ def count_layers(names) -> int:
     return max((int(m.group(1)) for m in map(_BLOCK.match, names) if m), default=-1) + 1
 
 
-def read_spec(tensors: dict[str, torch.Tensor], turbo: bool) -> WanSpec:
-    """The spec of a Wan state dict in ComfyUI's names; `turbo` if that is known already. Raises KeyError for a file that lacks
-    what it is read from."""
+def read_spec(tensors: dict[str, torch.Tensor], turbo: bool, four_bit: str = "") -> WanSpec:
+    """The spec of a Wan state dict in ComfyUI's names and float shapes; `turbo` and `four_bit` if that is known already. A camera
+    control of unknown width is "other". Raises KeyError for a file that lacks what it is read from."""
     positions = tensors.get("img_emb.emb_pos")
     sla, int8 = any(PROJ_L in name for name in tensors), bool(tile_layers(tensors))
+    camera = ""
+    if any(name.startswith((CAMERA_EMBEDDING, *_CAMERA_LAYERS)) for name in tensors):
+        camera = CONTROLS.get(tensors[f"{CAMERA_EMBEDDING}.weight"].shape[-1], "other")
     return WanSpec(
-        turbo=turbo or sla or int8,
+        turbo=turbo or sla or (int8 and not camera),  # LingBot-World in int8 tiles is LingBot-World
         sla=sla,
         int8=int8,
         dim=tensors["head.modulation"].shape[-1],
@@ -75,6 +89,8 @@ def read_spec(tensors: dict[str, torch.Tensor], turbo: bool) -> WanSpec:
         text_width=tensors["text_embedding.0.weight"].shape[-1],
         image_embedding=any(name.startswith("img_emb.proj.") for name in tensors),
         image_positions=None if positions is None else positions.shape[1],
+        four_bit=four_bit,
+        camera=camera,
     )
 
 
@@ -123,11 +139,18 @@ def expected_shapes(spec: WanSpec) -> dict[str, tuple[int, ...]]:
             shapes[f"{block}.cross_attn.norm_k_img.weight"] = (dim,)
         if spec.sla:
             linear(f"{block}.{PROJ_L}", HEAD_WIDTH, HEAD_WIDTH)
+        if spec.camera:
+            for name in _CAMERA_BLOCK_LAYERS:
+                linear(f"{block}.{name}", dim, dim)
         norm(f"{block}.norm3", dim)
         linear(f"{block}.ffn.0", spec.ffn_dim, dim)
         linear(f"{block}.ffn.2", dim, spec.ffn_dim)
     shapes["head.modulation"] = (1, 2, dim)
     linear("head.head", LATENT_CHANNELS * 4, dim)
+    if spec.camera:
+        linear(CAMERA_EMBEDDING, dim, next(width for width, name in CONTROLS.items() if name == spec.camera))
+        for name in _CAMERA_LAYERS:
+            linear(name, dim, dim)
     if spec.image_embedding:
         norm("img_emb.proj.0", IMAGE_EMBEDDING_WIDTH)
         linear("img_emb.proj.1", IMAGE_EMBEDDING_WIDTH, IMAGE_EMBEDDING_WIDTH)

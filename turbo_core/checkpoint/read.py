@@ -1,5 +1,6 @@
 """Reading model files without executing anything in them and without copying them into memory."""
 
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -8,6 +9,7 @@ import safetensors
 import torch
 
 from ..errors import CheckpointError
+from .shards import read_parts
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 # How the releases of safetensors report a cut file: older ones by the name of the error, 0.8 in words.
@@ -35,9 +37,14 @@ def check_readable(path: Path) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a model file of either format, memory-mapped, and its metadata (a `.pth` file has none).
+    """The tensors of a model file of either format, memory-mapped, and its metadata (a `.pth` file has none). Of a model in parts
+    (see `shards`), those of all parts.
 
     Raises CheckpointError for a file that is no checkpoint."""
+    return read_parts(path, _read_file)
+
+
+def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     check_readable(path)
     return read_safetensors(path) if path.suffix.lower() in SAFETENSORS_SUFFIXES else (read_pth(path), {})
 
@@ -78,6 +85,15 @@ def read_pth(path: Path) -> dict[str, torch.Tensor]:
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     return check_tensors(path, content)
+
+
+def model_class(path: Path) -> str:
+    """The name of the network's class in the `config.json` beside a model file, as diffusers writes it; empty if there is none."""
+    try:
+        content = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
+        return str(content.get("_class_name", ""))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
 
 
 def check_tensors(path: Path, content: object) -> dict[str, torch.Tensor]:

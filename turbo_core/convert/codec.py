@@ -97,6 +97,11 @@ def decode(tensors: Mapping[str, torch.Tensor], name: str, rows: slice) -> torch
             values = dequantize_block(weight, scale[rows.start // _TILE : tile_count(rows.stop)], torch.float32)
         else:
             values = weight.float() * (scale.float() if scale.numel() == 1 else scale.float().reshape(-1, 1)[rows])
+    return finite(name, values)
+
+
+def finite(name: str, values: torch.Tensor) -> torch.Tensor:
+    """The values, if they are finite; else CheckpointError naming the tensor."""
     if not values.isfinite().all():
         raise CheckpointError(f"{name} holds values that are NaN or infinite; download the file again.")
     return values

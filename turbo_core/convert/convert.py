@@ -11,12 +11,14 @@ import torch
 
 from ..checkpoint.identify import METADATA_KEY, identify
 from ..checkpoint.layout import TEXT_WIDTH
+from ..checkpoint.packed import KINDS
 from ..checkpoint.read import read_safetensors
+from ..checkpoint.shards import files_of
 from ..errors import TurboError
 from . import codec, output
 from .container import Container
 from .merge import Addition, Delta, Lora
-from .source import Source, is_block_linear, sha256
+from .source import Source, is_block_linear, sha256, size
 
 Progress = Callable[
     [str, int, int], None
@@ -76,10 +78,9 @@ def convert(request: Request, progress: Progress | None = None) -> Report:
 
     record = _record(request, turbo=model.spec.turbo or main.spec.turbo, notes=_notes(additions))
     # The hashes are known only after the files were read; the header has the same size with any.
-    size = Container(infos, _metadata(main, record, dict.fromkeys(request.inputs, "0" * 64))).size
-    output.check_space(request.output, size)
-    sources = {role: path.stat().st_size for role, path in request.inputs.items()}
-    advance = _Counter(progress, total=sum(sources.values()) + 2 * size)
+    planned = Container(infos, _metadata(main, record, dict.fromkeys(request.inputs, "0" * 64))).size
+    output.check_space(request.output, planned)
+    advance = _Counter(progress, total=sum(map(size, request.inputs.values())) + 2 * planned)
     hashes = {role: sha256(path, advance.during("reading")) for role, path in request.inputs.items()}
     container = Container(infos, _metadata(main, record, hashes))
     with output.replacing(request.output, request.overwrite) as file:
@@ -97,7 +98,8 @@ def _check(request: Request) -> None:
     if (request.base is None) != (request.teacher is None):
         raise TurboError(BASE_AND_TEACHER)
     for role, path in request.inputs.items():
-        if path.exists() and request.output.exists() and path.samefile(request.output):
+        parts = files_of(path) if path.exists() and request.output.exists() else []
+        if any(part.samefile(request.output) for part in parts if part.exists()):
             raise TurboError(f"{request.output.name} is the {role} itself; choose another output_name.")
     output.check_free(request.output, request.overwrite)
 
@@ -156,6 +158,13 @@ def _format(source: Source, name: str, weights: str, additions: list[Addition]) 
     if weights != "keep" and is_block_linear(name, source.shape(name)):
         wanted = torch.bfloat16 if weights == "bf16" else weights
     touched = any(addition.touches(name) for addition in additions)
+    if stored in KINDS and wanted == stored and weights != "keep":
+        wanted = torch.bfloat16  # no 4-bit weight is left beside others
+    if wanted in KINDS and touched:
+        raise TurboError(
+            f"{source.path.name} has 4-bit weights, in which what is merged would be lost to rounding: set weights to bf16, "
+            "fp8_e4m3fn, int8_rowwise or int8_block."
+        )
     return wanted if touched or wanted != stored else None
 
 
@@ -169,7 +178,7 @@ def _record(request: Request, turbo: bool, notes: list[str]) -> dict:
         "version": re.search(r'(?m)^version = "(.+)"', _PYPROJECT.read_text(encoding="utf-8"))[1],
         "turbo": turbo,
         "weights": request.weights,
-        "sources": {role: {"name": path.name, "size": path.stat().st_size} for role, path in request.inputs.items()},
+        "sources": {role: {"name": path.name, "size": size(path)} for role, path in request.inputs.items()},
     }
     if request.lora is not None:
         record["lora_strength"] = request.lora_strength

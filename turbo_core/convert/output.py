@@ -13,7 +13,7 @@ from typing import BinaryIO
 from ..errors import TurboError
 
 SUFFIX = ".safetensors"
-_PARTIAL = ".partial"  # not a suffix that ComfyUI lists
+PARTIAL = ".partial"  # not a suffix that ComfyUI lists
 _LONGEST = 200
 _FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*]')
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -66,12 +66,12 @@ def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
 
     What a killed run left behind for the same `path` is removed first. Raises TurboError when the disk is full or the file
     cannot be written, and when another one has come to be at `path` meanwhile."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
-        with partial.open("x+b") as file:
-            _hold(file)
+        partial, file = _new_partial(path)
+        with file:
             yield file
             check_free(path, overwrite)
             if os.name == "nt":
@@ -81,16 +81,29 @@ def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     except OSError as error:
         _remove(partial)
         if error.errno in _FULL:
-            raise TurboError(f"The disk became full while writing {path.name}; make room and convert again.") from error
+            raise TurboError(f"The disk became full while writing {path.name}; make room and try again.") from error
         raise TurboError(f"{path.name} could not be written ({error.strerror or error}); check the folder.") from error
     except BaseException:  # an interrupt of ComfyUI's too
         _remove(partial)
         raise
 
 
-def _remove(partial: Path) -> None:
+def _new_partial(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path`, marked as being written. Before it is marked, another process may take it for a leftover and
+    remove it: then there is another."""
+    while True:
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        file = partial.open("x+b")
+        _hold(file)
+        if partial.exists():
+            return partial, file
+        file.close()
+
+
+def _remove(partial: Path | None) -> None:
     with contextlib.suppress(OSError):
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
 
 
 def _hold(file: BinaryIO) -> None:
@@ -99,12 +112,12 @@ def _hold(file: BinaryIO) -> None:
         import fcntl
 
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _remove_leftovers(path: Path) -> None:
     """Removes the partial files for `path` that no process is writing."""
-    ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}" + re.escape(_PARTIAL))
+    ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}" + re.escape(PARTIAL))
     for leftover in path.parent.iterdir():
         if not ours.fullmatch(leftover.name):
             continue

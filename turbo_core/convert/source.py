@@ -7,9 +7,12 @@ from pathlib import Path
 
 import torch
 
+from ...kernels import nf4_dequantize
 from ..checkpoint.identify import identify
 from ..checkpoint.layout import PROJ_L, WanSpec
+from ..checkpoint.packed import STATE, Packed, packed_weights
 from ..checkpoint.read import read
+from ..checkpoint.shards import files_of
 from ..errors import CheckpointError
 from . import codec
 from .container import Advance
@@ -19,12 +22,13 @@ _CHUNK = 1 << 22
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """A checkpoint file: its spec and its tensors in ComfyUI's names, mapped from the file."""
+    """A checkpoint: its spec and its tensors in ComfyUI's names, mapped from its file or files; `packed`: its 4-bit weights."""
 
     path: Path
     spec: WanSpec
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
+    packed: dict[str, Packed]
 
     @classmethod
     def open(cls, path: Path) -> "Source":
@@ -35,27 +39,32 @@ class Source:
                 f"{path.name} is quantised in an older form of ComfyUI's, which cannot be converted; use the bf16 file."
             )
         spec, tensors = identify(path.name, tensors, metadata)
-        return cls(path, spec, tensors, metadata)
+        return cls(path, spec, tensors, metadata, packed_weights(path.name, tensors))
 
     @functools.cached_property
     def names(self) -> list[str]:
         """The tensors but for scales and marks, which belong to their weight."""
         sides = {
-            f"{name.removesuffix('.weight')}.{side}"
+            side
             for name in self.tensors
             if name.endswith(".weight") and not isinstance(self.format(name), torch.dtype)
-            for side in codec.SIDES
+            for side in self.stored(name)[1:]
         }
         return [name for name in self.tensors if name not in sides]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
+        return self.packed[name].shape if name in self.packed else tuple(self.tensors[name].shape)
 
     def format(self, name: str) -> codec.Format:
+        """As `codec.format_of`; of a 4-bit weight its kind."""
+        if name in self.packed:
+            return self.packed[name].kind
         return codec.format_of(self.tensors, name)
 
     def rows(self, name: str, rows: slice) -> torch.Tensor:
         """As `codec.decode`; the message of its CheckpointError names this file."""
+        if name in self.packed:
+            return codec.finite(name, self._unpacked(name, rows))
         try:
             return codec.decode(self.tensors, name, rows)
         except CheckpointError as error:
@@ -63,10 +72,46 @@ class Source:
 
     def stored(self, name: str) -> list[str]:
         """The tensor and those that belong to it, as they are in the file."""
+        if name in self.packed:
+            state = self.packed[name]
+            return [name, *state.sides(name), f"{name}{STATE}{state.kind}"]
         if isinstance(self.format(name), torch.dtype):
             return [name]
         layer = name.removesuffix(".weight")
         return [name, *(f"{layer}.{side}" for side in codec.SIDES if f"{layer}.{side}" in self.tensors)]
+
+    def _unpacked(self, name: str, rows: slice) -> torch.Tensor:
+        """Rows of a 4-bit weight in float32: all that shares a scale of scales with them is unpacked."""
+        state = self.packed[name]
+        width = state.shape[1]
+        unit = state.blocksize * max(state.nested_blocksize, 1)
+        start, end = rows.start * width, rows.stop * width
+        first = start // unit * unit
+        last = min(-(-end // unit) * unit, state.shape[0] * width)
+        blocks = slice(first // state.blocksize, -(-last // state.blocksize))
+        nested = slice(first // unit, -(-last // unit))
+        scales, table, nested_scales, nested_table = (
+            self.tensors.get(f"{name}.{side}") for side in ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+        )
+        values = nf4_dequantize(
+            self.tensors[name][first // 2 : (last + 1) // 2],
+            scales[blocks],
+            table,
+            None if nested_scales is None else nested_scales[nested],
+            nested_table,
+            state.nested_offset,
+            state.blocksize,
+            state.nested_blocksize,
+            1,
+            last - first,
+            torch.float32,
+        )
+        return values[0, start - first : end - first].view(-1, width)
+
+
+def size(path: Path) -> int:
+    """Bytes of a checkpoint, all its files together."""
+    return sum(part.stat().st_size for part in files_of(path))
 
 
 def is_block_linear(name: str, shape: tuple[int, ...]) -> bool:
@@ -76,10 +121,11 @@ def is_block_linear(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def sha256(path: Path, advance: Advance) -> str:
-    """Of a file, in one pass from its beginning."""
+    """Of a checkpoint: of its file, or of its files one after the other; each is read once from its beginning."""
     digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-            advance(count)
+    for part in files_of(path):
+        with part.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:count])
+                advance(count)
     return digest.hexdigest()

@@ -9,10 +9,16 @@ from .guider import model_spec
 
 
 def with_attention(
-    patcher: comfy.model_patcher.ModelPatcher, mode: Mode, topk: float, dense_blocks: str, allow_untrained: bool
+    patcher: comfy.model_patcher.ModelPatcher,
+    mode: Mode,
+    topk: float,
+    dense_blocks: str,
+    allow_untrained: bool,
+    dense_steps: int = 0,
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of a model from TurboDiffusionLoader whose self-attention is sparse-linear ("sla", or "sagesla" in 8 bits) or
-    dense, with the blocks in `dense_blocks` (as `parse_blocks`) dense either way. The original and its other clones are not changed.
+    dense, with the blocks in `dense_blocks` (as `parse_blocks`) and the first `dense_steps` steps of each run dense either way. The
+    original and its other clones are not changed.
 
     "auto" is "sla" for a checkpoint with a trained proj_l and dense for others. `allow_untrained` lets "sla" run without one:
     then it is block-sparse only. Raises TurboError for what cannot be done."""
@@ -21,6 +27,8 @@ def with_attention(
         raise TurboError(f"mode is {mode!r}: choose one of {', '.join(MODES)}.")
     if not 0 < topk <= 1:
         raise TurboError(f"topk is {topk}: it is the share of key blocks each query attends to, above 0 and at most 1.")
+    if dense_steps < 0:
+        raise TurboError(f"dense_steps is {dense_steps}: it is a number of steps, 0 for none.")
     if mode in ("sla", "sagesla") and not spec.sla and not allow_untrained:
         raise TurboError(
             "This checkpoint has no trained proj_l, so sparse-linear attention would drop most of what it attends to: "
@@ -33,4 +41,5 @@ def with_attention(
     for i in range(spec.layers):
         settings = SLA(topk, linear=spec.sla, pv=pv) if sparse and i not in dense else None
         clone.add_object_patch(f"diffusion_model.blocks.{i}.self_attn.sla", settings)
+    clone.add_object_patch("dense_steps", dense_steps)
     return clone

@@ -1,41 +1,78 @@
 """ComfyUI's Wan base model, with the checks a user needs and the timestep a TurboWan network was trained on."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import comfy.model_base
 import torch
 
 from ...kernels import counting
+from ..camera.embed import CHANNELS
 from ..checkpoint.layout import LATENT_CHANNELS, PROJ_L, WanSpec, expected_shapes
 from ..errors import TurboError
+from ..record import RunRecord
+from ..sampling.schedule import in_first_steps
 from .model import TurboWanModel
+
+CAMERA_KEY = "camera_conditions"  # in conditioning; where ComfyUI's own camera nodes put theirs
 
 
 class TurboWAN(comfy.model_base.WAN21):
     """A Wan model that knows its `spec`. It behaves as WAN21 under every stock node.
 
     `calls` counts what its last run (or, without a TurboDiffusion guider, its runs so far) did: passes through the network,
-    dense self-attention, every operator of `kernels` by name, and the blocks' linears that were not int8."""
+    dense self-attention, every operator of `kernels` by name, and the blocks' linears that were not int8. `last_run` is the
+    record of that run, if a TurboDiffusion guider ran it; `source` the file whose pages the weights are mapped from."""
 
-    def __init__(self, model_config, spec: WanSpec, device=None):
+    network_class = TurboWanModel
+
+    def __init__(self, model_config, spec: WanSpec, source: Path, device=None):
         # WAN21's own constructor fixes the network class, so it is skipped.
         comfy.model_base.BaseModel.__init__(
-            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=TurboWanModel
+            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=self.network_class
         )
         self.image_to_video = spec.image_embedding
-        self.spec = spec
+        self.spec, self.source = spec, source
+        self.dense_steps = 0  # at the start of each run; nodes change it per model clone by an object patch
         self.calls: Counter[str] = Counter()
+        self.last_run: RunRecord | None = None
         names = expected_shapes(spec)
-        self._linears = sum(len(names[k]) == 2 and k.startswith("blocks.") and PROJ_L not in k for k in names)
+        # Not the camera's, which run only with one, and once for each chunk of frames.
+        others = (PROJ_L, ".cam_")
+        self._linears = sum(
+            len(names[k]) == 2 and k.startswith("blocks.") and not any(name in k for name in others) for k in names
+        )
 
-    def _apply_model(self, *args, **kwargs):
-        self.calls["network"] += 1
-        self.calls["dense attention"] += sum(block.self_attn.sla is None for block in self.diffusion_model.blocks)
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
         before = self.calls["int8 linear"]
-        with counting(self.calls):
-            velocity = super()._apply_model(*args, **kwargs)
-        self.calls["float linear"] += self._linears - (self.calls["int8 linear"] - before)
+        with self._attention_of_step(t, transformer_options), counting(self.calls):
+            self.calls["network"] += 1
+            self.calls["dense attention"] += sum(block.self_attn.sla is None for block in self.diffusion_model.blocks)
+            velocity = super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        self.calls["float linear"] += max(0, self._linears - (self.calls["int8 linear"] - before))
         return velocity
+
+    @contextmanager
+    def _attention_of_step(self, sigma: torch.Tensor, transformer_options: dict) -> Iterator[None]:
+        """Within the block every layer's attention is dense if this call belongs to the run's first `dense_steps` steps.
+
+        Decided here, outside of what is compiled, and told to the layers by the attribute that the SLA node patches:
+        torch.compile guards it, and does not guard what is in `transformer_options`."""
+        levels = transformer_options.get("sample_sigmas")
+        if not self.dense_steps or levels is None or not in_first_steps(sigma, levels, self.dense_steps):
+            yield
+            return
+        layers = [block.self_attn for block in self.diffusion_model.blocks]
+        settings = [layer.sla for layer in layers]
+        try:
+            for layer in layers:
+                layer.sla = None
+            yield
+        finally:
+            for layer, setting in zip(layers, settings, strict=True):
+                layer.sla = setting
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs) -> torch.Tensor:
         """1000 * sigma, rounded to bfloat16 for a TurboWan network, which saw no other values in training."""
@@ -46,6 +83,7 @@ class TurboWAN(comfy.model_base.WAN21):
         check_text(self.spec, kwargs.get("cross_attn"))
         if kwargs.get("concat_latent_image") is None:
             check_image(self.spec, given=False)
+        check_camera(self.spec, kwargs.get(CAMERA_KEY), kwargs["noise"].shape)
         return super().extra_conds(**kwargs)
 
 
@@ -75,4 +113,33 @@ def check_image(spec: WanSpec, given: bool) -> None:
         raise TurboError(
             "This is an image-to-video model and the conditioning holds no image: pass the conditioning through "
             "WanImageToVideo with a start_image."
+        )
+
+
+def check_camera(spec: WanSpec, camera: torch.Tensor | None, latent_shape: torch.Size | None = None) -> None:
+    """Raises TurboError unless a camera embedding, if there is one, fits the model and a latent [B, 16, frames, height, width]."""
+    if camera is None:
+        return
+    control = spec.camera
+    if not control:
+        raise TurboError(
+            "The conditioning has a camera and this model takes none: use a LingBot-World model, or take TurboDiffusionCameraCondition out."
+        )
+    kinds = {channels: kind for kind, channels in CHANNELS.items()}
+    shape = list(camera.shape)
+    if camera.ndim != 5 or shape[1] not in kinds:
+        raise TurboError(
+            f"The camera embedding is {shape}, which LingBot-World does not take: make it with TurboDiffusionCameraEmbed (ComfyUI's own "
+            "WanCameraEmbedding is for Wan Fun Camera)."
+        )
+    if kinds[shape[1]] != control:
+        raise TurboError(
+            f"The camera embedding is for {kinds[shape[1]]} models and this one is {control}: set control to {control} in "
+            "TurboDiffusionCameraEmbed."
+        )
+    if latent_shape is not None and shape[2:] != list(latent_shape[2:]):
+        (frames, height, width), (to_frames, to_height, to_width) = shape[2:], latent_shape[2:]
+        raise TurboError(
+            f"The camera is {width * 8}x{height * 8} with {frames * 4 - 3} frames and the video {to_width * 8}x{to_height * 8} with "
+            f"{to_frames * 4 - 3}: give both the same width and height, and connect the camera path's length to the video's."
         )

@@ -5,6 +5,7 @@ SLA, compile) and hooks; ComfyUI's model management decides what stays on the de
 
 import logging
 import math
+from collections import Counter
 
 import comfy.hooks
 import comfy.model_patcher
@@ -14,8 +15,12 @@ import torch
 
 from ..checkpoint.layout import WanSpec
 from ..errors import TurboError
+from ..read_ahead import ReadAhead
+from ..record import BEFORE, RunRecord
 from ..sampling.schedule import check_boundary, uses_low_expert
-from .base_model import TurboWAN, check_image, check_latent_shape, check_text
+from .base_model import CAMERA_KEY, TurboWAN, check_camera, check_image, check_latent_shape, check_text
+from .prefetch import read_ahead
+from .prompt import seconds_before
 
 logger = logging.getLogger("turbodiffusion")
 
@@ -50,16 +55,21 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         self._cfg_high = self._cfg_low = 1.0
         self._other: _OtherExpert | None = None
         self._run: _Run | None = None
+        self._record, self._before = RunRecord(), []  # the latter: what came before a run, in its conditioning
 
     def set_conds(self, positive, negative=None) -> None:
         """ComfyUI CONDITIONING lists; `negative` is needed only by a cfg other than 1. Raises TurboError for a text of the wrong
         encoder and for an image-to-video model without an image."""
+        self._before = []
         for conditioning in (positive,) if negative is None else (positive, negative):
             if not conditioning:
                 raise TurboError("The conditioning is empty: connect CLIP Text Encode with the umT5-XXL encoder.")
             for context, options in conditioning:
                 check_text(self.spec, context)
                 check_image(self.spec, given=options.get("concat_latent_image") is not None)
+                check_camera(self.spec, options.get(CAMERA_KEY))
+                if BEFORE in options:
+                    self._before.append(options[BEFORE])
         self.inner_set_conds(
             {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
         )
@@ -92,17 +102,29 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         if latent_image.is_nested:
             raise TurboError("The latent holds several tensors (video with audio); Wan needs a plain video latent.")
         check_latent_shape(latent_image.shape)
-        for expert in self.get_models():
-            expert.model.calls.clear()
+        for cond in (cond for conds in self.original_conds.values() for cond in conds):
+            check_camera(self.spec, cond.get(CAMERA_KEY), latent_image.shape)
         if sigmas.shape[-1] > 0:
             self._activate(self._expert_for(float(sigmas[0])))
-        return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+        self._record = record = RunRecord(seconds=seconds_before(self._before))
+        for expert in self.get_models():
+            expert.model.last_run, expert.model.calls = record, Counter()
+        record.enter("load")
+        try:
+            result = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+        finally:
+            record.enter(None)
+        record.complete = True
+        logger.info("Sampled %s.", "; ".join(record.lines()))
+        return result
 
     def outer_sample(self, *args, **kwargs):
         try:
             return super().outer_sample(*args, **kwargs)
         finally:
-            other, self._other, self._run = self._other, None, None
+            run, other, self._run, self._other = self._run, self._other, None, None
+            if run is not None and run.ahead is not None:
+                run.ahead.stop()
             if other is not None:
                 other.release()
 
@@ -134,16 +156,37 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         )
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 - ComfyUI's signature
-        expert = self._expert_for(float(timestep.max()))
+        sigma = float(timestep.max())  # this waits for the device, so that a phase's seconds are its own
+        expert, record = self._expert_for(sigma), self._record
+        name = "sample" if self._low is None else "low" if expert is self._low else "high"
         self.cfg = self._cfg_low if expert is self._low else self._cfg_high
-        if expert is self.model_patcher:
-            if self._other is not None and self._other.active:  # a sampler that went back above the boundary
-                self._other.active = False
-                _load(expert, self._run, self.conds, self.model_options)
+        base = expert is self.model_patcher
+        if base and self._other is not None and self._other.active:  # a sampler that went back above the boundary
+            record.enter("switch")
+            self._other.active = False
+            _load(expert, self._run, self.conds, self.model_options)
+        elif not base and (self._other is None or not self._other.active):
+            record.enter("switch")
+            if self._other is None:
+                self._other = _OtherExpert(expert, self.original_conds, self._run)
+            self._other.activate()
+        expert.model.calls = record.begin_pass(name, sigma)
+        if name == "high":
+            self._read_low_ahead(sigma)
+        if base:
             return super().predict_noise(x, timestep, model_options, seed)
-        if self._other is None:
-            self._other = _OtherExpert(expert, self.original_conds, self._run)
         return self._other.predict(x, timestep, self.cfg, seed)
+
+    def _read_low_ahead(self, sigma: float) -> None:
+        """Begins to read the low expert if this run comes to it and the high one has been read: after its first step, or in its
+        only one."""
+        run, steps = self._run, self._run.sigmas[:-1].tolist()
+        high = [step for step in steps if not uses_low_expert(step, self._boundary)]
+        if run.looked_ahead or len(high) == len(steps) or (len(high) > 1 and sigma >= high[0]):
+            return
+        run.looked_ahead = True
+        run.ahead = read_ahead(self._high, self._low)
+        self._record.read_ahead = None if run.ahead is None else run.ahead.reading
 
     def _expert_for(self, sigma: float) -> comfy.model_patcher.ModelPatcher:
         return self._low if self._low is not None and uses_low_expert(sigma, self._boundary) else self._high
@@ -158,6 +201,8 @@ class _Run:
     def __init__(self, noise, latent_image, device, sigmas, denoise_mask, seed, latent_shapes):
         self.noise, self.latent_image, self.device, self.sigmas = noise, latent_image, device, sigmas
         self.denoise_mask, self.seed, self.latent_shapes = denoise_mask, seed, latent_shapes
+        self.looked_ahead = False
+        self.ahead: ReadAhead | None = None  # the low expert's file, being read
 
 
 def _load(patcher: comfy.model_patcher.ModelPatcher, run: _Run, conds: dict, options: dict) -> list:
@@ -179,11 +224,14 @@ class _OtherExpert:
         self._hook_mode = patcher.hook_mode
         self._prepared = False
 
-    def predict(self, x: torch.Tensor, timestep: torch.Tensor, cfg: float, seed: int | None) -> torch.Tensor:
-        if not self._prepared:
-            self._prepare()
-        elif not self.active:
+    def activate(self) -> None:
+        """Has the expert loaded; the first time also sets up its conditioning and hooks."""
+        if self._prepared:
             self._load()
+        else:
+            self._prepare()
+
+    def predict(self, x: torch.Tensor, timestep: torch.Tensor, cfg: float, seed: int | None) -> torch.Tensor:
         return comfy.samplers.sampling_function(
             self.patcher.model,
             x,
@@ -242,6 +290,7 @@ def check_experts_match(high: WanSpec, low: WanSpec) -> None:
         ("width", high.dim, low.dim),
         ("number of layers", high.layers, low.layers),
         ("text width", high.text_width, low.text_width),
+        ("camera control", high.camera, low.camera),
     ):
         if a != b:
             raise TurboError(

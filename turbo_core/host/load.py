@@ -14,7 +14,13 @@ import torch
 
 from ..checkpoint import read
 from ..checkpoint.identify import identify
+from ..checkpoint.layout import WanSpec
+from ..checkpoint.packed import as_unpacked, packed_weights
+from ..checkpoint.shards import read_parts
+from ..errors import CheckpointError
 from .base_model import TurboWAN
+from .camera_model import CameraWAN
+from .nf4 import nf4_operations, patch_at_run_time
 from .quant import block_int8_operations
 
 logger = logging.getLogger("turbodiffusion")
@@ -28,25 +34,29 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
 
     `dtype_name` is a key of DTYPES. `disable_dynamic` is how ComfyUI asks for a patcher without dynamic VRAM, through
     `cached_patcher_init`. Raises CheckpointError for a file that cannot be used."""
-    tensors, metadata = _read(Path(path))
+    tensors, metadata = read_parts(Path(path), _read)
     tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
     spec, tensors = identify(Path(path).name, tensors, metadata)
-    config = comfy.model_detection.model_config_from_unet(tensors, "", metadata=metadata)
+    _refuse_causal(Path(path), spec)
+    whole = as_unpacked(tensors, packed_weights(Path(path).name, tensors))
+    config = comfy.model_detection.model_config_from_unet(whole, "", metadata=metadata)
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     compute = DTYPES[dtype_name] or _default_dtype(device)
-    stored = comfy.utils.weight_dtype(tensors)
-    quantised = config.quant_config is not None or spec.int8
+    stored = comfy.utils.weight_dtype(whole)
+    quantised = config.quant_config is not None or spec.int8 or bool(spec.four_bit)
     keep_float8 = dtype_name == "auto" and not quantised and stored in _FLOAT8
     config.set_inference_dtype(stored if keep_float8 else compute, compute if keep_float8 or quantised else None)
     config.unet_config.update(turbo=spec.turbo, trained_sla=spec.sla, text_dim=spec.text_width)
     # Float32 activations meet bf16 weights in the time embedding and the head: every layer must be able to cast.
     if spec.int8:
         config.custom_operations = block_int8_operations(compute, config.quant_config)
+    elif spec.four_bit:
+        config.custom_operations = nf4_operations(compute)
     elif config.quant_config is None:
         config.custom_operations = comfy.ops.manual_cast
 
-    model = TurboWAN(config, spec)
+    model = (CameraWAN if spec.camera else TurboWAN)(config, spec, Path(path))
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(model, load_device=device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
@@ -55,6 +65,8 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
         _match_dtypes(model.diffusion_model, tensors, offload_device)
     model.load_model_weights(tensors, "", assign=True)
     patcher.cached_patcher_init = (load_model, (path, dtype_name))
+    if spec.four_bit:
+        patch_at_run_time(patcher)
     logger.info(
         "Loaded %s: %s, computing in %s.", Path(path).name, spec.describe(), str(compute).removeprefix("torch.")
     )
@@ -70,6 +82,16 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
         raise read.damaged(path, error) from error
     return read.check_tensors(path, tensors), metadata or {}
+
+
+def _refuse_causal(path: Path, spec: WanSpec) -> None:
+    """LingBot-World's Fast models have the tensors of the Base ones, and are sampled in another way; their folder tells."""
+    name = read.model_class(path)
+    if spec.camera and any(word in name for word in ("Fast", "Causal")):
+        raise CheckpointError(
+            f"{path.name} is a {name} by its config.json, which makes a video chunk by chunk and is not supported; use a "
+            "LingBot-World Base (Cam) or Base (Act) model."
+        )
 
 
 def _default_dtype(device: torch.device) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""A LoRA on a model: a branch beside int8 linears, ComfyUI's own weight patches everywhere else."""
+"""A LoRA on a model: a branch beside int8 and 4-bit linears, ComfyUI's own weight patches everywhere else."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ from comfy.weight_adapter.lora import LoRAAdapter
 
 from .. import lora
 from .guider import model_spec
+from .nf4 import is_nf4
 from .quant import is_block_int8
 
 _NETWORK = "diffusion_model."
@@ -19,7 +20,7 @@ def with_lora(
     """A clone of a model from TurboDiffusionLoader with the LoRA file `name`, which holds `tensors`, at `strength`; and what of
     the file applied.
 
-    An int8 linear gets the product strength * scale * up (down x) added to its own when it runs, so that small changes are
+    An int8 or 4-bit linear gets the product strength * scale * up (down x) added to its own when it runs, so that small changes are
     not lost to rounding and the weight stays as it is. Everything else is patched as the stock LoRA nodes do. LoRAs stack;
     strength 0 changes nothing. Raises TurboError if nothing in the file belongs to the model, or not in its size."""
     model_spec(patcher)
@@ -34,7 +35,8 @@ def with_lora(
     patches = {f"{_NETWORK}{change.layer}.{change.kind}": ("diff", (change.value,)) for change in found.differences}
     for change in found.low_rank:
         key = f"{_NETWORK}{change.layer}"
-        if is_block_int8(patcher.get_model_object(f"{key}.weight")):
+        weight = patcher.get_model_object(f"{key}.weight")
+        if is_block_int8(weight) or is_nf4(weight):
             branch = dataclasses.replace(change, scale=change.scale * strength)
             clone.add_object_patch(f"{key}.branches", (*clone.get_model_object(f"{key}.branches"), branch))
         else:

@@ -1,20 +1,24 @@
 """ComfyUI's Wan network with sparse-linear attention and TurboDiffusion's numerics.
 
 A stock Wan file runs ComfyUI's own code unchanged. For a TurboWan file time embedding, modulation and head are computed
-in float32, as the network was trained."""
+in float32, as the network was trained. What is fused around the linears of its blocks, and when, is in `fused`; cross-attention
+is ComfyUI's class, which other packs patch, so nothing is fused around its projections."""
 
 from functools import partial
 
 import comfy.model_management
+import comfy.model_prefetch
 import comfy.ops
 import torch
-from comfy.ldm.flux.math import apply_rope1
+from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.wan.model import Head, WanAttentionBlock, WanModel, WanSelfAttention, repeat_e, sinusoidal_embedding_1d
 
 from ...kernels import sparse_linear_attention
 from ..attention import SLA
 from ..checkpoint.layout import HEAD_WIDTH
 from ..errors import TurboError
+from .fused import add_gated, add_gated_linear, linear_gelu, norm_modulate, norm_rope
+from .quant import Quantized, is_replaced
 
 
 class TurboSelfAttention(WanSelfAttention):
@@ -38,22 +42,30 @@ class TurboSelfAttention(WanSelfAttention):
         """x [B, L, dim] -> [B, L, dim]; freqs as from `rope_encode`."""
         if self.sla is None:
             return super().forward(x, freqs, transformer_options=transformer_options)
-        if self.sla.linear and self.attn_op is None:
-            raise TurboError(
-                "Sparse-linear attention needs a checkpoint with trained proj_l weights, and this one has none."
+        return self.o(self.attend(x, freqs, transformer_options))
+
+    def attend(self, x: torch.Tensor | Quantized, freqs: torch.Tensor, transformer_options: dict) -> torch.Tensor:
+        """Attention before its output projection: x [B, L, dim], quantised only if q, k and v take codes -> [B, L, dim]."""
+        q = norm_rope(self.norm_q, self.q(x), freqs, self.num_heads)
+        k = norm_rope(self.norm_k, self.k(x), freqs, self.num_heads)
+        v = self.v(x)
+        if self.sla is None:
+            out = optimized_attention(
+                q.flatten(2), k.flatten(2), v, heads=self.num_heads, transformer_options=transformer_options
             )
-        heads = (*x.shape[:2], self.num_heads, self.head_dim)
-        q = apply_rope1(self.norm_q(self.q(x)).view(heads), freqs)
-        k = apply_rope1(self.norm_k(self.k(x)).view(heads), freqs)
-        v = self.v(x).view(heads)
-        out = self._sparse_linear_attention(q, k, v).flatten(2)
+        else:
+            out = self._sparse_linear_attention(q, k, v.view(q.shape)).flatten(2)
         for patch in transformer_options.get("patches", {}).get("attn1_patch", ()):
             out = patch({"x": out, "q": q, "k": k, "transformer_options": transformer_options})
-        return self.o(out)
+        return out
 
     def _sparse_linear_attention(self, q, k, v):
         if not self.sla.linear:
             return sparse_linear_attention(q, k, v, None, None, self.sla.topk, self.sla.pv)
+        if self.attn_op is None:
+            raise TurboError(
+                "Sparse-linear attention needs a checkpoint with trained proj_l weights, and this one has none."
+            )
         comfy.ops.run_every_op()
         # The operator fuses the projection, so its weights are fetched (offload, LoRA) as the layer itself would.
         projection = self.attn_op.local_attn.proj_l
@@ -95,26 +107,41 @@ class TurboBlock(WanAttentionBlock):
             dim, num_heads, window_size, qk_norm, eps, trained_sla=trained_sla, operation_settings=operation_settings
         )
 
-    def forward(self, x, e, freqs, context, context_img_len=257, transformer_options={}):  # noqa: B006 - ComfyUI's signature
-        """x [B, L, dim]; e [B, 1, 6, dim] in float32 for a TurboWan file -> [B, L, dim] in x's dtype."""
+    def inject(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, L, dim] between self- and cross-attention; a subclass may change it, in place or not."""
+        return x
+
+    def forward(self, x, e, freqs, context, context_img_len=257, transformer_options={}, **injected):  # noqa: B006 - ComfyUI's signature
+        """x [B, L, dim]; e [B, 1, 6, dim] in float32 for a TurboWan file; `injected` goes to `inject` -> [B, L, dim] in x's dtype."""
         if not self.turbo:
             return super().forward(
                 x, e, freqs, context, context_img_len=context_img_len, transformer_options=transformer_options
             )
         modulation = comfy.model_management.cast_to(self.modulation, dtype=torch.float32, device=x.device)
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
-            repeat_e(part, x) for part in (modulation.unsqueeze(0) + e).unbind(2)
-        )
-        x = x.contiguous()
-        y = self.self_attn(modulate(self.norm1(x), shift, scale), freqs, transformer_options=transformer_options)
-        x = torch.addcmul(x, y, gate.to(x.dtype))
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (modulation.unsqueeze(0) + e).unbind(2)
+        x = self._self_attention(x.contiguous(), shift, scale, gate, freqs, transformer_options)
+        x = self.inject(x, **injected)
         x = x + self.cross_attn(
             self.norm3(x), context, context_img_len=context_img_len, transformer_options=transformer_options
         )
         for patch in transformer_options.get("patches", {}).get("attn2_patch", ()):
             x = patch({"x": x, "transformer_options": transformer_options})
-        y = self.ffn(modulate(self.norm2(x), ffn_shift, ffn_scale))
-        return torch.addcmul(x, y, ffn_gate.to(x.dtype))
+        return self._feed_forward(x, ffn_shift, ffn_scale, ffn_gate)
+
+    def _self_attention(self, x, shift, scale, gate, freqs, transformer_options):
+        attention = self.self_attn
+        if is_replaced(attention):
+            y = norm_modulate(x, shift, scale, self.norm1.eps)
+            return add_gated(x, attention(y, freqs, transformer_options=transformer_options), gate)
+        y = norm_modulate(x, shift, scale, self.norm1.eps, attention.q, attention.k, attention.v)
+        return add_gated_linear(x, attention.o, attention.attend(y, freqs, transformer_options), gate)
+
+    def _feed_forward(self, x, shift, scale, gate):
+        if is_replaced(self.ffn):
+            return add_gated(x, self.ffn(norm_modulate(x, shift, scale, self.norm2.eps)), gate)
+        up, down = self.ffn[0], self.ffn[2]
+        y = linear_gelu(up, norm_modulate(x, shift, scale, self.norm2.eps, up), down)
+        return add_gated_linear(x, down, y, gate)
 
 
 class TurboHead(Head):
@@ -130,15 +157,21 @@ class TurboWanModel(WanModel):
 
     `operations` must cast weights to their input's dtype (comfy.ops.manual_cast or mixed precision)."""
 
+    block_class = TurboBlock
+
     def __init__(
         self, *args, turbo: bool = False, trained_sla: bool = False, operations=None, device=None, dtype=None, **kwargs
     ):
-        block = partial(TurboBlock, turbo=turbo, trained_sla=trained_sla)
+        block = partial(self.block_class, turbo=turbo, trained_sla=trained_sla)
         super().__init__(*args, wan_attn_block_class=block, operations=operations, device=device, dtype=dtype, **kwargs)
         self.turbo = turbo
         if turbo:
             settings = {"operations": operations, "device": device, "dtype": dtype}
             self.head = TurboHead(self.dim, self.out_dim, self.patch_size, self.eps, operation_settings=settings)
+
+    def block_inputs(self, grid: torch.Size, dtype: torch.dtype, **kwargs) -> dict:
+        """What every block's `inject` is given, from the conditioning in `kwargs` and the token grid (frames, height, width)."""
+        return {}
 
     def forward_orig(self, x, t, context, clip_fea=None, freqs=None, transformer_options={}, **kwargs):  # noqa: B006
         """x [B, C, T, H, W], t [B] (0 to 1000), context [B, tokens, text width] -> velocity [B, 16, T, H, W]."""
@@ -161,9 +194,13 @@ class TurboWanModel(WanModel):
             if self.img_emb is not None:
                 context = torch.cat([self.img_emb(clip_fea), context], dim=1)
 
+        injected = self.block_inputs(grid, x.dtype, **kwargs)
         replacements = transformer_options.get("patches_replace", {}).get("dit", {})
         after_block = transformer_options.get("patches", {}).get("double_block", ())
+        # With dynamic VRAM the next block's weights cross to the device while this one computes; else there is no queue.
+        queue = comfy.model_prefetch.make_prefetch_queue(list(self.blocks), x.device, transformer_options)
         for i, block in enumerate(self.blocks):
+            comfy.model_prefetch.prefetch_queue_pop(queue, x.device, block)
             transformer_options["block_index"] = i
             replacement = replacements.get(("double_block", i))
             if replacement is None:
@@ -174,6 +211,7 @@ class TurboWanModel(WanModel):
                     context=context,
                     context_img_len=image_tokens,
                     transformer_options=transformer_options,
+                    **injected,
                 )
             else:
                 arguments = {
@@ -183,7 +221,9 @@ class TurboWanModel(WanModel):
                     "pe": freqs,
                     "transformer_options": transformer_options,
                 }
-                x = replacement(arguments, {"original_block": partial(_replaceable, block, image_tokens)})["img"]
+                x = replacement(arguments, {"original_block": partial(_replaceable, block, image_tokens, injected)})[
+                    "img"
+                ]
             for patch in after_block:
                 x = patch(
                     {
@@ -195,15 +235,11 @@ class TurboWanModel(WanModel):
                         "transformer_options": transformer_options,
                     }
                 )["img"]
+        comfy.model_prefetch.prefetch_queue_pop(queue, x.device, None)
         return self.unpatchify(self.head(x, e), grid)
 
 
-def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x * (1 + scale) + shift, computed in float32, returned in x's dtype."""
-    return torch.addcmul(shift, x.float(), 1 + scale).to(x.dtype)
-
-
-def _replaceable(block: TurboBlock, image_tokens: int | None, args: dict) -> dict:
+def _replaceable(block: TurboBlock, image_tokens: int | None, injected: dict, args: dict) -> dict:
     """A block in the calling convention of ComfyUI's `patches_replace`."""
     return {
         "img": block(
@@ -213,5 +249,6 @@ def _replaceable(block: TurboBlock, image_tokens: int | None, args: dict) -> dic
             freqs=args["pe"],
             context_img_len=image_tokens,
             transformer_options=args["transformer_options"],
+            **injected,
         )
     }

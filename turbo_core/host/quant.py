@@ -4,16 +4,16 @@ The weight is a parameter holding a QuantizedTensor, so ComfyUI's own offload, p
 it; it stays int8 on disk, in memory, in VRAM and in transfer."""
 
 import dataclasses
+from typing import NamedTuple
 
-import comfy.model_management
 import comfy.ops
 import torch
-import torch.nn.functional as F
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, register_layout_class
 
-from ...kernels import dequantize_block, int8_linear, quantize_block
+from ...kernels import dequantize_block, int8_linear, int8_matmul, quantize_block
 from ..lora import LowRank
+from .branches import add_branches
 
 LAYOUT = "TurboDiffusionBlockINT8Layout"
 FORMAT = "turbodiffusion_int8_block128"
@@ -67,6 +67,40 @@ def is_block_int8(weight) -> bool:
     return isinstance(weight, QuantizedTensor) and weight._layout_cls == LAYOUT
 
 
+class Quantized(NamedTuple):
+    """An activation [B, M, K] that several int8 linears read, or that one leaves for the next: int8 codes and float32 scales
+    by block. Not a QuantizedTensor, which torch.compile cannot make inside a graph. Only a layer that `takes_codes` may be
+    given one."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    dtype: torch.dtype  # of the values that were quantised, and of what a layer makes of them
+
+
+def takes_codes(device: torch.device, *layers: torch.nn.Module) -> bool:
+    """Whether all layers are linears that multiply codes as they are, so that operators may be fused around them.
+
+    Not with a LoRA branch, which reads the activation in float, nor where ComfyUI changes the weight on its way to the device
+    (a LoRA on an offloaded weight, hooks), where it hands out the weight in float (dynamic VRAM on a CPU), or where a node has
+    replaced the layer's forward or hooked it."""
+    # A loop and `len` because torch.compile breaks the graph at a generator whose tuple is tested for truth.
+    for layer in layers:
+        if (
+            not is_block_int8(getattr(layer, "weight", None))
+            or len(layer.branches) + len(layer.weight_function) + len(layer.bias_function) > 0
+            or getattr(layer, "comfy_force_cast_weights", False)
+            or (hasattr(layer, "_v") and device.type == "cpu")
+            or is_replaced(layer)
+        ):
+            return False
+    return True
+
+
+def is_replaced(module: torch.nn.Module) -> bool:
+    """Whether a node has put a forward of its own on the module, or hooks, which must see what the module takes and gives."""
+    return "forward" in module.__dict__ or len(module._forward_hooks) + len(module._forward_pre_hooks) > 0
+
+
 def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict | None = None):
     """ComfyUI `operations` whose Linear also takes block-scaled int8 weights and multiplies in int8.
 
@@ -100,31 +134,51 @@ def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict | None 
                 )
                 missing.remove(prefix + "weight")
 
-            def forward(self, x, *args, **kwargs):
-                weight = self.weight
-                resident = (
-                    is_block_int8(weight)
-                    and weight.device == x.device
+            def _is_resident(self, device: torch.device) -> bool:
+                """Whether the weight is there as it is; if not, ComfyUI fetches it (offloaded, patched or dynamic)."""
+                return (
+                    is_block_int8(self.weight)
+                    and self.weight.device == device
                     and not self.weight_function
                     and not self.bias_function
                     and not hasattr(self, "_v")
                     and not getattr(self, "comfy_force_cast_weights", False)
                 )
-                if not resident:  # offloaded, patched or dynamic: ComfyUI fetches the weight and calls `_forward`
+
+            def forward(self, x, *args, **kwargs):
+                """x [..., M, K] in float, or a Quantized if the layer `takes_codes` -> [..., M, N] in x's dtype."""
+                if isinstance(x, Quantized):
+                    return self.multiply(int8_matmul, x, out_dtype=x.dtype)
+                if not self._is_resident(x.device):
                     return super().forward(x, *args, **kwargs)
                 comfy.ops.run_every_op()
-                return self._forward(x, weight, self.bias)
+                return self._forward(x, self.weight, self.bias)
 
             def _forward(self, x, weight, bias):
                 if is_block_int8(weight):
                     y = int8_linear(x, weight._qdata, weight._params.scale, bias)
                 else:
                     y = super()._forward(x, weight, bias)
-                for branch in self.branches:
-                    down, up = (
-                        comfy.model_management.cast_to_device(m, x.device, x.dtype) for m in (branch.down, branch.up)
-                    )
-                    y = torch.add(y, F.linear(F.linear(x, down), up), alpha=branch.scale)
+                return add_branches(y, x, self.branches)
+
+            def multiply(self, operator, x: Quantized, **options):
+                """`operator` (one of `kernels.int8_matmul...`) on x and this layer, which must `take_codes`; its weight is
+                fetched as ComfyUI fetches the weight of a layer that it runs."""
+                comfy.ops.run_every_op()
+                if self._is_resident(x.codes.device):
+                    weight = self.weight
+                    return operator(x.codes, x.scales, weight._qdata, weight._params.scale, self.bias, **options)
+                weight, bias, stream = comfy.ops.cast_bias_weight(
+                    self,
+                    dtype=self.weight.dtype,
+                    device=x.codes.device,
+                    bias_dtype=x.dtype,
+                    offloadable=True,
+                    compute_dtype=x.dtype,
+                    want_requant=True,
+                )
+                y = operator(x.codes, x.scales, weight._qdata, weight._params.scale, bias, **options)
+                comfy.ops.uncast_bias_weight(self, weight, bias, stream)
                 return y
 
     return BlockInt8Operations

@@ -5,6 +5,7 @@ import torch
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 
 from ..errors import TurboError
+from ..record import RUN
 from ..sampling import rcm, schedule
 from .base_model import check_latent_shape
 from .guider import ExpertGuider, logger, model_spec
@@ -57,7 +58,7 @@ def run(
     sampled = SamplerCustomAdvanced.execute(
         noise, guider, make_sampler(mode, noise_device), run_sigmas(high, steps, sigma_max), latent
     )
-    return sampled[0]
+    return sampled[0] | {RUN: high.model.last_run}
 
 
 class _DeviceNoise:

@@ -1,60 +1,139 @@
-"""A report in plain text: what runs on this machine and why not the rest, and what the models did last."""
+"""A report in plain text: what runs on this machine and why not the rest, what the models take, and what the last run did."""
 
 import importlib.metadata
 import platform
 
 import comfy.model_management
+import comfy.model_patcher
 import torch
 from comfyui_version import __version__ as comfyui_version
 
-from ...kernels import backends
+from ...kernels import OPERATORS, NoBackendError, eight_bit_format
+from ..checkpoint.layout import TEXT_WIDTH, WanSpec
+from ..memory import STEP_FORMULA, step_bytes, tokens, weight_bytes
+from ..record import RUN, RunRecord, amount
 from .base_model import TurboWAN
 
 _GB = 1e9
+_CALLS = (
+    "network",
+    "sparse attention",
+    "dense attention",
+    "int8 linear",
+    "float linear",
+)  # said also when there were none
+_SIZES = {"480p": (832, 480, 81), "720p": (1280, 720, 81)}
+_PUBLISHED = {
+    "T2V 1.3B": (1536, 8960, 30, 16),
+    "T2V 14B": (5120, 13824, 40, 16),
+    "I2V A14B, each expert": (5120, 13824, 40, 36),
+}
 
 
-def report() -> str:
-    """The machine, the backend of each operator with its reasons, and every loaded model from this pack."""
-    return "\n\n".join(["\n".join(_machine()), "\n".join(_operators()), "\n".join(_models())])
+def report(linked: object = None) -> str:
+    """The machine, the backend of each operator with its reasons, memory, and the last run: the one that made `linked` (a LATENT
+    or MODEL), else the latest of the loaded models."""
+    loaded = [each.model for each in comfy.model_management.current_loaded_models if each.model is not None]
+    patchers = [patcher for patcher in loaded if isinstance(patcher.model, TurboWAN)]
+    sections = {
+        "Machine": _machine(),
+        "Operators (what runs, and why nothing faster does)": _operators(),
+        "Loaded models": _models(patchers),
+        f"Memory of the published models (estimate; a step: {STEP_FORMULA})": _published(),
+        "Last run": _run(linked, patchers),
+    }
+    return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items())
 
 
 def _machine() -> list[str]:
-    device = comfy.model_management.get_torch_device()
-    free, total = (
-        get(device) / _GB for get in (comfy.model_management.get_free_memory, comfy.model_management.get_total_memory)
-    )
+    device, cpu = comfy.model_management.get_torch_device(), torch.device("cpu")
     lines = [
         f"ComfyUI {comfyui_version}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"triton {_version('triton')}, comfy-kitchen {_version('comfy-kitchen')}",
-        f"Device {comfy.model_management.get_torch_device_name(device)}: {free:.1f} of {total:.1f} GB free",
+        f"Device: {comfy.model_management.get_torch_device_name(device)}",
+        f"RAM: {_free(cpu)}",
     ]
     if device.type != "cpu":
-        cpu = torch.device("cpu")
-        free, total = (
-            get(cpu) / _GB for get in (comfy.model_management.get_free_memory, comfy.model_management.get_total_memory)
-        )
-        lines.append(f"Memory: {free:.1f} of {total:.1f} GB free")
+        lines.append(f"VRAM: {_free(device)}, ComfyUI's mode {comfy.model_management.vram_state.name}")
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / _GB
+        lines.append(f"Tensors took at most {peak:.1f} GB of VRAM since ComfyUI started (measured)")
     return lines
 
 
 def _operators() -> list[str]:
-    example = torch.empty(0, dtype=torch.bfloat16, device=comfy.model_management.get_torch_device())
-    return [
-        "Operators",
-        *(f"  {name}: {backends.choose(example, None)}" for name in ("sparse attention", "int8 linear")),
-    ]
-
-
-def _models() -> list[str]:
-    models = [loaded.model.model for loaded in comfy.model_management.current_loaded_models if loaded.model is not None]
+    """A line for each operator of the kernels."""
+    device = comfy.model_management.get_torch_device()
     lines = []
-    for model in models:
-        if isinstance(model, TurboWAN):
-            calls = ", ".join(f"{name} {model.calls[name]}" for name in sorted(model.calls) if model.calls[name])
-            lines.append(
-                f"  {model.spec.describe()}, {str(model.get_dtype_inference()).removeprefix('torch.')}: {calls or 'not run'}"
-            )
-    return ["Models on the device, and the calls of their last run", *(lines or ["  none"])]
+    for title, operator in OPERATORS.items():
+        try:
+            lines.append(f"{title}: {operator.choose(device)}")
+        except NoBackendError as error:
+            lines.append(f"{title}: none. {error}")
+    pv, reason = eight_bit_format(device)
+    return [*lines, f"8-bit attention multiplies with v in {pv}: {reason}"]
+
+
+def _models(patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:
+    lines = []
+    for patcher in patchers:
+        model = patcher.model
+        dtype = model.get_dtype_inference()
+        lines += [
+            f"{model.source.name}: {model.spec.describe()}, computing in {_name(dtype)}",
+            f"  weights {amount(patcher.model_size())}, of these {amount(patcher.loaded_size())} on the device (measured); "
+            f"{_steps(model.spec, dtype)} (estimate)",
+        ]
+        if model.last_run is None and model.calls:
+            lines.append(f"  since it was loaded, under other samplers: {_calls(model.calls)}")
+    return lines or ["none: run a workflow, and link its latent to this node"]
+
+
+def _published() -> list[str]:
+    lines = []
+    for name, (dim, ffn_dim, layers, channels) in _PUBLISHED.items():
+        int8 = WanSpec(True, True, dim, ffn_dim, layers, channels, TEXT_WIDTH, int8=True)
+        wide = WanSpec(True, True, dim, ffn_dim, layers, channels, TEXT_WIDTH)
+        sizes = (weight_bytes(spec, torch.bfloat16) / _GB for spec in (int8, wide))
+        lines.append(
+            "{}: weights {:.1f} GB in int8, {:.1f} GB in bf16; {}".format(name, *sizes, _steps(int8, torch.bfloat16))
+        )
+    return lines
+
+
+def _steps(spec: WanSpec, dtype: torch.dtype) -> str:
+    """What a step takes at the usual sizes."""
+    sizes = (f"{amount(step_bytes(spec, tokens(*size), dtype))} at {name}" for name, size in _SIZES.items())
+    return f"a step of 81 frames {', '.join(sizes)}"
+
+
+def _run(linked: object, patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:
+    record = linked.get(RUN) if isinstance(linked, dict) else getattr(getattr(linked, "model", None), "last_run", None)
+    if record is None:
+        runs = [patcher.model.last_run for patcher in patchers if patcher.model.last_run is not None]
+        record = max(runs, key=lambda run: run.began, default=None)
+    return ["none with a TurboDiffusion sampler or guider"] if record is None else _describe(record)
+
+
+def _describe(record: RunRecord) -> list[str]:
+    lines = record.lines()
+    lines += [f"{expert}: {_calls(calls)}" for expert, calls in record.calls.items()]
+    return lines
+
+
+def _calls(calls) -> str:
+    return ", ".join(f"{name} {calls[name]}" for name in [*_CALLS, *sorted(set(calls) - set(_CALLS))])
+
+
+def _free(device: torch.device) -> str:
+    free, total = (
+        get(device) / _GB for get in (comfy.model_management.get_free_memory, comfy.model_management.get_total_memory)
+    )
+    return f"{free:.1f} of {total:.1f} GB free"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _version(package: str) -> str:

@@ -41,6 +41,13 @@ def uses_low_expert(sigma: float, boundary: float) -> bool:
     return bool(torch.tensor(sigma, dtype=torch.float32) < torch.tensor(boundary, dtype=torch.float32))
 
 
+def in_first_steps(sigma: torch.Tensor, levels: torch.Tensor, steps: int) -> bool:
+    """Whether a call of the model at noise `sigma` [B] belongs to the first `steps` steps of a run over SIGMAS [steps + 1]: its
+    noise is above that of the step after them. So calls between two levels (second-order samplers) count to the step they
+    are in, and both experts of a run count the same steps."""
+    return steps >= len(levels) - 1 or float(sigma.max()) > float(levels[steps])
+
+
 def split(levels: torch.Tensor, boundary: float) -> tuple[torch.Tensor, torch.Tensor]:
     """SIGMAS [steps + 1] as the high expert's and the low expert's part, both with the sigma they switch at.
 

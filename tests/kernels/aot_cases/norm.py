@@ -13,28 +13,47 @@ _INSTRUCTIONS = {
     "layer_norm_modulate-5120": (442, 443, 443, 445, 421, 445),
     "layer_norm_modulate_quantize-1536": (541, 540, 540, 549, 519, 556),
     "layer_norm_modulate_quantize-5120": (782, 785, 785, 783, 719, 795),
+    "layer_norm_statistics-1536": (176, 176, 176, 180, 180, 181),
+    "layer_norm_statistics-5120": (225, 226, 226, 229, 229, 230),
+    "layer_norm_modulate_quantize_block": (1640, 1641, 1641, 1631, 1430, 1650),
+    "layer_norm_modulate_quantize_block_by_frame": (1248, 1246, 1246, 1254, 1154, 1263),
 }
 
 
-def _case(name: str, function: str, signature: dict, constexprs: dict, width: int, divisible: tuple) -> KernelCase:
-    warps, name = 4 if width <= 2048 else 8, f"{name}-{width}"
+def _case(
+    name: str,
+    module: str,
+    function: str,
+    signature: dict,
+    constexprs: dict,
+    divisible: tuple,
+    warps: int,
+    fused: bool = True,
+) -> KernelCase:
     nvidia = {target: Build(warps, 3, loop=loop) for target, loop in zip(_NVIDIA, _INSTRUCTIONS[name], strict=True)}
     return KernelCase(
         name=name,
-        module=f"kernels.triton.{function}",
+        module=f"kernels.triton.{module}",
         function=f"_{function}_kernel",
         signature=signature | dict.fromkeys(constexprs, "constexpr"),
         constexprs=constexprs,
         divisible=divisible,
+        fp_fusion=fused,
         targets=nvidia | {target: Build(warps, 3) for target in _AMD},
     )
+
+
+def _warps(width: int) -> int:
+    return 4 if width <= 2048 else 8
 
 
 def _rope(heads: int, padded: int) -> KernelCase:
     signature = {"p_x": "*bf16", "p_weight": "*bf16", "p_freqs": "*fp32", "p_y": "*bf16", "eps": "fp32"}
     signature |= dict.fromkeys(("L", *_STRIDES), "i32")
     constexprs = {"HEADS": heads, "HEADS_PADDED": padded, "D": 128}
-    return _case("rms_norm_rope", "rms_norm_rope", signature, constexprs, heads * 128, _STRIDES)
+    width = heads * 128
+    module = "rms_norm_rope"
+    return _case(f"{module}-{width}", module, module, signature, constexprs, _STRIDES, _warps(width))
 
 
 def _modulate(quantize: bool, width: int, padded: int) -> KernelCase:
@@ -46,11 +65,32 @@ def _modulate(quantize: bool, width: int, padded: int) -> KernelCase:
     constexprs = {"WIDTH": width, "WIDTH_PADDED": padded, "QUANTIZE": quantize} | (
         {} if quantize else {"p_row_scales": None}
     )
-    return _case(name, "layer_norm_modulate", signature, constexprs, width, _STRIDES + _MODULATION)
+    module = "layer_norm_modulate"
+    return _case(f"{name}-{width}", module, module, signature, constexprs, _STRIDES + _MODULATION, _warps(width))
+
+
+def _statistics(width: int, padded: int) -> KernelCase:
+    signature = {"p_x": "*bf16", "p_statistics": "*fp32", "eps": "fp32"} | dict.fromkeys(("L", *_STRIDES), "i32")
+    constexprs = {"WIDTH": width, "WIDTH_PADDED": padded}
+    name, module = f"layer_norm_statistics-{width}", "layer_norm_modulate"
+    return _case(name, module, "statistics", signature, constexprs, _STRIDES, _warps(width))
+
+
+def _quantize_block(one_frame: bool) -> KernelCase:
+    signature = {"p_x": "*bf16", **dict.fromkeys(("p_statistics", "p_shift", "p_scale"), "*fp32")}
+    signature |= {"p_codes": "*i8", "p_scales": "*fp32"}
+    signature |= dict.fromkeys(("L", "FRAME", "WIDTH", *_STRIDES, *_MODULATION), "i32")
+    constexprs = {"ONE_FRAME": one_frame, "MIN_AMAX": 1e-8, "TILE": 128}
+    name = "layer_norm_modulate_quantize_block" + "_by_frame" * (not one_frame)
+    divisible, warps = ("WIDTH", *_STRIDES, *_MODULATION), 8 if one_frame else 16
+    function = "modulate_quantize_block"
+    return _case(name, "layer_norm_modulate", function, signature, constexprs, divisible, warps, fused=False)
 
 
 CASES = [
     _rope(12, 16),
     _rope(40, 64),
+    *(_statistics(*width) for width in ((1536, 2048), (5120, 8192))),
+    *(_quantize_block(one_frame) for one_frame in (True, False)),
     *(_modulate(quantize, *width) for quantize in (False, True) for width in ((1536, 2048), (5120, 8192))),
 ]

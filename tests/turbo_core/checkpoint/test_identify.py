@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from td_pack.tests.support import checkpoints
+from td_pack.tests.support import lingbot as support
 from td_pack.turbo_core.checkpoint.identify import METADATA_KEY, identify
 from td_pack.turbo_core.checkpoint.layout import WanSpec, expected_shapes
 from td_pack.turbo_core.errors import CheckpointError
@@ -125,11 +126,13 @@ MODELS = {
     "t2v": stock(),
     "t2v_turbo": turbo(),
     "i2v": stock(in_channels=36, image_embedding=True, image_positions=514),
+    "lingbot": meta(expected_shapes(spec(in_channels=36, camera="act"))),
 }
 # What the spec is read from, by axis: another size there is another model, whose other tensors are then wrong.
 SIZES = {
     ("head.modulation", 2): "is 257 wide",
     ("blocks.0.ffn.0.weight", 0): r"blocks\.0\.ffn\.0\.bias \[512\] instead of \[513\]",
+    ("patch_embedding_wancamctrl.weight", 1): "control of 1793 channels",
     ("patch_embedding.weight", 1): "17 input|37 input|patch_embedding.weight is",
 }
 # Wan's text width and number of image positions are free, and a model without positions is a plain Wan 2.1 I2V.
@@ -318,16 +321,61 @@ def test_an_odd_width_is_refused():
     assert "300 wide, which is no multiple of 128" in refusal(stock(dim=300))
 
 
-UNSUPPORTED = {
-    "NF4": (names("blocks.0.ffn.0.weight.quant_state.bitsandbytes__nf4"), "NF4", "bf16 file"),
-    "LingBot": (names("patch_embedding_wancamctrl.weight", "patch_embedding_wancamctrl.bias"), "LingBot-World", "yet"),
+CAMERA = {"cam": 1536, "act": 1792}
+
+
+def lingbot(control="cam", **sizes):
+    """A camera model, listed by the test support."""
+    tensors = meta(support.shapes(control, **({"dim": 256, "ffn_dim": 512, "layers": 3} | sizes)))
+    dim = sizes.get("dim", 256)
+    return tensors | {"patch_embedding.weight": torch.empty(dim, 36, 1, 2, 2, device="meta")}
+
+
+@pytest.mark.parametrize("control", CAMERA)
+def test_lingbot_world_is_known_by_its_control(control):
+    tensors = lingbot(control, dim=5120, ffn_dim=13824, layers=40)
+    found, same = identify(NAME, tensors)
+    assert found == spec(5120, 13824, 40, 36, camera=control) and same == tensors
+    assert found.task == "I2V" and found.describe() == f"LingBot-World {control} I2V 14B"
+    assert expected_shapes(found)["patch_embedding_wancamctrl.weight"] == (5120, CAMERA[control])
+    stock_count = len(expected_shapes(dataclasses.replace(found, camera="")))
+    assert len(tensors) - stock_count == 2 * 163  # published: 163 linears more than Wan 2.2 A14B, each with a bias
+    if control == "cam":
+        # Twice as many bytes is the `original_bytes` of the published quantisation: 37,088,665,728.
+        assert sum(tensor.numel() for tensor in tensors.values()) == 18_544_332_864
+
+
+NOT_LINGBOT = {
+    "action modules": (
+        {**lingbot(), **names("blocks.0.action_model.proj.weight")},
+        "1 unexpected: blocks.0.action_model",
+    ),
+    "another control": (
+        {**lingbot(), "patch_embedding_wancamctrl.weight": torch.empty(256, 1024, device="meta")},
+        "camera control of 1024 channels, and LingBot-World has 1536 (cam) or 1792 (act)",
+    ),
+    "no image": (
+        {**lingbot(), "patch_embedding.weight": torch.empty(256, 16, 1, 2, 2, device="meta")},
+        "16 input and 16 output channels",
+    ),
+    "a control that is no matrix": (
+        {**lingbot(), "patch_embedding_wancamctrl.weight": torch.empty(256, 96, 4, 4, device="meta")},
+        "patch_embedding_wancamctrl.weight has the shape [256, 96, 4, 4]",
+    ),
+    "no control embedding": (
+        without(lingbot(), "patch_embedding_wancamctrl"),
+        "part of a Wan model: patch_embedding_wancamctrl.weight is missing",
+    ),
+    "one injector missing": (
+        without(lingbot(), "blocks.1.cam_scale_layer"),
+        "2 missing: blocks.1.cam_scale_layer.weight",
+    ),
 }
 
 
-@pytest.mark.parametrize("extra, kind, advice", UNSUPPORTED.values(), ids=UNSUPPORTED)
-def test_a_format_for_later_says_so(extra, kind, advice):
-    text = refusal({**turbo(), **extra})
-    assert kind in text and advice in text and "does not load yet" in text
+@pytest.mark.parametrize("tensors, said", NOT_LINGBOT.values(), ids=NOT_LINGBOT)
+def test_what_only_looks_like_lingbot_world_is_refused_by_name(tensors, said):
+    assert said in refusal(tensors)
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """Two experts in one run: which runs when, with which patches, and what happens to their memory."""
 
 import gc
+import threading
+import time
 import weakref
 
 import comfy.model_management
 import comfy.samplers
+import psutil
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -93,6 +96,57 @@ def test_each_step_runs_the_expert_of_its_noise_level(experts, steps, boundary, 
     assert needs_low_expert(high, steps, 0, boundary) == ("low" in expected)
     if steps == 4:
         assert [timestep for _, timestep in calls] == [996, 932, 852, 608]
+
+
+def waiting(model, done):
+    """A clone whose every forward pass first waits until `done()`, and fails if that does not come."""
+    clone = model.clone()
+
+    def wait(executor, *args, **kwargs):
+        deadline = time.monotonic() + 60
+        while not done():
+            assert time.monotonic() < deadline, "what the step waited for did not happen"
+            time.sleep(0.001)
+        return executor(*args, **kwargs)
+
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "wait", wait)
+    return clone
+
+
+@pytest.mark.parametrize("boundary,high_steps", [(0.9, 2), (0.95, 1)])
+def test_the_low_expert_is_read_while_the_last_high_step_runs(experts, boundary, high_steps):
+    high, low = experts
+
+    def read_or_early():
+        record = high.model.last_run
+        return len(record.passes) < high_steps or (record.read_ahead is not None and record.read_ahead.ended)
+
+    sample(waiting(high, read_or_early), image_text(), low, boundary=boundary)
+    record = high.model.last_run
+    assert record is low.model.last_run
+    assert [step.expert for step in record.passes] == ["high"] * high_steps + ["low"] * (4 - high_steps)
+    last_high = record.passes[high_steps - 1]
+    assert last_high.began < record.read_ahead.began < last_high.ended
+    assert record.read_ahead.read == record.read_ahead.wanted == low.model.source.stat().st_size
+    assert list(record.seconds) == ["load", "high", "switch", "low"]
+    assert {name: calls["network"] for name, calls in record.calls.items()} == {
+        "high": high_steps,
+        "low": 4 - high_steps,
+    }
+
+
+@pytest.mark.parametrize("case", ["no low step", "low steps only", "one file", "one model"])
+def test_nothing_is_read_ahead_that_the_run_does_not_come_to(experts, t2v, case):
+    if case == "no low step":
+        sample(experts[0], image_text(), experts[1], steps=2)
+    elif case == "low steps only":
+        sample(experts[0], image_text(), experts[1], boundary=1.0)
+    elif case == "one file":
+        sample(t2v, text(), t2v.clone())
+    else:
+        sample(t2v, text())
+    model = t2v if case.startswith("one") else experts[0]
+    assert model.model.last_run.passes and model.model.last_run.read_ahead is None
 
 
 @pytest.mark.parametrize("steps,loaded", [(2, False), (4, True)])
@@ -262,6 +316,33 @@ def test_an_interrupt_leaves_nothing_behind(experts, expert):
     high, low = (traced(model, name, calls) for model, name in zip(experts, ("high", "low"), strict=True))
     sample(high, image_text(), low)
     assert len(calls) == 4
+
+
+def test_an_interrupt_while_the_low_expert_is_read_ends_the_reading(experts, tmp_path):
+    huge = tmp_path / "huge"
+    with huge.open("wb") as file:
+        file.truncate(1 << 36)  # sparse: takes no disk, and many seconds to read
+    high, low = (model.clone() for model in experts)
+    source, low.model.source = low.model.source, huge
+
+    def stop(executor, *args, **kwargs):
+        record = high.model.last_run
+        while record.read_ahead is not None and not record.read_ahead.read:
+            time.sleep(0.001)
+        if record.read_ahead is not None:
+            raise Stop
+        return executor(*args, **kwargs)
+
+    high.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "stop", stop)
+    threads, files = threading.enumerate(), psutil.Process().open_files()
+    try:
+        with pytest.raises(Stop):
+            sample(high, image_text(), low)
+    finally:
+        low.model.source = source
+    reading = high.model.last_run.read_ahead
+    assert reading.cut == "It was stopped." and 0 < reading.read < reading.wanted
+    assert threading.enumerate() == threads and psutil.Process().open_files() == files
 
 
 def test_comfyui_frees_both_experts(folder):

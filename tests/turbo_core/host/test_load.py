@@ -9,7 +9,7 @@ import comfy.sd
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from td_pack.tests.support import checkpoints
+from td_pack.tests.support import checkpoints, lingbot
 from td_pack.tests.support.models import relative_error
 from td_pack.turbo_core.attention import SLA
 from td_pack.turbo_core.checkpoint.layout import expected_shapes
@@ -173,6 +173,48 @@ def test_a_saved_model_loads_again(plain, tmp_path):
 
 def test_a_cut_safetensors_file_says_so(state_dict, tmp_path):
     path = checkpoints.write_safetensors(tmp_path / "cut.safetensors", state_dict)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="cut.safetensors is cut short"):
+        load_model(str(path))
+
+
+@pytest.mark.parametrize("named", ["index", "part"])
+def test_a_model_in_several_files_is_the_model_in_one(named, tmp_path):
+    state_dict = stock(checkpoints.upstream_state_dict(4))
+    single = load_model(str(checkpoints.write_safetensors(tmp_path / "single.safetensors", state_dict)))
+    index = lingbot.write_shards(tmp_path / "parts", state_dict, 3)
+    path = index if named == "index" else next(index.parent.glob("*-00002-of-*"))
+    parts = load_model(str(path))
+    assert parts.model.spec == single.model.spec
+    assert relative_error(forward(parts), forward(single)) <= 1e-6  # as above: another alignment
+    assert parts.cached_patcher_init[1][0] == str(path)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"blocks.0.action_model.keyboard.weight": torch.ones(4)}, "1 unexpected: blocks.0.action_model.keyboard.weight"),
+    ({"blocks.1.cam_shift_layer.bias": None}, "1 missing: blocks.1.cam_shift_layer.bias"),
+    ({"c2ws_hidden_states_layer1.weight": torch.ones(256, 128)}, "layer1.weight [256, 128] instead of [256, 256]"),
+])  # fmt: skip
+@pytest.mark.parametrize("pack", [False, True], ids=["bf16", "nf4"])
+def test_a_camera_model_that_is_not_lingbot_world_is_refused_by_name(pack, change, message, tmp_path):
+    state_dict = {k: v for k, v in (lingbot.state_dict(5) | change).items() if v is not None}
+    path = checkpoints.write_safetensors(
+        tmp_path / "odd.safetensors", lingbot.packed(state_dict) if pack else state_dict
+    )
+    with pytest.raises(CheckpointError, match="odd.safetensors is not a complete LingBot-World cam") as error:
+        load_model(str(path))
+    assert message in str(error.value)
+
+
+def test_a_fast_model_is_refused_by_its_folder(tmp_path):
+    path = checkpoints.write_safetensors(tmp_path / "model.safetensors", lingbot.state_dict(5))
+    (tmp_path / "config.json").write_text('{"_class_name": "WanModelFast", "local_attn_size": -1}')
+    with pytest.raises(CheckpointError, match="is a WanModelFast by its config.json.*use a LingBot-World Base"):
+        load_model(str(path))
+
+
+def test_a_cut_4_bit_file_says_so(tmp_path):
+    path = checkpoints.write_safetensors(tmp_path / "cut.safetensors", lingbot.packed(lingbot.state_dict(5, layers=1)))
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match="cut.safetensors is cut short"):
         load_model(str(path))

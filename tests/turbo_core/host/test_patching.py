@@ -34,9 +34,9 @@ def stock(tmp_path_factory):
     )
 
 
-def sample(model) -> torch.Tensor:
+def sample(model, steps: int = 1, low=None) -> torch.Tensor:
     positive = [[checkpoints.draw(1, "text", (1, 8, 4096)), {}]]
-    return run(model, positive, {"samples": torch.zeros(SHAPE)}, 3, 1, 0, 0.9, "ode", "cpu")["samples"]
+    return run(model, positive, {"samples": torch.zeros(SHAPE)}, 3, steps, 0, 0.9, "ode", "cpu", low)["samples"]
 
 
 def weights(model) -> dict[str, torch.Tensor]:
@@ -179,22 +179,79 @@ def eager_compile():
 
 def test_a_compiled_model_follows_its_own_settings(model, eager_compile):
     """Settings kept in transformer_options would go stale: the compile node drops their guards."""
-    sparse, dense = with_attention(model, "sla", 0.7, "", False), with_attention(model, "dense", 0.1, "", False)
-    expected = {id(m): sample(m) for m in (sparse, dense)}
-    for order in ((sparse, dense), (dense, sparse)):
+    settings = [("sla", 0.7, "", False), ("dense", 0.1, "", False), ("sla", 0.7, "", False, 1)]
+    expected = [sample(with_attention(model, *given), 2) for given in settings]
+    for compile_first in (False, True):
         torch.compiler.reset()
-        for m in order:
-            # The compiler may reorder float32 sums; the two settings differ by far more (previous tests).
-            assert relative_error(sample(eager_compile(m)), expected[id(m)]) <= 1e-5
+        compiled = eager_compile(model)
+        for i in (0, 1, 2, 0):
+            m = with_attention(compiled if compile_first else model, *settings[i])
+            # The compiler may reorder float32 sums; the settings differ by far more (test_settings_belong_to_their_clone).
+            assert relative_error(sample(m if compile_first else eager_compile(m), 2), expected[i]) <= 1e-5
+
+
+def calls(model) -> tuple[int, int, int]:
+    return tuple(model.model.calls[name] for name in ("network", "sparse attention", "dense attention"))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_run_counts_what_it_did(model, compiled, eager_compile):
-    for clone, sparse in (
-        (model, 2),
-        (with_attention(model, "sla", 0.5, "1", False), 1),
-        (with_attention(model, "dense", 0.1, "", False), 0),
+    """Sparse calls are layers times steps, less what is dense."""
+    steps = 3
+    for given, sparse in (
+        (("auto", 0.1, "", False), 2 * steps),
+        (("sla", 0.5, "1", False), steps),
+        (("sla", 0.5, "", False, 1), 2 * (steps - 1)),
+        (("sla", 0.5, "0", False, 2), steps - 2),
+        (("dense", 0.1, "", False), 0),
     ):
-        sample(eager_compile(clone) if compiled else clone)
-        calls = clone.model.calls
-        assert (calls["network"], calls["sparse attention"], calls["dense attention"]) == (1, sparse, 2 - sparse)
+        clone = with_attention(model, *given)
+        sample(eager_compile(clone) if compiled else clone, steps)
+        assert calls(clone) == (steps, sparse, 2 * steps - sparse)
+
+
+class TestDenseSteps:
+    def test_are_the_first_of_a_run(self, model):
+        sparse, dense = (sample(with_attention(model, mode, 0.7, "", False), 2) for mode in ("sla", "dense"))
+        runs = [sample(with_attention(model, "sla", 0.7, "", False, steps), 2) for steps in (0, 1, 2, 9)]
+        assert torch.equal(runs[0], sparse) and torch.equal(runs[2], dense) and torch.equal(runs[3], dense)
+        assert not torch.equal(runs[1], sparse) and not torch.equal(runs[1], dense)
+
+    def test_belong_to_their_clone_and_leave_no_trace(self, model):
+        plain = sample(model, 2)
+        some = with_attention(model, "sla", 0.1, "", False, 1)
+        assert not torch.equal(sample(some, 2), plain)
+        assert torch.equal(sample(model, 2), plain)
+        assert calls(model) == (2, 4, 0)
+        assert [block.self_attn.sla for block in model.model.diffusion_model.blocks] == [SLA(0.1)] * 2
+
+    def test_count_over_both_experts(self, model, path):
+        """Levels 0.988, 0.934, 0.853, 0.609: the boundary 0.9 is after the second step."""
+        high, low = (with_attention(m, "sla", 0.7, "", False, 3) for m in (model, load_model(path)))
+        sample(high, 4, low)
+        assert calls(high) == (2, 0, 4)
+        assert calls(low) == (2, 2, 2)
+
+    def test_help_a_model_without_trained_weights(self, stock):
+        """What they are for: block-sparse attention with dense first steps is closer to the dense result."""
+        dense = sample(stock, 4)
+        without, some = (sample(with_attention(stock, "sla", 0.4, "", True, steps), 4) for steps in (0, 2))
+        assert 0 < relative_error(some, dense) < relative_error(without, dense)
+
+    def test_end_when_a_step_fails(self, model):
+        """Interrupted or out of memory, the layers have their settings back."""
+        patched = with_attention(model, "sla", 0.7, "", False, 1)
+        patched.patch_model()
+        network = patched.model.diffusion_model
+        with pytest.raises(RuntimeError):
+            patched.model.apply_model(
+                torch.zeros(1, 3, 1, 2, 2),
+                torch.ones(1),
+                transformer_options={"sample_sigmas": torch.tensor([1.0, 0.5, 0.0])},
+            )
+        assert [block.self_attn.sla for block in network.blocks] == [SLA(0.7)] * 2
+        patched.unpatch_model()
+
+    def test_a_negative_number_is_refused(self, model):
+        with pytest.raises(TurboError, match="dense_steps is -1"):
+            with_attention(model, "sla", 0.1, "", False, -1)

@@ -1,0 +1,194 @@
+"""Int8 linear layers: the quantisers, the product, and the product with what follows it in a feed-forward or residual branch.
+
+A weight is int8 [N, K] with one float32 scale per 128x128 tile. An activation is quantised by "block" (128x128 tiles of each
+batch item, as upstream) or by "row"; its scales' shape tells which: [..., ceil(M/128), ceil(K/128)] or [..., M]."""
+
+import torch
+
+from ..backends import HALF, Operator
+from ..reference.int8 import tile_count
+from ..tally import count
+
+_MODULES = {"triton": "triton.int8_linear", "torch": "reference.int8"}
+_QUANTISERS = {"triton": "triton.int8_quantize", "torch": "reference.int8"}
+QUANTIZE = {name: Operator(f"quantize_{name}", "int8", _QUANTISERS) for name in ("block", "row")}
+MATMUL = Operator(
+    "int8_matmul",
+    "int8",
+    _MODULES,
+    never={
+        "comfy_kitchen": "its int8_linear has one scale for each row of the weight, and these have one for each 128x128 tile"
+    },
+)
+LINEAR = Operator("int8_linear", "int8", _MODULES, MATMUL.never)
+GELU_QUANTIZE = Operator("int8_matmul_gelu_quantize", "int8", _MODULES, MATMUL.never)
+GATE_RESIDUAL = Operator("int8_matmul_gate_residual", "int8", _MODULES, MATMUL.never)
+
+
+def _unfit(
+    dtype: torch.dtype, weight: torch.Tensor | None = None, device: torch.device | None = None
+) -> dict[str, str]:
+    """Why the kernels cannot compute in `dtype` with this weight."""
+    if dtype not in HALF and (weight.device if weight is not None else device).type != "cpu":
+        return {"triton": f"its kernels compute in float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"}
+    if weight is not None and not weight.is_contiguous():
+        return {"triton": "its kernels need a contiguous weight"}
+    return {}
+
+
+def _check_weight(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> None:
+    if (
+        x.ndim < 2
+        or weight.ndim != 2
+        or x.shape[-1] != weight.shape[1]
+        or weight.dtype != torch.int8
+        or weight_scale.shape != tuple(tile_count(size) for size in weight.shape)
+    ):
+        raise ValueError(
+            f"x [..., M, K] and an int8 weight [N, K] with scales [N/128, K/128] are needed: {list(x.shape)}, "
+            f"{weight.dtype} {list(weight.shape)}, {list(weight_scale.shape)}."
+        )
+
+
+def _check_codes(codes: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> None:
+    _check_weight(codes, weight, weight_scale)
+    if codes.dtype != torch.int8 or scales.shape not in (scale_shape(codes.shape, by) for by in ("block", "row")):
+        raise ValueError(
+            f"int8 codes [..., M, K] with scales by block [..., M/128, K/128] or row [..., M] are needed: {codes.dtype} "
+            f"{list(codes.shape)}, {list(scales.shape)}."
+        )
+
+
+def check_kind(by: str) -> None:
+    if by not in QUANTIZE:
+        raise ValueError(f"An activation is quantised by {by!r}: choose block or row.")
+
+
+def scale_shape(shape: torch.Size, by: str) -> tuple[int, ...]:
+    """Shape of the scales of codes of this shape."""
+    return (*shape[:-2], tile_count(shape[-2]), tile_count(shape[-1])) if by == "block" else tuple(shape[:-1])
+
+
+@torch.library.custom_op("turbodiffusion::int8_quantize", mutates_args=())
+def int8_quantize(x: torch.Tensor, by: str = "block") -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 codes of x [..., M, K] and float32 scales, by "block" (codes -128..127, scale amax/128) or "row" (-127..127,
+    amax/127). Raises ValueError for another `by` or a vector."""
+    check_kind(by)
+    if x.ndim < 2:
+        raise ValueError(f"x [..., M, K] is needed: {list(x.shape)}.")
+    if x.numel() == 0:
+        return empty_codes(x, by)
+    return QUANTIZE[by].find(x.device, _unfit(x.dtype, device=x.device))(x)
+
+
+def empty_codes(x: torch.Tensor, by: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(scale_shape(x.shape, by), dtype=torch.float32)
+
+
+@int8_quantize.register_fake
+def _(x, by="block"):
+    return empty_codes(x, by)
+
+
+@torch.library.custom_op("turbodiffusion::int8_linear", mutates_args=())
+def int8_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str = "block",
+) -> torch.Tensor:
+    """x [..., M, K], quantised by "block" or "row" on the way, times an int8 weight. Returns [..., M, N] in x's dtype.
+
+    Raises ValueError for shapes or dtypes that do not fit together."""
+    _check_weight(x, weight, weight_scale)
+    check_kind(activation)
+    count("int8 linear")
+    if x.numel() == 0:
+        return x.new_zeros((*x.shape[:-1], weight.shape[0]))
+    run = LINEAR.find(x.device, _unfit(x.dtype, weight))
+    return run(x, weight, weight_scale, bias, activation=activation)
+
+
+@int8_linear.register_fake
+def _(x, weight, weight_scale, bias=None, activation="block"):
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@torch.library.custom_op("turbodiffusion::int8_matmul", mutates_args=())
+def int8_matmul(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """A quantised activation [..., M, K] times an int8 weight: [..., M, N] in `out_dtype`."""
+    _check_codes(codes, scales, weight, weight_scale)
+    count("int8 linear")
+    if codes.numel() == 0:
+        return codes.new_zeros((*codes.shape[:-1], weight.shape[0]), dtype=out_dtype)
+    run = MATMUL.find(codes.device, _unfit(out_dtype, weight))
+    return run(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype)
+
+
+@int8_matmul.register_fake
+def _(codes, scales, weight, weight_scale, bias, out_dtype):
+    return codes.new_empty((*codes.shape[:-1], weight.shape[0]), dtype=out_dtype)
+
+
+@torch.library.custom_op("turbodiffusion::int8_matmul_gelu_quantize", mutates_args=())
+def int8_matmul_gelu_quantize(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tanh GELU of `int8_matmul`, quantised by block for the layer that follows: codes [..., M, N] and their scales.
+    Product and GELU are rounded to `out_dtype` on the way, as if they were separate."""
+    _check_codes(codes, scales, weight, weight_scale)
+    count("int8 linear")
+    shape = (*codes.shape[:-1], weight.shape[0])
+    if codes.numel() == 0:
+        return codes.new_empty(shape), scales.new_empty(scale_shape(shape, "block"))
+    run = GELU_QUANTIZE.find(codes.device, _unfit(out_dtype, weight))
+    return run(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype)
+
+
+@int8_matmul_gelu_quantize.register_fake
+def _(codes, scales, weight, weight_scale, bias, out_dtype):
+    shape = (*codes.shape[:-1], weight.shape[0])
+    return codes.new_empty(shape), scales.new_empty(scale_shape(shape, "block"))
+
+
+@torch.library.custom_op("turbodiffusion::int8_matmul_gate_residual", mutates_args=())
+def int8_matmul_gate_residual(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """residual [B, M, N] + gate [B, 1, N] * `int8_matmul` of codes [B, M, K], in the residual's dtype."""
+    _check_codes(codes, scales, weight, weight_scale)
+    b, n = residual.shape[0], weight.shape[0]
+    if residual.shape != (*codes.shape[:-1], n) or residual.ndim != 3 or gate.shape != (b, 1, n):
+        raise ValueError(
+            f"A residual [B, M, N] and a gate [B, 1, N] are needed: {list(residual.shape)}, {list(gate.shape)} for a "
+            f"product [{', '.join(map(str, codes.shape[:-1]))}, {n}]."
+        )
+    count("int8 linear")
+    if codes.numel() == 0:
+        return residual.clone()
+    run = GATE_RESIDUAL.find(codes.device, _unfit(residual.dtype, weight))
+    return run(codes, scales, weight, weight_scale, bias, residual=residual, gate=gate)
+
+
+@int8_matmul_gate_residual.register_fake
+def _(codes, scales, weight, weight_scale, bias, residual, gate):
+    return residual.new_empty(residual.shape)

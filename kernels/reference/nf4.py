@@ -1,0 +1,43 @@
+"""Unpacking bitsandbytes' 4-bit weights, in plain torch.
+
+    a[b] = nested_quant_map[absmax[b]] * nested_absmax[b // nested_blocksize] + nested_offset      (double quantisation; else absmax)
+    w[i] = quant_map[code[i]] * a[i // blocksize]
+
+in float32, row by row over the flat weight; two codes a byte, the first in the high half. The order of operations is that of
+bitsandbytes (`functional.dequantize_4bit`), so the result is its to the bit."""
+
+import torch
+import torch.nn.functional as F
+
+CHUNK = 1 << 20  # elements unpacked at a time: their float32 values take 4 MB
+
+
+def nf4_dequantize(
+    codes: torch.Tensor,
+    absmax: torch.Tensor,
+    quant_map: torch.Tensor,
+    nested_absmax: torch.Tensor | None,
+    nested_quant_map: torch.Tensor | None,
+    nested_offset: float,
+    blocksize: int,
+    nested_blocksize: int,
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """codes uint8 [ceil(N/2)], absmax [ceil(N/blocksize)] uint8 (float32 without nested_*) -> [rows, columns], N = rows * columns"""
+    out = torch.empty(rows * columns, dtype=dtype, device=codes.device)
+    byte = torch.arange(256, device=codes.device)
+    pairs = torch.stack(
+        [quant_map[byte >> 4], quant_map[byte & 15]], dim=1
+    )  # of each byte, what its two codes stand for
+    for start in range(0, len(out), CHUNK):  # a multiple of every block size
+        stop = min(start + CHUNK, len(out))
+        blocks = torch.arange(start // blocksize, -(-stop // blocksize), device=codes.device)
+        scales = absmax[blocks]
+        if nested_absmax is not None:
+            scales = nested_quant_map[scales.int()] * nested_absmax[blocks // nested_blocksize] + nested_offset
+        values = F.embedding(codes[start // 2 : (stop + 1) // 2].int(), pairs).flatten()
+        values = F.pad(values, (0, len(blocks) * blocksize - len(values))).view(-1, blocksize)
+        out[start:stop] = values.mul_(scales[:, None]).flatten()[: stop - start]
+    return out.view(rows, columns)

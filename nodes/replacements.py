@@ -1,0 +1,112 @@
+"""What nodes of older TurboDiffusion packs become, so that workflows shared with them open and run without those packs.
+
+ComfyUI applies it only where the old node is missing: in the editor (Replace in the list of missing nodes) and at POST /prompt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import execution
+from comfy_api.latest import ComfyAPI, io
+from server import PromptServer
+
+_SEED = "control after generate"  # a widget the editor puts behind every seed; it takes a place in a saved workflow
+
+
+@dataclass(frozen=True)
+class Old:
+    """A node of another pack: the widgets in their saved order, and which inputs of the new node take over which of the old.
+
+    `absent` gives what an API prompt may leave out, because ComfyUI's replacement cannot."""
+
+    ids: tuple[str, ...]
+    new: str
+    widgets: tuple[str, ...]
+    inputs: tuple[str | tuple[str, str], ...]  # a name they share, or (new, old)
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    absent: Mapping[str, object] = field(default_factory=dict)
+
+    def replacements(self) -> list[io.NodeReplace]:
+        pairs = [name if isinstance(name, tuple) else (name, name) for name in self.inputs]
+        mapping = [{"new_id": new, "old_id": old} for new, old in pairs]
+        mapping += [{"new_id": new, "set_value": value} for new, value in self.fixed.items()]
+        return [io.NodeReplace(self.new, old, list(self.widgets), mapping, self._outputs()) for old in self.ids]
+
+    def _outputs(self) -> list[dict]:
+        count = 3 if self.new == "WanImageToVideo" else 1
+        return [{"new_idx": index, "old_idx": index} for index in range(count)]
+
+
+_RUN = ("num_frames", "num_steps", "resolution", "aspect_ratio")
+# From the packs' sources: anveshane/Comfyui_turbodiffusion (and its forks) and trandangtrungduc/Comfyui-TurboDiffusion-T2V.
+OLD = (
+    Old(
+        ("TurboWanModelLoader", "TurboWanT2VModelLoader"),
+        "TurboDiffusionLegacyLoader",
+        ("model_name", "attention_type", "sla_topk", "offload_mode"),
+        ("model_name", "attention_type", "sla_topk"),
+        absent={"attention_type": "sla", "sla_topk": 0.1},
+    ),
+    Old(("TurboWanVAELoader", "TurboWanT2VVAELoader"), "VAELoader", ("vae_name",), ("vae_name",)),
+    Old(
+        ("TurboWanT5Loader", "TurboWanT2VT5Loader"),
+        "CLIPLoader",
+        ("encoder_name",),
+        (("clip_name", "encoder_name"),),
+        fixed={"type": "wan", "device": "default"},
+    ),
+    Old(
+        ("TurboWanSampler",),
+        "WanImageToVideo",
+        ("width", "height", "length", "batch_size"),
+        ("positive", "negative", "vae", "width", "height", "length", "batch_size", "start_image", "clip_vision_output"),
+        absent={"start_image": None, "clip_vision_output": None},
+    ),
+    Old(
+        ("TurboDiffusionI2VSampler",),
+        "TurboDiffusionLegacyI2V",
+        (*_RUN, "boundary", "sigma_max", "seed", _SEED, "use_ode", "width", "height"),
+        (
+            *("high_noise_model", "low_noise_model", "conditioning", "vae", "image", *_RUN),
+            *("boundary", "sigma_max", "seed", "use_ode", "width", "height"),
+        ),
+        absent={"width": 480, "height": 480},  # a later addition to that node
+    ),
+    Old(
+        ("TurboDiffusionT2VSampler",),
+        "TurboDiffusionLegacyT2V",
+        ("prompt", *_RUN, "sigma_max", "seed", _SEED, "use_ode"),
+        ("model", "prompt", "vae", *_RUN, "sigma_max", "seed", "use_ode", "conditioning", "text_encoder"),
+        absent={"conditioning": None, "text_encoder": None},
+    ),
+    Old(
+        ("TurboDiffusionSaveVideo", "TurboDiffusionT2VSaveVideo"),
+        "TurboDiffusionLegacySaveVideo",
+        ("filename_prefix", "fps", "format", "quality", "optimize_gif"),
+        ("frames", "filename_prefix", "fps", "format"),
+    ),
+)
+
+
+def with_absent_inputs(request: dict) -> dict:
+    """A request of POST /prompt in which missing old nodes have all their inputs."""
+    absent = {old_id: old.absent for old in OLD for old_id in old.ids}
+    known = execution.nodes.NODE_CLASS_MAPPINGS
+    prompt = request.get("prompt")
+    for node in prompt.values() if isinstance(prompt, dict) else ():
+        kind = node.get("class_type") if isinstance(node, dict) else None
+        if kind in absent and kind not in known and isinstance(node.get("inputs"), dict):
+            node["inputs"] = {**absent[kind], **node["inputs"]}
+            node.setdefault("_meta", {})  # ComfyUI's replacement copies it
+    return request
+
+
+async def register() -> None:
+    """Tells ComfyUI, where it can replace nodes."""
+    replacement = getattr(ComfyAPI(), "node_replacement", None)
+    if replacement is None or not hasattr(io, "NodeReplace"):
+        return
+    for old in OLD:
+        for entry in old.replacements():
+            await replacement.register(entry)
+    if hasattr(PromptServer.instance, "add_on_prompt_handler"):
+        PromptServer.instance.add_on_prompt_handler(with_absent_inputs)

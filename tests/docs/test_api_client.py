@@ -1,0 +1,90 @@
+"""The example client of docs/api.md against a live server."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from td_pack.nodes.metadata import KEY, pack_version
+from td_pack.tests.support import workflows
+from td_pack.tests.support.server import free_port
+from td_pack.tests.support.videos import rate_and_metadata
+from td_pack.tests.support.workflows import TINY_FILES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def run(server, tmp_path):
+    """Runs the client on a shipped workflow with tiny models, in a folder of its own."""
+
+    def client(name: str, *options: str, change=None, url: str = server.url) -> subprocess.CompletedProcess:
+        prompt = workflows.fit(workflows.load(name), models=TINY_FILES, width=64, height=48, length=5)
+        (change or (lambda prompt: None))(prompt)
+        (tmp_path / "workflow.json").write_text(json.dumps(prompt))
+        command = [sys.executable, str(ROOT / "docs" / "api_client.py"), "workflow.json", "--server", url, *options]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    return client
+
+
+T2V, I2V = "TurboWan2.1-T2V-1.3B-480P", "TurboWan2.2-I2V-A14B-720P"
+
+
+def test_text_to_video_with_every_option(run, tmp_path):
+    done = run(T2V, "--prompt", "a fox", "--seed", "7", "--size", "48x64", "--length", "9", "--out", "fox.mp4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["fox.mp4"] and "TurboDiffusion Sample" in done.stderr and "4 of 4" in done.stderr
+    rate, metadata = rate_and_metadata(tmp_path / "fox.mp4")
+    nodes = {node["class_type"]: node["inputs"] for node in json.loads(metadata["prompt"]).values()}
+    assert rate == 16
+    assert nodes["TurboDiffusionSample"]["seed"] == 7 and nodes["TestTextEmbedding"]["text"] == "a fox"
+    assert nodes["EmptyHunyuanLatentVideo"] == {"width": 48, "height": 64, "length": 9, "batch_size": 1}
+    assert json.loads(metadata[KEY]) == {"version": pack_version()}
+
+
+def test_image_to_video_uploads_the_picture(run, tmp_path):
+    Image.new("RGB", (70, 50), "teal").save(tmp_path / "teal.png")
+    done = run(I2V, "--image", "teal.png", "--size", "64x48", "--out", "videos")
+    assert done.returncode == 0, done.stderr
+    (video,) = (tmp_path / "videos").iterdir()
+    assert done.stdout.strip() == str(Path("videos") / video.name)
+    _, metadata = rate_and_metadata(video)
+    (picture,) = (
+        n["inputs"]["image"] for n in json.loads(metadata["prompt"]).values() if n["class_type"] == "LoadImage"
+    )
+    assert picture.startswith("teal")
+
+
+def wrong_model(prompt: dict) -> None:
+    next(n for n in prompt.values() if n["class_type"] == "TurboDiffusionLoader")["inputs"]["model_name"] = "none.pth"
+
+
+def too_hot(prompt: dict) -> None:
+    next(n for n in prompt.values() if n["class_type"] == "TestTextEmbedding")["inputs"]["width"] = 768
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "says"),
+    [
+        ((), wrong_model, "TurboDiffusionLoader (node 2): Value not in list: model_name: 'none.pth'"),
+        ((), too_hot, "TurboDiffusionSample (node 7): The text conditioning is 768 wide"),
+        (("--image", "none.png"), None, "none.png cannot be read"),
+        (("--size", "50x48"), None, "width and height must be multiples of 16"),
+        (("--length", "8"), None, "the models make 4n+1 frames"),
+    ],
+    ids=["rejected", "failed", "no picture", "size", "length"],
+)
+def test_what_goes_wrong_is_said(run, options, change, says):
+    done = run(T2V, *options, change=change)
+    assert done.returncode != 0 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_server_is_said(run):
+    done = run(T2V, url=f"http://127.0.0.1:{free_port()}")
+    assert done.returncode == 1 and "ComfyUI does not answer at http://127.0.0.1" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,264 @@
+"""Camera jobs on LingBot-World through a live server, and what the nodes say when something does not fit."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from td_pack.tests.support import checkpoints, lingbot
+from td_pack.tests.support.client import ExecutionFailed
+from td_pack.tests.support.jobs import loader, node, saved, text
+
+pytestmark = pytest.mark.server
+CAM_HIGH, CAM_LOW, ACT = "lingbot_cam_high.safetensors", "lingbot_cam_low.safetensors", "lingbot_act.safetensors"
+PATH = dict(
+    source="actions",
+    actions="w-4,iwd-3,none-1",
+    preset="orbit_left",
+    amount=1.0,
+    ease="smooth",
+    folder="",
+    convention="opencv",
+    length=9,
+    fov=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def models(server):
+    folder = server.models_dir / "diffusion_models"
+    for name, seed, control in ((CAM_HIGH, 81, "cam"), (CAM_LOW, 82, "cam"), (ACT, 83, "act")):
+        checkpoints.write_safetensors(folder / name, lingbot.state_dict(seed, control, layers=1))
+    return server
+
+
+def camera_job(prefix: str, steps: int = 3, cfg: float = 2.0, **changes) -> dict:
+    """Two experts with guidance, stock sampler and scheduler, a camera on both prompts; `changes` replaces nodes by name."""
+    return {
+        "high": loader(CAM_HIGH),
+        "low": loader(CAM_LOW),
+        "text": text(),
+        "bad": text("blurry"),
+        "vae": node("VAELoader", vae_name=checkpoints.VAE),
+        "picture": node("EmptyImage", width=64, height=48, batch_size=1, color=0x3366CC),
+        "path": node("TurboDiffusionCameraPath", **PATH),
+        "embed": node("TurboDiffusionCameraEmbed", camera=["path", 0], width=64, height=48, control="cam"),
+        "video": node(
+            "WanImageToVideo",
+            positive=["text", 0],
+            negative=["bad", 0],
+            vae=["vae", 0],
+            width=64,
+            height=48,
+            length=["path", 1],
+            batch_size=1,
+            start_image=["picture", 0],
+        ),
+        "camera": node(
+            "TurboDiffusionCameraCondition",
+            positive=["video", 0],
+            camera_embed=["embed", 0],
+            negative=["video", 1],
+        ),
+        "guider": node(
+            "TurboDiffusionGuider",
+            high=["high", 0],
+            positive=["camera", 0],
+            boundary=0.947,
+            low=["low", 0],
+            negative=["camera", 1],
+            cfg_high=cfg,
+            cfg_low=cfg,
+        ),
+        "sampler": node("KSamplerSelect", sampler_name="uni_pc_bh2"),
+        "sigmas": node("BasicScheduler", model=["high", 0], scheduler="simple", steps=steps, denoise=1.0),
+        "noise": node("RandomNoise", noise_seed=5),
+        "sample": node(
+            "SamplerCustomAdvanced",
+            noise=["noise", 0],
+            guider=["guider", 0],
+            sampler=["sampler", 0],
+            sigmas=["sigmas", 0],
+            latent_image=["video", 2],
+        ),
+        "save": node("SaveLatent", samples=["sample", 0], filename_prefix=prefix),
+    } | changes
+
+
+def ran(server, prefix: str, **changes) -> torch.Tensor:
+    server.client.run(camera_job(prefix, **changes))
+    latent = saved(server, prefix)
+    assert torch.isfinite(latent).all()
+    return latent
+
+
+def without_camera(job: dict) -> dict:
+    job["guider"]["inputs"] |= {"positive": ["video", 0], "negative": ["video", 1]}
+    return {name: given for name, given in job.items() if name not in ("embed", "camera")}
+
+
+def test_a_camera_moves_the_video_and_standing_still_is_not_having_none(models):
+    result = models.client.run(camera_job("walk"))
+    walk = saved(models, "walk")
+    assert walk.shape == (1, 16, 3, 6, 8)  # 8 keys idle to 9 frames
+    (picture,) = result.outputs["embed"]["images"]
+    with Image.open(io.BytesIO(models.client.view(picture))) as preview:
+        assert preview.size == (960, 640)
+    still = ran(
+        models, "still", path=node("TurboDiffusionCameraPath", **PATH | {"source": "preset", "preset": "static"})
+    )
+    models.client.run(without_camera(camera_job("none")))
+    none = saved(models, "none")
+    for one, other in ((walk, still), (still, none), (walk, none)):
+        assert (one - other).norm() > 0.01 * one.norm()
+
+
+def test_a_camera_on_the_positive_prompt_alone_is_something_else(models):
+    job = camera_job("positive")
+    job["guider"]["inputs"]["negative"] = ["video", 1]
+    models.client.run(job)
+    assert not torch.allclose(saved(models, "positive"), ran(models, "both"), atol=1e-3)
+
+
+def test_act_models_take_their_keys(models):
+    changes = {"high": loader(ACT), "low": loader(ACT)}
+    embed = camera_job("act")["embed"]
+    embed["inputs"]["control"] = "act"
+    forward = ran(models, "act", **changes, embed=embed)
+    back = ran(
+        models,
+        "act",
+        **changes,
+        embed=embed,
+        path=node("TurboDiffusionCameraPath", **PATH | {"actions": "s-4,iwd-3,none-1"}),
+    )
+    assert not torch.allclose(forward, back, atol=1e-3)  # the moves differ in their keys only
+
+
+def test_stock_samplers_take_the_camera_too(models):
+    job = camera_job(
+        "stock",
+        sample=node(
+            "KSampler",
+            model=["high", 0],
+            positive=["camera", 0],
+            negative=["camera", 1],
+            latent_image=["video", 2],
+            seed=5,
+            steps=2,
+            cfg=2.0,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+        ),
+    )
+    models.client.run(
+        {name: given for name, given in job.items() if name not in ("guider", "low", "sampler", "sigmas", "noise")}
+    )
+    assert torch.isfinite(saved(models, "stock")).all()
+
+
+def test_a_few_steps_with_a_lora(models):
+    lora = {
+        f"diffusion_model.blocks.0.{layer}.lora_{side}.weight": checkpoints.draw(8, f"{layer}{side}", shape) * 0.2
+        for layer in ("self_attn.q", "cam_scale_layer")
+        for side, shape in (("A", (4, 256)), ("B", (256, 4)))
+    }
+    checkpoints.write_safetensors(models.models_dir / "loras" / "camera_turbo.safetensors", lora)
+    few = {
+        "lora": node("TurboDiffusionLoRA", model=["high", 0], lora_name="camera_turbo.safetensors", strength=1.0),
+        "sample": node(
+            "TurboDiffusionSample",
+            high=["high", 0],
+            positive=["camera", 0],
+            latent=["video", 2],
+            seed=5,
+            steps=4,
+            sigma_max=0,
+            boundary=0.9,
+            mode="sde",
+            noise_device="cpu",
+            low=["low", 0],
+        ),
+    }
+    plain = ran(models, "few", **few)
+    few["sample"]["inputs"]["high"] = ["lora", 0]
+    result = models.client.run(camera_job("lora", **few))
+    assert result.outputs["lora"]["text"] == ["camera_turbo.safetensors: 2 layers"]
+    assert not torch.allclose(plain, saved(models, "lora"), atol=1e-3)
+
+
+def test_block_sparse_attention_needs_asking_for(models):
+    sparse = dict(model=["high", 0], mode="sla", topk=0.5, dense_blocks="")
+    attention = node("TurboDiffusionSLA", **sparse, allow_untrained=False)
+    job = camera_job("sparse", attention=attention)
+    job["guider"]["inputs"]["high"] = ["attention", 0]
+    with pytest.raises(ExecutionFailed, match="no trained proj_l"):
+        models.client.run(job)
+    job["attention"]["inputs"]["allow_untrained"] = True
+    models.client.run(job)
+    assert torch.isfinite(saved(models, "sparse")).all()
+
+
+def folder_of(server, name: str, **arrays) -> str:
+    folder = server.input_dir / name
+    folder.mkdir(exist_ok=True)
+    for file, array in arrays.items():
+        np.save(folder / f"{file}.npy", array)
+    return name
+
+
+def test_a_recorded_camera_comes_from_its_folder_and_again_when_it_changes(models):
+    _, tensors = checkpoints.golden_case("lingbot_act")
+    files = {name: tensors[name].numpy() for name in ("poses", "intrinsics", "action")}
+    name = folder_of(models, "recorded", **files)
+    path = node("TurboDiffusionCameraPath", **PATH | {"source": "folder", "folder": name})
+    first = ran(models, "recorded", path=path)
+    np.save(models.input_dir / name / "poses.npy", files["poses"][::-1])
+    assert not torch.allclose(first, ran(models, "recorded", path=path), atol=1e-3)
+
+
+WRONG = [
+    ("channels", {"embed": {"control": "act"}}, "is for act models and this one is cam: set control to cam"),
+    ("length", {"video": {"length": 13}}, "64x48 with 9 frames and the video 64x48 with 13"),
+    ("size", {"embed": {"width": 96}}, "96x48 with 9 frames and the video 64x48"),
+    ("grid", {"embed": {"width": 72}}, "width and height must be multiples of 16"),
+    (
+        "model",
+        {"high": {"model_name": checkpoints.I2V_HIGH}, "guider": {"low": None}},
+        "has a camera and this model takes none",
+    ),
+    ("expert", {"low": {"model_name": ACT}}, "their camera control differs"),
+    ("keys", {"path": {"actions": "q-3"}}, "actions has 'q-3'"),
+    ("frames", {"path": {"source": "preset", "length": 80}}, "length is 80: .* choose 77 or 81"),
+    ("no folder", {"path": {"source": "folder", "folder": "absent"}}, "folder 'absent' is not there"),
+    ("way out", {"path": {"source": "folder", "folder": "../models"}}, "leads out of ComfyUI's input directory"),
+]
+
+
+@pytest.mark.parametrize("problem,changes,message", WRONG, ids=[case[0] for case in WRONG])
+def test_what_does_not_fit_is_said(models, problem, changes, message):
+    job = camera_job("wrong")
+    for name, inputs in changes.items():
+        job[name]["inputs"] |= inputs
+        job[name]["inputs"] = {key: value for key, value in job[name]["inputs"].items() if value is not None}
+    with pytest.raises(ExecutionFailed, match=message):
+        models.client.run(job)
+
+
+def test_stock_camera_embeddings_are_told_apart(models):
+    embed = node(
+        "WanCameraEmbedding",
+        camera_pose="Pan Up",
+        width=64,
+        height=48,
+        length=9,
+        speed=1.0,
+        fx=0.5,
+        fy=0.5,
+        cx=0.5,
+        cy=0.5,
+    )
+    with pytest.raises(ExecutionFailed, match="ComfyUI's own WanCameraEmbedding is for Wan Fun Camera"):
+        models.client.run(camera_job("stock embed", embed=embed))

@@ -1,0 +1,65 @@
+"""The compare node through a live server: its pictures, its report, its messages."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from td_pack.tests.support.client import ExecutionFailed
+from td_pack.tests.support.jobs import node
+from td_pack.turbo_core import plot
+
+pytestmark = pytest.mark.server
+
+
+def frames(color: int, count: int = 3, width: int = 32) -> dict:
+    return node("EmptyImage", width=width, height=24, batch_size=count, color=color)
+
+
+def job(a: dict, b: dict, **more: dict) -> dict:
+    return {
+        "a": a,
+        "b": b,
+        "compare": node("TurboDiffusionCompare", a=["a", 0], b=["b", 0], label_a="dense", label_b="sparse"),
+    } | more
+
+
+def picture(server, file: dict) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(server.client.view(file))))
+
+
+def test_it_shows_plot_and_report_and_makes_a_video(server):
+    video = node("CreateVideo", images=["compare", 0], fps=16)
+    save = node("SaveVideo", video=["video", 0], filename_prefix="compared", format="auto", codec="auto")
+    both = node("SaveImage", images=["compare", 0], filename_prefix="both")
+    result = server.client.run(job(frames(0x808080), frames(0x8A8A8A), video=video, save=save, both=both))
+    shown = result.outputs["compare"]
+    assert shown["text"] == [
+        "dense against sparse: 3 frames of 32x24\n"
+        f"PSNR {20 * math.log10(255 / 10):.2f} dB over all frames, lowest {20 * math.log10(255 / 10):.2f} dB at frame 0\n"
+        "SSIM 0.9972 on average, lowest 0.9972 at frame 0"
+    ]
+    assert picture(server, shown["images"][0]).shape == (plot.HEIGHT, plot.WIDTH, 3)
+    first, *_ = (picture(server, file) for file in result.outputs["both"]["images"])
+    assert first.shape[1] == 64 and {*np.unique(first[-24:, :32])} == {128} and {*np.unique(first[-24:, 32:])} == {138}
+    assert [file["filename"][-4:] for file in result.outputs["save"]["images"]] == [".mp4"]
+    assert [data["value"] for data in result.of("progress") if data["node"] == "compare"][-1] == 3
+
+
+def test_equal_videos_are_infinite_not_an_error(server):
+    result = server.client.run(job(frames(0x336699), frames(0x336699)))
+    assert "PSNR infinite: the frames are equal" in result.outputs["compare"]["text"][0]
+
+
+@pytest.mark.parametrize(
+    ("b", "says"),
+    [
+        (frames(0, count=2), "a has 3 frames of 32x24 and b has 2 frames of 32x24"),
+        (frames(0, width=48), "a has 3 frames of 32x24 and b has 3 frames of 48x24"),
+    ],
+)
+def test_other_lengths_and_sizes_are_one_sentence(server, b, says):
+    with pytest.raises(ExecutionFailed, match=says):
+        server.client.run(job(frames(0), b))
+    server.client.run(job(frames(1), frames(2)))

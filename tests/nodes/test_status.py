@@ -1,0 +1,42 @@
+"""The status report as a user reads it, from a live server."""
+
+import re
+
+import pytest
+from td_pack.tests.support import text_encoders
+from td_pack.tests.support.jobs import i2v_job, loader, node
+
+pytestmark = pytest.mark.server
+
+
+def reported(server, job: dict, linked: str) -> str:
+    job = job | {"status": node("TurboDiffusionStatus", any=[linked, 0])}
+    return server.client.run(job).outputs["status"]["text"][0]
+
+
+def job(prefix: str, seed: int) -> dict:
+    made = i2v_job(prefix, 3, text_encoders.SMALL_LOW)
+    made["sample"]["inputs"]["seed"] = seed
+    text = node("TurboDiffusionTextEncode", encoder_name=text_encoders.SMALL, text="a red disc", cache=False)
+    decode = node("TurboDiffusionVAEDecode", samples=["sample", 0], vae=["vae", 0])
+    return made | {"model": loader(text_encoders.SMALL_HIGH), "text": text, "decode": decode}
+
+
+def test_the_report_tells_the_machine_the_models_and_the_last_run(text_server):
+    report = reported(text_server, job("status", 31), "decode")
+    for title in ("Machine", "Operators", "Loaded models", "Memory of the published models", "Last run"):
+        assert re.search(rf"^{title}", report, re.MULTILINE), report
+    assert f"{text_encoders.SMALL_LOW}: TurboWan I2V" in report and "(measured)" in report and "(estimate)" in report
+    assert "  3 steps (2 high, 1 low)\n" in report
+    for phase in ("text encode", "load", "high", "switch", "low", "decode"):
+        assert re.search(rf"\b{phase} \d+\.\d s", report), phase
+    assert "of the low expert read ahead" in report
+    assert "high: network 2, sparse attention 0, dense attention 4, int8 linear 0, float linear 40" in report
+
+    again = reported(text_server, job("status", 32), "decode")  # ComfyUI kept the encoded text
+    assert "3 steps" in again and "text encode" not in again
+
+
+def test_without_a_run_it_reports_the_machine(server):
+    report = server.client.run({"status": node("TurboDiffusionStatus")}).outputs["status"]["text"][0]
+    assert "I2V A14B, each expert: weights 14.5 GB in int8, 28.6 GB in bf16" in report

@@ -1,0 +1,41 @@
+"""What the batch tests share: a live server's nodes, and jobs for them."""
+
+import json
+
+import pytest
+from td_pack.tests.support import workflows
+from td_pack.tests.support.jobs import empty, node
+from td_pack.tests.support.workflows import TINY_FILES
+
+
+@pytest.fixture(scope="session")
+def object_info(server) -> dict:
+    return server.client.object_info()
+
+
+@pytest.fixture
+def t2v() -> dict:
+    """The shipped text-to-video workflow on tiny files."""
+    return tiny("TurboWan2.1-T2V-1.3B-480P")
+
+
+@pytest.fixture
+def i2v() -> dict:
+    return tiny("TurboWan2.2-I2V-A14B-720P")
+
+
+def tiny(name: str) -> dict:
+    return workflows.fit(workflows.load(name), models=TINY_FILES, width=64, height=64, length=5)
+
+
+@pytest.fixture
+def trouble(tmp_path):
+    """Writes a workflow that saves a latent after a TestTrouble, and returns its path."""
+    prompt = {
+        "latent": empty(length=5),
+        "trouble": node("TestTrouble", samples=["latent", 0], kind="none", once=""),
+        "save": node("SaveLatent", samples=["trouble", 0], filename_prefix="trouble"),
+    }
+    path = tmp_path / "trouble.json"
+    path.write_text(json.dumps(prompt))
+    return path

@@ -1,0 +1,220 @@
+"""`dev.py batch` against a live server: results, second starts, faults, Ctrl-C."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import av
+import pytest
+from PIL import Image
+from td_pack.tests.support import checkpoints
+from td_pack.tests.support.server import ROOT, ComfyServer
+from td_pack.turbo_core.batch.cli import main
+
+pytestmark = pytest.mark.server
+
+
+def states(out) -> Counter:
+    with sqlite3.connect(out / "manifest.sqlite") as db:
+        return Counter(state for (state,) in db.execute("SELECT state FROM jobs WHERE place IS NOT NULL"))
+
+
+def folders(out) -> set[str]:
+    return {path.name for path in out.iterdir() if path.is_dir()}
+
+
+@pytest.fixture
+def batch(server, tmp_path, capsys):
+    """Runs the command in this process on the shared server; its exit code, and what it wrote as `.said`."""
+
+    def run(*arguments: object, where=("--server", server.url)) -> int:
+        code = main([*map(str, arguments), "--out", str(tmp_path / "out"), *where])
+        captured = capsys.readouterr()
+        run.said = captured.out + captured.err
+        return code
+
+    run.out = tmp_path / "out"
+    return run
+
+
+def inputs_of(prompt: str) -> dict:
+    return {key: (node["class_type"], node["inputs"]) for key, node in json.loads(prompt).items()}
+
+
+def write(path, text: str):
+    path.write_text(text)
+    return path
+
+
+def test_videos_come_back_and_a_second_start_skips_them(batch, tmp_path, t2v, i2v):
+    workflow = write(tmp_path / "i2v.json", json.dumps(i2v))
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "red.png")
+    table = write(tmp_path / "jobs.csv", 'prompt,seed,image\n"a <b>fox</b>, red",1,red.png\na crow,2,red.png\n')
+    assert batch(table, "--workflow", workflow) == 0, batch.said
+    made = folders(batch.out)
+    assert states(batch.out) == {"done": 2} and len(made) == 2
+    for name in made:
+        folder = batch.out / name
+        with av.open(str(folder / "video.mp4")) as video:
+            frames = [frame.to_image() for frame in video.decode(video=0)]
+            assert len(frames) == 5
+            assert inputs_of(video.metadata["prompt"]) == inputs_of((folder / "prompt.json").read_text())
+        assert Image.open(folder / "strip.jpg").height == 120
+        timings = json.loads((folder / "timings.json").read_text())
+        assert timings["total"] >= timings["running"] > 0
+        assert "TurboDiffusionSample" in (folder / "log.txt").read_text()
+    page = (batch.out / "index.html").read_text()
+    assert "a &lt;b&gt;fox&lt;/b&gt;, red" in page and all(f"{name}/strip.jpg" in page for name in made)
+    times = {name: (batch.out / name / "video.mp4").stat().st_mtime_ns for name in made}
+    assert batch(table, "--workflow", workflow) == 0
+    assert {name: (batch.out / name / "video.mp4").stat().st_mtime_ns for name in made} == times
+    write(table, 'prompt,seed,image\n"a <b>fox</b>, red",1,red.png\na crow,3,red.png\n')
+    assert batch(table, "--workflow", workflow) == 0
+    assert len(folders(batch.out)) == 3 and made < folders(batch.out), "the edited row is a new job"
+
+
+def test_a_dry_run_lists_every_fault_and_writes_nothing(batch, tmp_path, t2v):
+    workflow = write(tmp_path / "t2v.json", json.dumps(t2v))
+    table = write(tmp_path / "jobs.jsonl", '{"seed": 1}\n{"seed": "x", "widht": 3}\nnot json\n{"seed": [1, 2]}\n')
+    assert batch(table, "--workflow", workflow, "--dry-run") == 2
+    lines = batch.said.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["row 2", "row 2", "row 3", "row 4", "2 jobs, 3 faults"]
+    assert not batch.out.exists()
+    assert batch(table, "--workflow", workflow) == 2 and "Nothing was run." in batch.said
+    assert batch(write(table, '{"seed": 1}\n'), "--workflow", workflow, "--dry-run") == 0
+    assert batch.said == "1 jobs, 0 faults\n"
+
+
+def test_a_job_that_always_fails_is_marked_and_the_rest_finish_and_a_later_start_goes_on(batch, tmp_path, trouble):
+    marker = tmp_path / "later"
+    table = write(
+        tmp_path / "jobs.jsonl", f'{{"latent.length": 5}}\n{{"trouble.kind": "error", "trouble.once": "{marker}"}}\n'
+    )
+    marker.parent.mkdir(exist_ok=True)
+    assert batch(table, "--workflow", trouble, "--retries", 0) == 1
+    assert states(batch.out) == {"done": 1, "failed": 1}
+    assert "row 2" in batch.said and "TestTrouble (node trouble): This node always fails." in batch.said
+    assert batch("--resume") == 0, batch.said  # its marker is there now
+    assert states(batch.out) == {"done": 2}
+
+
+def test_out_of_memory_is_tried_again(batch, tmp_path, trouble, server):
+    marker = tmp_path / "oom"
+    log_before = len(server.log())
+    assert batch("--workflow", trouble, "--set", "trouble.kind=out of memory", "--set", f"trouble.once={marker}") == 0
+    with sqlite3.connect(batch.out / "manifest.sqlite") as db:
+        errors = [error for (error,) in db.execute("SELECT error FROM attempts ORDER BY number")]
+    assert "out of memory" in errors[0] and errors[1] is None
+    assert "out of memory" in server.log()[log_before:].lower()
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "dev.py"), "--here", "batch", *map(str, arguments)]
+
+
+def test_a_killed_server_s_jobs_are_done_on_the_other(batch, tmp_path, t2v, server):
+    workflow = write(tmp_path / "t2v.json", json.dumps(t2v))
+    with ComfyServer(tmp_path / "second", test_nodes=True) as second:
+        checkpoints.write_models(second.models_dir)
+        where = ["--server", second.url, "--server", server.url, "--out", batch.out]
+        arguments = command("--workflow", workflow, "--seeds", "1-4", "--json", *where)
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as running:
+            events = []
+            for line in running.stdout:
+                events.append(json.loads(line))
+                if events[-1]["event"] == "progress" and events[-1]["worker"] == second.url:
+                    second.kill()
+    assert running.returncode == 0
+    assert states(batch.out) == {"done": 4} and len(folders(batch.out)) == 4
+    lost = [event for event in events if event["event"] == "retry"]
+    assert [event["worker"] for event in lost] == [second.url]
+    assert "does not answer" in lost[0]["error"]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.parametrize("stop,code", [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_batch_goes_on_where_it_was(batch, tmp_path, trouble, server, stop, code):
+    marker = tmp_path / "waited"
+    settings = ["--set", "trouble.kind=wait", "--set", f"trouble.once={marker}", "--vary", "latent.length=5,9,13"]
+    where = ["--out", batch.out, "--server", server.url]
+    running = subprocess.Popen(command("--workflow", trouble, *settings, *where), stderr=subprocess.PIPE, text=True)
+    wait_for(marker.exists)
+    running.send_signal(stop)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == code, said
+    queue = json.loads(server.client.get("/queue"))
+    if stop == signal.SIGKILL:
+        assert len(queue["queue_running"]) == 1 and states(batch.out) == {"running": 1, "pending": 2}
+        server.client.interrupt()  # the attempt is found again, fails, and is tried once more
+    else:
+        assert "--resume goes on with the rest" in said
+        wait_for(lambda: not json.loads(server.client.get("/queue"))["queue_running"])
+        assert states(batch.out) == {"pending": 3}
+    assert batch("--resume") == 0, batch.said
+    assert states(batch.out) == {"done": 3} and len(folders(batch.out)) == 3
+
+
+def test_a_killed_batch_joins_the_prompt_that_its_server_still_runs(batch, tmp_path, trouble, server):
+    marker = tmp_path / "waited"
+    settings = ["--set", "trouble.kind=wait", "--set", f"trouble.once={marker}"]
+    where = ["--out", batch.out, "--server", server.url]
+    running = subprocess.Popen(command("--workflow", trouble, *settings, *where), stderr=subprocess.DEVNULL)
+    wait_for(marker.exists)
+    running.kill()
+    running.wait()
+    queued = json.loads(server.client.get("/queue"))["queue_running"][0][1]
+    resumed = subprocess.Popen(command("--resume", *where), stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: states(batch.out) == {"running": 1})
+    time.sleep(1)
+    queue = json.loads(server.client.get("/queue"))
+    assert [item[1] for item in queue["queue_running"] + queue["queue_pending"]] == [queued], "nothing is made twice"
+    server.client.interrupt()
+    assert resumed.communicate(timeout=60)[0].startswith("1 of 1 jobs done") and resumed.returncode == 0
+
+
+def test_json_says_everything_a_machine_needs(batch, trouble):
+    assert batch("--workflow", trouble, "--vary", "latent.length=5,9", "--json") == 0
+    events = [json.loads(line) for line in batch.said.splitlines()]
+    assert Counter(event["event"] for event in events if event["event"] not in ("progress", "worker")) == {
+        "batch": 1,
+        "start": 2,
+        "done": 2,
+        "end": 1,
+    }
+    assert events[-1]["done"] == 2 and events[-1]["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ([], "There is nothing to do"),
+        (["--seeds", "1-2"], "--workflow is missing"),
+        (["--seeds", "1-2", "--repeat", "2"], "all choose the seeds"),
+        (["--resume"], "There is no batch in"),
+        (["--seeds", "1", "--ray", "local"], "Give --server or --ray"),
+        (["--seeds", "1", "--workers", "2"], "add --ray local"),
+        (["absent.csv", "--workflow", "WORKFLOW"], "absent.csv cannot be read"),
+    ],
+)
+def test_a_faulty_request_is_one_sentence(batch, trouble, arguments, message):
+    assert batch(*(str(trouble) if a == "WORKFLOW" else a for a in arguments)) == 2
+    assert message in batch.said and batch.said.count("\n") == 1
+
+
+def test_a_server_that_is_not_there_is_named(batch, trouble):
+    where = ("--server", "http://127.0.0.1:9")
+    assert batch("--workflow", trouble, "--seeds", "1", where=where) == 2
+    assert "http://127.0.0.1:9 does not answer; is ComfyUI running there?" in batch.said
+    assert os.path.isdir(batch.out)

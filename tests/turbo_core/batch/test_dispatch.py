@@ -1,0 +1,201 @@
+"""Which job goes to which worker, and what happens to jobs whose worker or server lets them down; with scripted workers."""
+
+import asyncio
+import errno
+from collections import Counter
+
+import pytest
+from td_pack.turbo_core.batch import dispatch
+from td_pack.turbo_core.batch import results as results_module
+from td_pack.turbo_core.batch.dispatch import Dispatcher, Stopped
+from td_pack.turbo_core.batch.job import Job
+from td_pack.turbo_core.batch.manifest import Manifest
+from td_pack.turbo_core.batch.results import Results
+from td_pack.turbo_core.batch.worker import Outcome, WorkerFailed
+
+
+def job(i: int, model: str = "a.pth", width: int = 64) -> Job:
+    return Job(f"{i:020}", i, {"1": {"class_type": "X", "inputs": {"model_name": model, "width": width, "seed": i}}})
+
+
+class Scripted:
+    """A worker whose `does` decides each attempt: None is success, a text the job's error, an exception is raised."""
+
+    def __init__(self, name, does=lambda task: None, starts=lambda: None):
+        self.name, self._does, self._starts = name, does, starts
+        self.had, self.resets, self.stopped = [], 0, False
+
+    async def start(self):
+        if error := self._starts():
+            raise error
+        return {}
+
+    async def run(self, task):
+        self.had.append(int(task.job))
+        yield {"node": "x", "value": 0, "max": 0}
+        await asyncio.sleep(0.01)
+        error = self._does(task)
+        if isinstance(error, BaseException):
+            raise error
+        yield Outcome(task.prompt, [("a.mp4", b"x")], None, {"total": 0.01}, "", error)
+
+    async def reset(self):
+        self.resets += 1
+
+    async def stop(self):
+        self.stopped = True
+
+
+@pytest.fixture
+def batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(dispatch, "_PAUSE", 0.01)
+    results, manifest, events = Results(tmp_path), Manifest(tmp_path), []
+
+    async def run(jobs, *workers, retries=2, homes=None):
+        manifest.add(jobs)
+        dispatcher = Dispatcher(manifest, results, retries, None, events.append)
+        await asyncio.wait_for(dispatcher.run(jobs, list(workers), homes or {}), 20)
+
+    def go(*arguments, **options):
+        try:
+            asyncio.run(run(*arguments, **options))
+        finally:
+            go.states = Counter(record.state for record in manifest.records())
+            go.records = {record.job.row: record for record in manifest.records()}
+        return go.states
+
+    go.events = events
+    yield go
+    manifest.close()
+    results.close()
+
+
+def test_every_job_is_done_once_and_workers_are_stopped(batch):
+    a, b = Scripted("a"), Scripted("b")
+    assert batch([job(i) for i in range(20)], a, b) == {"done": 20}
+    assert sorted(a.had + b.had) == list(range(20)) and a.had and b.had and a.stopped and b.stopped
+
+
+def test_jobs_of_one_model_stay_on_one_worker_until_its_group_is_empty(batch):
+    jobs = [job(i, f"{'ab'[i % 2]}.pth") for i in range(20)]
+    a, b = Scripted("a"), Scripted("b")
+    batch(jobs, a, b)
+    assert {i % 2 for i in a.had[:8]} != {i % 2 for i in b.had[:8]}
+    switches = sum(x % 2 != y % 2 for had in (a.had, b.had) for x, y in zip(had, had[1:], strict=False))
+    assert switches <= 2
+
+
+def test_a_job_that_failed_goes_to_another_worker(batch):
+    a, b = Scripted("a", lambda task: "broken here"), Scripted("b")
+    assert batch([job(i) for i in range(6)], a, b) == {"done": 6}
+    assert all(i in b.had for i in a.had)
+    assert max(Counter(a.had).values()) == 1
+
+
+def test_a_job_that_always_fails_is_tried_so_often_and_the_rest_finish(batch):
+    a, b = (Scripted(name, lambda task: "no" if int(task.job) == 3 else None) for name in "ab")
+    assert batch([job(i) for i in range(6)], a, b, retries=2) == {"done": 5, "failed": 1}
+    assert (a.had + b.had).count(3) == 3 and batch.records[3].error == "no"
+    assert 3 in a.had and 3 in b.had
+
+
+def test_a_worker_with_failures_in_a_row_is_reset(batch):
+    a = Scripted("a", lambda task: "no")
+    batch([job(i) for i in range(4)], a, retries=0)
+    assert a.resets == 2
+
+
+def test_a_lost_worker_s_job_is_done_elsewhere_and_the_worker_comes_back(batch):
+    losses = []
+
+    def once(task):
+        if not losses:
+            losses.append(task.job)
+            return WorkerFailed("gone")
+
+    a, b = Scripted("a", once), Scripted("b")
+    assert batch([job(i) for i in range(12)], a, b) == {"done": 12}
+    assert len(a.had) + len(b.had) == 13 and len(a.had) > 1
+    assert [event["state"] for event in batch.events if event["event"] == "worker" and event["worker"] == "a"] == [
+        "starting",
+        "ready",
+        "lost",
+        "starting",
+        "ready",
+    ]
+
+
+def test_a_worker_that_never_starts_is_given_up_and_the_rest_go_on(batch):
+    a, b = Scripted("a", starts=lambda: WorkerFailed("no GPU")), Scripted("b")
+    assert batch([job(i) for i in range(30)], a, b) == {"done": 30}
+
+
+def test_without_a_worker_the_batch_stops_and_loses_nothing(batch):
+    with pytest.raises(Stopped, match="No worker is left"):
+        batch([job(0)], Scripted("a", starts=lambda: WorkerFailed("no GPU")))
+    assert batch.states == {"pending": 1}
+
+
+def test_a_worker_still_waiting_for_a_machine_does_not_hold_the_end(batch):
+    class Waiting(Scripted):
+        async def start(self):
+            await asyncio.sleep(60)
+
+    assert batch([job(i) for i in range(3)], Scripted("a"), Waiting("b")) == {"done": 3}
+
+
+def test_a_full_disk_stops_the_batch_and_keeps_what_is_left(batch, monkeypatch):
+    write, written = results_module._write, []
+
+    def until_full(path, data):
+        written.append(path)
+        if len(written) > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(results_module, "_write", until_full)
+    with pytest.raises(Stopped, match="is full; make room and start again with --resume"):
+        batch([job(i) for i in range(6)], Scripted("a"))
+    assert batch.states == {"done": 2, "pending": 4}
+
+
+def test_a_job_whose_server_may_still_be_at_it_goes_back_there(batch):
+    a, b = Scripted("a"), Scripted("b")
+    batch([job(i) for i in range(8)], a, b, homes={job(7).id: "b", job(0).id: "b"})
+    assert {0, 7} <= set(b.had)
+
+
+def test_the_next_job_runs_while_the_last_one_s_files_come(batch):
+    class Overlapping(Scripted):
+        order = []
+
+        async def run(self, task):
+            self.order.append(("start", int(task.job)))
+            yield {"free": True}
+            await asyncio.sleep(0.05)
+            self.order.append(("end", int(task.job)))
+            yield Outcome(task.prompt, [("a.mp4", b"x")], None, {"total": 0.01}, "", None)
+
+    worker = Overlapping("a")
+    assert batch([job(i) for i in range(4)], worker) == {"done": 4}
+    assert worker.order[:3] == [("start", 0), ("start", 1), ("end", 0)]
+    running = 0
+    for what, _ in worker.order:
+        running += 1 if what == "start" else -1
+        assert running <= 2
+
+
+def test_a_worker_lost_while_files_come_gives_back_both_jobs(batch):
+    class Losing(Scripted):
+        lost = 0
+
+        async def run(self, task):
+            yield {"free": True}
+            await asyncio.sleep(0.02)
+            if self.lost < 2:
+                Losing.lost += 1
+                raise WorkerFailed("gone")
+            yield Outcome(task.prompt, [("a.mp4", b"x")], None, {"total": 0.01}, "", None)
+
+    assert batch([job(i) for i in range(6)], Losing("a")) == {"done": 6}
+    assert Losing.lost == 2

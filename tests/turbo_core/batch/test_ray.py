@@ -1,0 +1,118 @@
+"""`dev.py batch --ray`: real Ray, real servers; a killed worker process, a killed server, a lost machine."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+from td_pack.tests.support import checkpoints
+from td_pack.tests.support.server import ROOT, install
+
+pytestmark = pytest.mark.server
+OBJECT_STORE = 100 << 20
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A ComfyUI base directory with the pack, the test nodes and tiny models."""
+    folder = tmp_path / "base"
+    checkpoints.write_models(folder / "models")
+    install(ROOT, folder / "custom_nodes" / "pack")
+    install(ROOT / "tests" / "server_nodes", folder / "custom_nodes" / "test_nodes")
+    return folder
+
+
+def run(tmp_path, base, workflow: dict, where: list[str], jobs: int, on_event) -> list[dict]:
+    """Runs that many seeds of the workflow to their end, telling `on_event` every event; returns the events."""
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(workflow))
+    options = ["--workflow", path, "--out", tmp_path / "out", "--seeds", f"1-{jobs}", "--json", "--workers", "2"]
+    command = [
+        sys.executable,
+        ROOT / "dev.py",
+        "--here",
+        "batch",
+        *options,
+        "--comfyui-args",
+        f"--base-directory {base}",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    errors = (tmp_path / "stderr").open("w+")
+    events = []
+    with subprocess.Popen(
+        [*map(str, command), *where], stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
+    ) as process:
+        for line in process.stdout:
+            events.append(json.loads(line))
+            on_event(events[-1], events)
+    errors.seek(0)
+    assert process.returncode == 0, errors.read()
+    return events
+
+
+def check(out, jobs: int, events: list[dict]) -> None:
+    """Every job is done once, its video is there, and no server is left."""
+    made = [path.parent.name for path in out.glob("*/video.mp4")]
+    with sqlite3.connect(out / "manifest.sqlite") as db:
+        rows = db.execute("SELECT id, state, settings FROM jobs").fetchall()
+    assert Counter(state for _, state, _ in rows) == {"done": jobs}
+    assert sorted(made) == sorted(job for job, _, _ in rows)
+    assert {json.loads(settings)["seed"] for _, _, settings in rows} == set(range(1, jobs + 1))
+    assert Counter(event["job"] for event in events if event["event"] == "done") == dict.fromkeys(made, 1)
+    assert not [path for path in out.iterdir() if path.name.startswith(".partial")]
+    servers = [event["server_pid"] for event in events if "server_pid" in event]
+    assert not [
+        pid for pid in servers if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def last_ready(events: list[dict], worker: str) -> dict:
+    return [event for event in events if event["event"] == "worker" and event["worker"] == worker and "pid" in event][
+        -1
+    ]
+
+
+def test_twelve_jobs_on_two_workers_survive_a_killed_worker_and_a_killed_server(tmp_path, base, t2v):
+    killed = []
+
+    def kill(event: dict, events: list[dict]) -> None:
+        """In the middle of a job: first the worker's process, later a server."""
+        done = sum(e["event"] == "done" for e in events)
+        if event["event"] == "progress" and (len(killed), done >= 3, done >= 7) in ((0, True, False), (1, True, True)):
+            ready = last_ready(events, event["worker"])
+            killed.append(event["job"])
+            os.kill(ready["server_pid" if len(killed) == 2 else "pid"], signal.SIGKILL)
+
+    events = run(tmp_path, base, t2v, ["--ray", "local"], 12, kill)
+    check(tmp_path / "out", 12, events)
+    assert len(killed) == 2
+    retried = [event["job"] for event in events if event["event"] == "retry"]
+    assert len(retried) >= 2 and set(killed) <= set(retried)
+
+
+def test_a_lost_machine_s_jobs_are_done_on_the_others(tmp_path, base, t2v):
+    """Two nodes of a real Ray cluster on this machine, of which one is killed."""
+    settings = {"object_store_memory": OBJECT_STORE, "include_dashboard": False, "num_gpus": 0}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **settings})
+    lost = []
+    try:
+        other = cluster.add_node(num_cpus=1, **settings)
+
+        def remove(event: dict, events: list[dict]) -> None:
+            if lost or event["event"] != "progress":
+                return
+            if last_ready(events, event["worker"])["node"] == other.node_id:
+                lost.append(event["job"])
+                cluster.remove_node(other, allow_graceful=False)
+
+        events = run(tmp_path, base, t2v, ["--ray", cluster.address], 6, remove)
+    finally:
+        cluster.shutdown()
+    check(tmp_path / "out", 6, events)
+    assert lost and lost[0] in [event["job"] for event in events if event["event"] == "retry"]

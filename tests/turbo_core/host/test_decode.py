@@ -1,0 +1,184 @@
+"""The streaming decode: ComfyUI's bits, an honest estimate of its memory, and what happens when memory runs out."""
+
+import comfy.sd
+import pytest
+import torch
+from comfy.ldm.wan import vae as wan21_module
+from comfy.ldm.wan import vae2_2 as wan22_module
+from td_pack.tests.support import vaes
+from td_pack.tests.support.allocations import PeakBytes
+from td_pack.turbo_core.errors import TurboError
+from td_pack.turbo_core.host import decode as module
+from td_pack.turbo_core.host.decode import (
+    chunk_memory,
+    decode,
+    decode_images,
+    decoded_shape,
+    latent_of,
+    stock_decode,
+    to_8_bit,
+)
+from td_pack.turbo_core.strips import OVERLAP
+
+
+@pytest.fixture(scope="module")
+def wan21() -> comfy.sd.VAE:
+    return vaes.wan21()
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+def latent(channels: int, length: int, height: int = 2, width: int = 3, batch: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(length * 100 + width)
+    return torch.randn(batch, channels, length, height, width, generator=generator)
+
+
+@pytest.mark.parametrize("length,batch", [(1, 1), (2, 2), (3, 1), (4, 1), (5, 2)])
+def test_the_bits_are_those_of_comfyui(wan21, length, batch):
+    z = latent(16, length, batch=batch)
+    images = decode_images(wan21, z)
+    assert images.shape == (batch * (4 * length - 3), 16, 24, 3) == decoded_shape(wan21, z)
+    assert torch.equal(images, stock_decode(wan21, z)) and images.is_contiguous()
+
+
+def test_the_bits_are_those_of_comfyui_in_bfloat16():
+    vae = vaes.wan21(torch.bfloat16)
+    z = latent(16, 3)
+    assert torch.equal(decode_images(vae, z), stock_decode(vae, z))
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_the_vae_of_wan_22_5b_decodes_to_comfyuis_bits(length):
+    vae = vaes.wan22()
+    z = latent(48, length, 1, 2)
+    images = decode_images(vae, z)
+    assert images.shape == (4 * length - 3, 16, 32, 3)
+    assert torch.equal(images, stock_decode(vae, z)) and images.std() > 0
+
+
+def test_another_vae_is_decoded_by_comfyui():
+    vae = vaes.taesd()
+    z = torch.randn(2, 4, 2, 2)
+    assert torch.equal(decode_images(vae, latent_of(vae, {"samples": z})), vae.decode(z))
+
+
+def test_eight_bit_frames_come_in_order_and_as_they_are_done(wan21):
+    z = latent(16, 4)
+    frames = torch.empty(decoded_shape(wan21, z), dtype=torch.uint8)
+    seen = []
+    decode(wan21, z, frames, seen.append)
+    assert torch.equal(frames, to_8_bit(decode_images(wan21, z)))
+    assert seen == [1, 9, 13, 13]  # a frame, then chunks of two and of one latent frame, then the item
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("height,width", [(2, 24), (24, 2)])
+def test_running_out_of_memory_goes_on_in_strips(at, height, width, caplog):
+    vae = vaes.wan21()
+    z = latent(16, 3, height, width)
+    axis = 3 if height > width else 4
+    # Cut in two, 24 latent pixels become 16 and 16 that share the middle 8.
+    parts = [stock_decode(vae, z.narrow(axis, start, 16)) for start in (0, 8)]
+    seen = vaes.out_of_memory(vae, at, above=16)
+    images = decode_images(vae, z)
+    assert "trying again in 2 strips" in caplog.text
+    assert seen == [24] * at + [16] * 4
+    alone, seam = 8 * 8, OVERLAP * 8
+    assert torch.equal(images.narrow(axis - 2, 0, alone), parts[0].narrow(axis - 2, 0, alone))
+    assert torch.equal(images.narrow(axis - 2, alone + seam, alone), parts[1].narrow(axis - 2, seam, alone))
+    weight = ((torch.arange(seam) + 0.5) / seam).view(-1, *[1] * (5 - axis))
+    first, second = parts[0].narrow(axis - 2, alone, seam), parts[1].narrow(axis - 2, 0, seam)
+    mixed = images.narrow(axis - 2, alone, seam)
+    torch.testing.assert_close(mixed, first * (1 - weight) + second * weight, rtol=0, atol=1e-6)
+
+
+def test_strips_of_eight_bit_frames_are_the_same_within_a_level():
+    vae = vaes.wan21()
+    z = latent(16, 1, 2, 24)
+    vaes.out_of_memory(vae, 1, above=16)
+    images = decode_images(vae, z)
+    frames = torch.empty(decoded_shape(vae, z), dtype=torch.uint8)
+    decode(vae, z, frames)
+    assert (frames.int() - to_8_bit(images).int()).abs().max() <= 1
+
+
+def test_when_nothing_fits_the_error_is_comfyuis():
+    vae = vaes.wan21()
+    seen = vaes.out_of_memory(vae, 1, above=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        decode_images(vae, latent(16, 1, 2, 24))
+    assert seen == [24, 16]
+
+
+def test_another_error_is_not_taken_for_it():
+    vae = vaes.wan21()
+    vae.first_stage_model.decoder.register_forward_pre_hook(lambda module, args: {}["missing"])
+    with pytest.raises(KeyError):
+        decode_images(vae, latent(16, 1, 2, 24))
+
+
+def test_what_does_not_fit_is_cut_before_trying(wan21):
+    z = torch.empty(2, 16, 21, 60, 104, device="meta")
+    whole = chunk_memory(wan21, z)
+    assert [way.strips for way in module._choices(wan21, z, whole)][:2] == [1, 2]
+    first, *_, last = module._choices(wan21, z, whole / 3)
+    assert first == (1, 4) and chunk_memory(wan21, z, 4) <= whole / 3 < chunk_memory(wan21, z, 3)
+    assert last == (1, 12)
+    assert module._choices(wan21, z, 0) == [(1, 12)]
+
+
+def traced(kind, channels: int, width: dict, length: int, height: int, wide: int, dtype: torch.dtype) -> int:
+    """Peak bytes of the chunks of a decoder of real width, without computing it."""
+    with torch.device("meta"):
+        model = kind(
+            **width,
+            z_dim=channels,
+            dim_mult=[1, 2, 4, 4],
+            num_res_blocks=2,
+            attn_scales=[],
+            temperal_downsample=[False, True, True],
+            dropout=0.0,
+        )
+        model = model.to(dtype).eval()
+        z = torch.empty(1, channels, length, height, wide, dtype=dtype)
+    # The attention at an eighth of the size asks for the device's free memory, which meta does not have.
+    model.decoder.middle[1].optimized_attention = lambda q, k, v: q
+    with PeakBytes() as watch:
+        for _ in module._chunks(model, z):
+            pass
+    return watch.peak
+
+
+@pytest.mark.parametrize("length,size", [(1, (90, 160)), (2, (90, 160)), (7, (60, 104)), (7, (90, 160))])
+def test_the_estimate_covers_what_the_decoder_holds_and_little_more(length, size):
+    vae = vaes.wan21(torch.bfloat16)
+    wide = wan21_module.WanVAE
+    peak = traced(wide, 16, {"dim": 96}, length, *size, torch.bfloat16)
+    with torch.device("meta"):
+        vae.first_stage_model = wide(dim=96, z_dim=16, temperal_downsample=[False, True, True])
+    estimate = chunk_memory(vae, torch.empty(1, 16, length, *size, device="meta"))
+    assert 1.05 * peak < estimate < 1.6 * peak
+    assert (
+        size != (90, 160) or length == 1 or estimate < 0.6 * vae.memory_used_decode((1, 16, 21, *size), torch.bfloat16)
+    )
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_the_estimate_holds_for_wan_22(length):
+    vae = vaes.wan22()
+    vae.vae_dtype = torch.bfloat16
+    size = (44, 80)
+    peak = traced(wan22_module.WanVAE, 48, {"dim": 160, "dec_dim": 256}, length, *size, torch.bfloat16)
+    with torch.device("meta"):
+        vae.first_stage_model = wan22_module.WanVAE(dim=160, dec_dim=256, z_dim=48)
+    assert 1.05 * peak < chunk_memory(vae, torch.empty(1, 48, length, *size, device="meta")) < 1.6 * peak
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 4, 4), (1, 4, 3, 4, 4), (1, 16, 0, 4, 4), (1, 48, 1, 4, 4)])
+def test_another_models_latent_is_refused(wan21, shape):
+    with pytest.raises(TurboError, match=r"this VAE decodes \[batch, 16, frames, height, width\]"):
+        latent_of(wan21, {"samples": torch.zeros(shape)})

@@ -1,0 +1,179 @@
+"""What is fused around the linears of a TurboWan block: that it is, that it changes nothing, and what keeps it from being."""
+
+import comfy.ops
+import pytest
+import torch
+from td_pack.tests.support import checkpoints
+from td_pack.tests.support.models import relative_error
+from td_pack.turbo_core.host import fused
+from td_pack.turbo_core.host.attention_patch import with_attention
+from td_pack.turbo_core.host.load import load_model
+from td_pack.turbo_core.host.lora import with_lora
+from td_pack.turbo_core.host.quant import Quantized, takes_codes
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SHAPE = (2, 16, 3, 16, 16)
+CPU = torch.device("cpu")
+# Of one block: the norms quantise for q, k, v and ffn.0, ffn.0 for ffn.2; o and ffn.2 add to the residual. Cross-attention is
+# ComfyUI's: four linears that quantise for themselves.
+FUSED = {
+    "rms_norm_rope": 2,
+    "layer_norm_modulate_quantize": 2,
+    "int8_matmul": 3,
+    "int8_matmul_gelu_quantize": 1,
+    "int8_quantize": 1,
+    "int8_matmul_gate_residual": 2,
+    "int8_linear": 4,
+    "sparse_linear_attention": 1,
+}
+PLAIN = {"rms_norm_rope": 2, "layer_norm_modulate": 2, "int8_linear": 10, "sparse_linear_attention": 1}
+
+
+class Recorder(TorchDispatchMode):
+    """Counts the pack's operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        namespace, name = function.name().split("::")
+        if namespace == "turbodiffusion":
+            self.calls[name] = self.calls.get(name, 0) + 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def model(request, tmp_path):
+    # 300 is no multiple of a tile, so that ragged tiles are in every test; one layer.
+    state_dict = checkpoints.upstream_state_dict(41, ffn_dim=300, layers=1, sla=True, int8=True)
+    return load_model(str(checkpoints.write_pth(tmp_path / "quant.pth", state_dict)), request.param)
+
+
+def forward(patcher) -> tuple[torch.Tensor, dict[str, int]]:
+    """Velocity of one pass over a batch of two, and the operators it called."""
+    patcher.patch_model()
+    network = patcher.model.diffusion_model
+    dtype = patcher.model.get_dtype_inference()
+    x, context = checkpoints.draw(2, "x", SHAPE).to(dtype), checkpoints.draw(1, "text", (2, 8, 4096)).to(dtype)
+    with torch.no_grad(), Recorder() as recorder:
+        velocity = network(x, torch.tensor([988.0, 932.0]), context=context)
+    patcher.unpatch_model()
+    return velocity, recorder.calls
+
+
+def linears(patcher) -> list[torch.nn.Module]:
+    block = patcher.model.diffusion_model.blocks[0]
+    return [*(getattr(block.self_attn, name) for name in "qkvo"), block.ffn[0], block.ffn[2]]
+
+
+def test_fused_is_plain_bit_for_bit(model):
+    """A hook that does nothing keeps a layer from being fused."""
+    velocity, calls = forward(model)
+    assert calls == FUSED
+    handles = [linear.register_forward_hook(lambda *given: None) for linear in linears(model)]
+    plain, calls = forward(model)
+    for handle in handles:
+        handle.remove()
+    assert calls == PLAIN
+    assert torch.equal(velocity, plain)
+    assert torch.equal(forward(model)[0], velocity)
+
+
+def test_dense_layers_are_fused_too(model):
+    dense = with_attention(model, "dense", 0.1, "", False)
+    velocity, calls = forward(dense)
+    assert calls == {name: count for name, count in FUSED.items() if name != "sparse_linear_attention"}
+    # Against ComfyUI's own attention class, which the layer's plain forward is.
+    attention = model.model.diffusion_model.blocks[0].self_attn
+    attention.register_forward_hook(lambda *given: None)
+    tolerance = {torch.float32: 1e-2, torch.bfloat16: 2e-2}[
+        model.model.get_dtype_inference()
+    ]  # a flipped code moves all after it
+    assert relative_error(forward(dense)[0].float(), velocity.float()) <= tolerance
+
+
+def test_weights_that_comfyui_fetches_are_fused_too(model, monkeypatch):
+    """On a GPU offloaded weights are not on the device. On a CPU every weight is, so the layers are told otherwise."""
+    velocity, _ = forward(model)
+    fetched = []
+    cast = comfy.ops.cast_bias_weight
+
+    def recorded(layer, *args, **kwargs):
+        fetched.append(layer)
+        return cast(layer, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", recorded)
+    for linear in linears(model):
+        linear._is_resident = lambda device: False
+    again, calls = forward(model)
+    assert calls == FUSED and torch.equal(again, velocity)
+    assert set(linears(model)) <= set(fetched)
+
+
+@pytest.mark.parametrize(
+    "layer, plain",
+    [
+        ("self_attn.q", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 1, "int8_linear": 7, "int8_matmul": None}),
+        ("self_attn.o", {"int8_quantize": None, "int8_matmul_gate_residual": 1, "int8_linear": 5}),
+        ("ffn.0", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 1, "int8_matmul_gelu_quantize": None,
+                   "int8_quantize": 2, "int8_linear": 5}),
+        ("ffn.2", {"int8_matmul_gelu_quantize": None, "int8_matmul": 4, "int8_matmul_gate_residual": 1, "int8_linear": 5}),
+    ],
+)  # fmt: skip
+def test_a_lora_keeps_its_own_layer_from_being_fused_and_no_other(model, layer, plain):
+    down, up = checkpoints.draw(8, "down", (4, 300 if layer == "ffn.2" else 256)), checkpoints.draw(8, "up", (300, 4))
+    up = up if layer == "ffn.0" else up[:256]
+    lora = {
+        f"diffusion_model.blocks.0.{layer}.lora_A.weight": down,
+        f"diffusion_model.blocks.0.{layer}.lora_B.weight": up,
+    }
+    patched, _ = with_lora(model, "test.safetensors", lora, 0.1)
+    changed, calls = forward(patched)
+    assert calls == {name: count for name, count in (FUSED | plain).items() if count}
+    assert not torch.equal(changed, forward(model)[0])
+
+
+def test_a_node_that_replaces_a_forward_gets_what_it_expects(model):
+    """Packs that chunk the feed-forward or enhance attention put their own forward on these modules."""
+    velocity, _ = forward(model)
+    given = {}
+    block = model.model.diffusion_model.blocks[0]
+
+    def replacement(name, original):
+        def forward(x, *args, **kwargs):
+            given[name] = x
+            return original(x, *args, **kwargs)
+
+        return forward
+
+    patched = model.clone()
+    for name in ("self_attn", "ffn"):
+        original = getattr(block, name).forward
+        patched.add_object_patch(f"diffusion_model.blocks.0.{name}.forward", replacement(name, original))
+    replaced, calls = forward(patched)
+    assert set(given) == {"self_attn", "ffn"}
+    assert all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in given.values())
+    assert calls == PLAIN and torch.equal(replaced, velocity)
+
+
+def test_what_takes_codes(model, tmp_path):
+    linear = linears(model)[0]
+    assert takes_codes(CPU, *linears(model))
+    assert not takes_codes(CPU, linear, torch.nn.Linear(4, 4))
+    linear.weight_function.append(lambda weight: weight)
+    assert not takes_codes(CPU, linear)
+    linear.weight_function.clear()
+    linear.comfy_force_cast_weights = True
+    assert not takes_codes(CPU, linear)
+    bf16 = load_model(
+        str(checkpoints.write_pth(tmp_path / "m.pth", checkpoints.upstream_state_dict(41, layers=1, sla=True)))
+    )
+    assert forward(bf16)[1] == {"rms_norm_rope": 2, "layer_norm_modulate": 2, "sparse_linear_attention": 1}
+
+
+def test_a_layer_given_codes_computes_what_it_does_of_the_values(model):
+    linear = linears(model)[0]
+    x = checkpoints.draw(2, "x", (2, 130, 256)).to(model.model.get_dtype_inference())
+    codes = Quantized(*fused.int8_quantize(x), x.dtype)
+    assert torch.equal(linear(codes), linear(x))

@@ -1,0 +1,294 @@
+"""4-bit checkpoints as ComfyUI models: the same outputs as the dense model that bitsandbytes unpacks, packed on every memory path,
+and LoRAs exactly as on the dense model. A Wan model without camera: its linears are the same."""
+
+import comfy.model_management
+import comfy.sd
+import pytest
+import torch
+from comfy.model_patcher import LowVramPatch
+from comfy.quant_ops import QuantizedTensor
+from comfy_kitchen.tensor import get_layout_class
+from td_pack.tests.support import checkpoints, lingbot
+from td_pack.tests.support.models import relative_error
+from td_pack.turbo_core.errors import TurboError
+from td_pack.turbo_core.host.load import load_model
+from td_pack.turbo_core.host.lora import with_lora
+from td_pack.turbo_core.host.nf4 import LAYOUT, is_nf4
+
+SHAPE = (1, 16, 3, 8, 8)
+
+
+def stock(**sizes) -> dict[str, torch.Tensor]:
+    """A Wan T2V model as ComfyUI's own files hold it."""
+    sd = checkpoints.upstream_state_dict(43, **sizes)
+    return sd | {"patch_embedding.weight": sd["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2)).contiguous()}
+
+
+def dense(packed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The checkpoint that bitsandbytes unpacks it to, in float32."""
+    weights = {key.removesuffix(".quant_map") for key in packed if key.endswith(".weight.quant_map")}
+    plain = {key: value for key, value in packed.items() if ".weight." not in key and key not in weights}
+    return plain | {key: lingbot.unpack(packed, key, torch.float32) for key in weights}
+
+
+@pytest.fixture(scope="module")
+def packed():
+    # 300: a width whose rows do not end where blocks of 64 do.
+    return lingbot.packed(stock(ffn_dim=300))
+
+
+@pytest.fixture(scope="module")
+def paths(packed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("m")
+    return [
+        str(checkpoints.write_safetensors(folder / f"{name}.safetensors", sd))
+        for name, sd in (("packed", packed), ("dense", dense(packed)))
+    ]
+
+
+@pytest.fixture
+def model(paths):
+    return load_model(paths[0])
+
+
+@pytest.fixture
+def reference(paths):
+    return load_model(paths[1], "fp32")
+
+
+def step(model, **load) -> torch.Tensor:
+    """One pass through the network of a clone while it is loaded, by default completely."""
+    clone = model.clone()
+    clone.patch_model(device_to=torch.device("cpu"), **load)
+    clone.model.calls.clear()
+    context, sigma = checkpoints.draw(1, "text", (1, 8, 4096)), torch.tensor([0.98765])
+    try:
+        return clone.model.apply_model(checkpoints.draw(2, "x", SHAPE), sigma, c_crossattn=context)
+    finally:
+        clone.unpatch_model()
+
+
+def lora(scale: float = 1.0) -> dict[str, torch.Tensor]:
+    """On two linears of the model; small enough to be lost if the weights were packed again."""
+    tensors = {}
+    for name, (out, width) in {"blocks.0.self_attn.q": (256, 256), "blocks.1.ffn.0": (300, 256)}.items():
+        tensors[f"diffusion_model.{name}.lora_A.weight"] = checkpoints.draw(8, name + "A", (4, width)) * 0.05 * scale
+        tensors[f"diffusion_model.{name}.lora_B.weight"] = checkpoints.draw(8, name + "B", (out, 4)) * 0.05
+    return tensors
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.model.diffusion_model.state_dict().items()}
+
+
+def test_every_linear_is_packed_and_nothing_else(model):
+    named = dict(model.model.diffusion_model.named_parameters())
+    quantised = {name for name, parameter in named.items() if isinstance(parameter, QuantizedTensor)}
+    assert quantised == {name for name in named if lingbot.is_linear(name, named[name])}
+    assert all(is_nf4(named[name]) for name in quantised) and "head.head.weight" in quantised
+    assert not list(model.model.diffusion_model.named_buffers())
+    assert get_layout_class(LAYOUT).__name__ == "TurboDiffusionNF4Layout"
+
+
+@pytest.mark.parametrize("double", [True, False], ids=["double", "single"])
+def test_it_is_the_dense_model(double, tmp_path):
+    sd = lingbot.packed(stock(layers=1), double=double)
+    ours = load_model(str(checkpoints.write_safetensors(tmp_path / "packed.safetensors", sd)))
+    theirs = load_model(str(checkpoints.write_safetensors(tmp_path / "dense.safetensors", dense(sd))), "fp32")
+    for name, weight in theirs.model.diffusion_model.named_parameters():
+        if lingbot.is_linear(name, weight):
+            packed = dict(ours.model.diffusion_model.named_parameters())[name]
+            assert is_nf4(packed) and torch.equal(packed.dequantize(), weight)
+    # The same numbers at another alignment in memory: the matrix library may sum in another order.
+    assert relative_error(step(ours), step(theirs)) <= 1e-6
+    assert ours.model.calls["nf4 dequantize"] == sum(
+        lingbot.is_linear(key, value) for key, value in stock(layers=1).items()
+    )
+
+
+def test_its_size_is_counted_packed(model, packed):
+    stored = sum(
+        value.numel() * value.element_size()
+        for key, value in packed.items()
+        if value.dtype == torch.uint8 or ".weight." in key
+    )
+    floats = sum(p.numel() * p.element_size() for p in model.model.parameters() if not isinstance(p, QuantizedTensor))
+    # The description beside each weight is written anew and may be some bytes longer.
+    assert model.model_size() == pytest.approx(stored + floats, rel=0.01)
+
+
+def test_offloaded_weights_stay_packed_and_give_the_same_bits(model):
+    resident = step(model)
+    clone = model.clone()
+    clone.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=1)
+    assert clone.model.model_lowvram
+    clone.unpatch_model()
+    assert torch.equal(step(model, lowvram_model_memory=1), resident)
+    assert torch.equal(step(model), resident)
+
+
+def test_weights_that_comfyui_fetches_are_unpacked_too(model):
+    """On a GPU, offloaded and dynamic weights are not on the device; on a CPU ComfyUI's forward is called here by name."""
+    layer = model.model.diffusion_model.blocks[0].self_attn.q
+    x = checkpoints.draw(2, "x", (2, 192, 256))
+    assert torch.equal(super(type(layer), layer).forward(x), layer(x))
+    half = super(type(layer), layer).forward(x.half())
+    assert half.dtype == torch.float16 and torch.equal(half, layer(x.half()))
+
+
+def test_a_weight_moves_and_copies_as_comfyui_moves_weights(model):
+    """What dynamic VRAM and streams do to a quantised weight: its parts in one buffer, and back."""
+    from comfy.memory_management import interpret_gathered_like, vram_aligned_size
+
+    weight = model.model.diffusion_model.blocks[0].ffn[0].weight.data
+    buffer = torch.zeros(vram_aligned_size(weight), dtype=torch.uint8)
+    (view,) = interpret_gathered_like([weight], buffer)
+    view.copy_(weight)
+    assert is_nf4(view) and torch.equal(view.dequantize(), weight.dequantize())
+    other = torch.empty_like(weight).copy_(weight)
+    assert torch.equal(other.dequantize(), weight.dequantize())
+    assert weight.to(torch.float16).dequantize().dtype == torch.float16
+    assert buffer.numel() < 0.2 * weight.numel() * 4 + 6 * 1024
+
+
+@pytest.mark.parametrize("load", [{}, {"lowvram_model_memory": 1}], ids=["resident", "offloaded"])
+def test_the_stock_lora_node_is_exact(model, reference, load):
+    """As on the dense model, whose weights ComfyUI patches on the fly (offloaded): the same float32 sums."""
+    changed, expected = (comfy.sd.load_lora_for_models(m, None, lora(), 0.7, 0)[0] for m in (model, reference))
+    before, plain = weights(model), step(model)
+    given = step(changed, **load)
+    assert torch.equal(given, step(expected, lowvram_model_memory=1))
+    assert relative_error(given, plain) > 1e-4
+    after = weights(model)
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert torch.equal(step(model), plain)
+
+
+def test_partial_unloading_does_not_add_a_lora_twice(model):
+    changed, _ = comfy.sd.load_lora_for_models(model, None, lora(), 0.7, 0)
+    expected = step(changed)
+    clone = changed.clone()
+    clone.patch_model(device_to=torch.device("cpu"))
+    clone.partially_unload(torch.device("cpu"), 1 << 40)
+    layer = clone.model.diffusion_model.blocks[0].self_attn.q
+    assert sum(isinstance(function, LowVramPatch) for function in layer.weight_function) == 2
+    context, sigma = checkpoints.draw(1, "text", (1, 8, 4096)), torch.tensor([0.98765])
+    given = clone.model.apply_model(checkpoints.draw(2, "x", SHAPE), sigma, c_crossattn=context)
+    clone.unpatch_model()
+    assert torch.equal(given, expected)
+
+
+def test_clones_have_their_own_loras(model):
+    plain = step(model)
+    first, _ = comfy.sd.load_lora_for_models(model, None, lora(), 0.7, 0)
+    second, _ = comfy.sd.load_lora_for_models(first, None, lora(), -0.7, 0)
+    assert relative_error(step(first), plain) > 1e-4
+    # 0.7 - 0.7 in float32: what is left is the rounding of two sums.
+    assert relative_error(step(second), plain) <= 1e-6
+    assert torch.equal(step(model), plain)
+
+
+def test_dynamic_vram_hands_its_patches_over(model):
+    """Dynamic VRAM sets `weight_lowvram_function`, which patches once and packs the weight again; here it is set by hand."""
+    changed, _ = comfy.sd.load_lora_for_models(model, None, lora(), 0.7, 0)
+    expected = step(changed)
+    network = changed.model.diffusion_model
+    key = "diffusion_model.blocks.0.self_attn.q.weight"
+    for name, module in changed.model.named_modules():
+        if f"{name}.weight" in changed.patches:
+            module.weight_lowvram_function, module.weight_function = LowVramPatch(key, changed.patches), []
+    for callback in changed.get_all_callbacks("on_load_after"):
+        callback(changed, torch.device("cpu"), 0, False, False)
+    assert network.blocks[0].self_attn.q.weight_lowvram_function is None
+    context, sigma = checkpoints.draw(1, "text", (1, 8, 4096)), torch.tensor([0.98765])
+    given = changed.model.apply_model(checkpoints.draw(2, "x", SHAPE), sigma, c_crossattn=context)
+    for module in changed.model.modules():
+        if hasattr(module, "weight_function"):
+            module.weight_function = []
+    assert torch.equal(given, expected)
+
+
+@pytest.mark.parametrize("load", [{}, {"lowvram_model_memory": 1}], ids=["resident", "offloaded"])
+def test_our_lora_node_runs_beside_the_weight(model, load):
+    plain, before = step(model), weights(model)
+    branch, found = with_lora(model, "test.safetensors", lora(), 0.7)
+    assert len(found.layers) == 2 and not branch.patches
+    expected = step(comfy.sd.load_lora_for_models(model, None, lora(), 0.7, 0)[0])
+    # The same change in another order of float32 sums.
+    assert relative_error(step(branch, **load) - plain, expected - plain) <= 1e-3
+    assert torch.equal(step(model), plain)
+    assert all(torch.equal(before[name], value) for name, value in weights(model).items())
+
+
+def test_a_small_lora_is_not_lost(model, reference):
+    """A thousandth of a weight's step: packing again would round all of it away."""
+    tensors = lora(1e-3)
+    change = [
+        step(with_lora(m, "test.safetensors", tensors, 1.0)[0]).double() - step(m).double() for m in (model, reference)
+    ]
+    # A difference of float32 outputs that agree to four digits.
+    assert change[0].norm() > 0 and relative_error(*change) <= 2e-2
+
+
+def test_what_would_pack_a_weight_again_is_refused(model):
+    with pytest.raises(TurboError, match="bf16 file"):
+        QuantizedTensor.from_float(torch.zeros(2, 64), LAYOUT)
+    layer = model.model.diffusion_model.blocks[0].self_attn.q
+    with pytest.raises(TurboError, match="LoRA hooks cannot change 4-bit weights"):
+        layer.set_weight(torch.zeros(256, 256), inplace_update=True)
+    changed, _ = comfy.sd.load_lora_for_models(model, None, lora(), 0.7, 0)
+    with pytest.raises(TurboError, match="cannot be saved with a LoRA in it"):
+        changed.patch_model(device_to=torch.device("cpu"), force_patch_weights=True)
+    changed.unpatch_model()
+
+
+def test_a_saved_model_loads_again(model, tmp_path):
+    comfy.model_management.load_models_gpu([model], force_patch_weights=True)  # as the stock save node
+    saved = {key: value.to("cpu").clone() for key, value in model.state_dict_for_saving().items()}
+    comfy.model_management.unload_all_models()
+    assert not [key for key in saved if key.endswith("comfy_quant")]
+    again = load_model(str(checkpoints.write_safetensors(tmp_path / "saved.safetensors", saved)))
+    assert again.model.spec == model.model.spec and again.model.spec.four_bit == "nf4"
+    assert torch.equal(step(again), step(model))
+
+
+def test_pth_is_the_same_model(model, packed, tmp_path):
+    other = load_model(str(checkpoints.write_pth(tmp_path / "packed.pth", packed)))
+    assert torch.equal(step(other), step(model))
+
+
+def test_the_patcher_can_be_made_anew_for_compile_and_hooks(model):
+    factory, arguments = model.cached_patcher_init
+    anew = factory(*arguments, disable_dynamic=True)
+    assert anew.model is not model.model and torch.equal(step(anew), step(model))
+
+
+@pytest.mark.parametrize("kind", ["plain", "branch", "stock"])
+def test_the_stock_compile_node_works_and_the_pack_breaks_no_graph(kind, tmp_path):
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+    from torch._dynamo.utils import counters
+
+    path = checkpoints.write_safetensors(tmp_path / "single.safetensors", lingbot.packed(stock(layers=1)))
+    model = load_model(str(path))
+    tensors = {key: value for key, value in lora().items() if "self_attn" in key}
+    if kind == "branch":
+        model, _ = with_lora(model, "test.safetensors", tensors, 0.7)
+    elif kind == "stock":
+        model, _ = comfy.sd.load_lora_for_models(model, None, tensors, 0.7, 0)
+    expected = step(model)
+    torch.compiler.reset()
+    counters.clear()
+    compiled = model.clone(disable_dynamic=True)
+    set_torch_compile_wrapper(model=compiled, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
+    assert relative_error(step(compiled), expected) <= 1e-6
+    assert compiled.model.calls["nf4 dequantize"] > 0
+    if kind != "stock":  # ComfyUI's own patch arithmetic is no part of the pack
+        assert all("builtin operator `open`" in reason for reason in counters["graph_break"])
+    torch.compiler.reset()
+
+
+def test_unloading_gives_the_memory_back(model):
+    comfy.model_management.load_models_gpu([model])
+    comfy.model_management.unload_all_models()
+    assert is_nf4(model.model.diffusion_model.head.head.weight)

@@ -1,0 +1,147 @@
+"""The cache of encoded prompts: whole entries or none, a bound on their size, and no error that reaches a job."""
+
+import logging
+import os
+import resource
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+import safetensors.torch
+import torch
+from td_pack.tests.support.server import ROOT
+from td_pack.turbo_core.text_cache import TextCache, cache_key
+
+ENTRY = {"cond": torch.arange(1024.0).reshape(1, 32, 32)}  # about 4 kB with its header
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return TextCache(tmp_path / "a" / "b")
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.glob("*"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tensors_come_back_bit_for_bit(cache, dtype):
+    tensors = {"cond": torch.randn(1, 7, 3).to(dtype), "empty": torch.zeros(0, 4), "one": torch.tensor(-0.0)}
+    assert cache.get("k") is None
+    cache.put("k", tensors)
+    kept = cache.get("k")
+    assert kept.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert kept[name].dtype == value.dtype and kept[name].shape == value.shape
+        assert kept[name].contiguous().flatten().view(torch.uint8).equal(value.flatten().view(torch.uint8))
+
+
+def test_a_damaged_entry_is_absent_and_goes(cache, tmp_path, caplog):
+    cache.put("k", ENTRY)
+    (path,) = (tmp_path / "a" / "b").iterdir()
+    whole = path.read_bytes()
+    flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+    unsummed = safetensors.torch.save(ENTRY)
+    for damaged in (b"", whole[:100], whole[:-1], whole + b"x", flipped, unsummed, b"\xff" * 50, b"<html>" * 99):
+        path.write_bytes(damaged)
+        with caplog.at_level(logging.WARNING, "turbodiffusion"):
+            assert cache.get("k") is None
+        assert "is damaged" in caplog.text and not path.exists()
+        caplog.clear()
+    cache.put("k", ENTRY)
+    assert path.read_bytes() == whole
+
+
+def test_a_key_is_a_file_name_of_everything_in_it():
+    assert cache_key(text="../\n\0x", size=1) == cache_key(size=1, text="../\n\0x")
+    assert (
+        len({cache_key(text="a", size=1), cache_key(text="a", size=2), cache_key(text="b", size=1), cache_key(a=1)})
+        == 4
+    )
+    assert cache_key(text="../").isalnum()
+
+
+def test_the_entries_unused_for_longest_go_first(tmp_path):
+    cache = TextCache(tmp_path, limit=14_000)
+    for i, key in enumerate("abc"):
+        cache.put(key, ENTRY)
+        os.utime(tmp_path / f"{key}.safetensors", (1000 + i, 1000 + i))
+    assert cache.get("a") is not None  # used now: b is the oldest
+    cache.put("d", ENTRY)
+    assert [key for key in "abcd" if cache.get(key) is not None] == ["a", "c", "d"]
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 14_000
+
+
+def test_an_entry_over_the_limit_is_not_kept_and_drops_nothing(tmp_path):
+    cache = TextCache(tmp_path, limit=5_000)
+    cache.put("a", ENTRY)
+    cache.put("b", {"cond": torch.zeros(5_000)})
+    assert names(tmp_path) == ["a.safetensors"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_one_writes_is_not(cache, tmp_path):
+    cache.put("a", ENTRY)
+    folder = tmp_path / "a" / "b"
+    old, new = folder / "x.safetensors.00000000.partial", folder / "y.safetensors.00000000.partial"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    cache.put("b", ENTRY)
+    assert names(folder) == ["a.safetensors", "b.safetensors", new.name]
+
+
+def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("not a folder")
+    cache = TextCache(tmp_path / "file" / "cache")
+    with caplog.at_level(logging.WARNING, "turbodiffusion"):
+        cache.put("k", ENTRY)
+        assert cache.get("k") is None
+    assert "was not kept" in caplog.text
+
+
+@contextmanager
+def small_files_only():
+    """No file of this process grows over 1 kB, as on a full disk; not a fixture, under which pytest would write its own output."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_a_warning_and_leaves_nothing(cache, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "turbodiffusion"), small_files_only():
+        cache.put("k", ENTRY)
+    assert "The disk became full" in caplog.text
+    assert names(tmp_path / "a" / "b") == [] and cache.get("k") is None
+
+
+WRITER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import conftest
+import torch
+from contextlib import contextmanager
+from pathlib import Path
+from td_pack.turbo_core.text_cache import TextCache
+cache = TextCache(Path(sys.argv[2]), limit=30_000)
+for i in range(40):
+    key = f"k{i % 12}"
+    cache.put(key, {"cond": torch.full((1000,), float(i % 12))})
+    kept = cache.get(f"k{(i * 7) % 12}")
+    assert kept is None or bool((kept["cond"] == (i * 7) % 12).all())
+"""
+
+
+def test_servers_may_share_the_folder(tmp_path):
+    """Reading, writing and dropping at once: an entry is whole or absent."""
+    folder = tmp_path / "cache"
+    command = [sys.executable, "-c", WRITER, str(ROOT / "tests"), str(folder)]
+    writers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    errors = [writer.communicate()[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0, 0], errors
+    assert not any("turbodiffusion" in error or "damaged" in error or "not kept" in error for error in errors), errors
+    assert 0 < sum(path.stat().st_size for path in folder.iterdir()) <= 30_000 + 3 * 4_200

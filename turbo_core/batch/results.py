@@ -1,0 +1,142 @@
+"""The folder of results: each job's own folder appears whole or not at all, and never twice."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import TurboError
+from .job import Job
+from .worker import Outcome
+
+RECORD = "job.json"
+_PARTIAL = ".partial-"
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_KINDS = {"video": (".mp4", ".webm", ".mkv", ".mov", ".gif"), "image": (".png", ".jpg", ".jpeg", ".webp")}
+
+
+class DiskFull(TurboError):
+    """There is no room for results: nothing more can be kept until a person makes some."""
+
+
+class Results:
+    """The open folder of a batch; holding it keeps a second batch out."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise TurboError(f"Another batch is writing to {folder}; wait for it or choose another --out.") from None
+        except OSError as error:
+            raise TurboError(f"{folder} cannot be written ({error.strerror}); choose another --out.") from error
+        for leftover in folder.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def record(self, job: str) -> dict | None:
+        """What job.json of a complete result says, or None if there is no such result."""
+        try:
+            record = json.loads((self.folder / job / RECORD).read_text(encoding="utf-8"))
+            sizes = {name: (self.folder / job / name).stat().st_size for name in record["files"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return record if sizes == {name: entry["bytes"] for name, entry in record["files"].items()} else None
+
+    def save(self, job: Job, outcome: Outcome, worker: str, attempt: int) -> None:
+        """Writes a result. Raises DiskFull, or TurboError if it cannot be written for another reason."""
+        partial = self.folder / f"{_PARTIAL}{job.id}-{secrets.token_hex(4)}"
+        try:
+            partial.mkdir()
+            files = {}
+            for name, data in zip(
+                file_names([name for name, _ in outcome.files]), (d for _, d in outcome.files), strict=True
+            ):
+                _write(partial / name, data)
+                files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            if outcome.strip:
+                _write(partial / "strip.jpg", outcome.strip)
+            record = {
+                "id": job.id,
+                "row": job.row,
+                "settings": job.settings,
+                "worker": worker,
+                "attempt": attempt,
+                "seconds": outcome.timings["total"],
+                "files": files,
+            }
+            _write(partial / "prompt.json", _json(outcome.prompt))
+            _write(partial / "timings.json", _json(outcome.timings))
+            _write(partial / "log.txt", outcome.log.encode("utf-8", "replace"))
+            _write(partial / RECORD, _json(record))
+            _sync(partial)
+            self._place(partial, job.id)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if error.errno in _FULL:
+                raise DiskFull(
+                    f"The disk of {self.folder} is full; make room and start again with --resume."
+                ) from error
+            raise TurboError(
+                f"The result could not be written to {self.folder} ({error.strerror or error})."
+            ) from error
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _place(self, partial: Path, job: str) -> None:
+        target = self.folder / job
+        if target.exists():
+            if self.record(job):  # the first result stands
+                shutil.rmtree(partial)
+                return
+            target.rename(self.folder / f"{_PARTIAL}{job}-{secrets.token_hex(4)}")  # damaged: cleared at the next start
+        partial.rename(target)
+        _sync(self.folder)
+
+
+def file_names(given: list[str]) -> list[str]:
+    """Names of our own for a server's files: only the suffix is theirs, and only if it is a plain one."""
+    names = []
+    for name in given:
+        suffix = Path(name).suffix.lower()
+        suffix = suffix if _SUFFIX.fullmatch(suffix) and suffix != ".json" else ".bin"
+        kind = next((kind for kind, suffixes in _KINDS.items() if suffix in suffixes), "file")
+        count = sum(Path(n).suffix == suffix for n in names)
+        names.append(f"{kind}{f'-{count + 1}' if count else ''}{suffix}")
+    return names
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Makes the names in a folder last through a power failure, where folders can be synced."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,200 @@
+"""An API-format workflow: which inputs a name of the table means, and a copy with other values."""
+
+import copy
+import json
+from pathlib import Path
+
+from ..errors import TurboError
+from . import schema
+from .table import RowFault
+
+KNOWN = ("prompt", "negative", "image", "seed", "width", "height", "length", "topk")
+_ROLE = {"prompt": "positive", "negative": "negative"}
+_SEEDS = ("seed", "noise_seed")
+_TEXTS = ("text", "prompt")
+_BESIDE = {"width": "height", "height": "width"}  # a width without a height is not a picture's
+_LOADER, _ATTENTION = "TurboDiffusionLoader", "TurboDiffusionSLA"
+
+Target = tuple[str, str]  # node id, input name
+
+
+def read_workflow(path: Path) -> dict:
+    """A workflow in API format. Raises TurboError for anything else."""
+    try:
+        prompt = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise TurboError(f"{path} cannot be read ({error.strerror}); check the name.") from error
+    except (ValueError, RecursionError) as error:
+        raise TurboError(f"{path} is not JSON ({error}); export the workflow again.") from error
+    if isinstance(prompt, dict) and isinstance(prompt.get("nodes"), list):
+        raise TurboError(
+            f"{path.name} is a workflow of the editor; save it there with Export (API) and give that file."
+        )
+    nodes = prompt.values() if isinstance(prompt, dict) else ()
+    sound = (
+        isinstance(n, dict) and isinstance(n.get("class_type"), str) and isinstance(n.get("inputs"), dict)
+        for n in nodes
+    )
+    if not nodes or not all(sound):
+        raise TurboError(f"{path.name} is no workflow in API format: each node needs class_type and inputs.")
+    return prompt
+
+
+def is_link(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+
+
+class Workflow:
+    """A prompt with the server's /object_info, and the names that rows may use."""
+
+    def __init__(self, prompt: dict, object_info: dict):
+        self.prompt, self.info = prompt, object_info
+        self._targets: dict[str, list[Target]] = {}
+
+    def label(self, node_id: str) -> str:
+        """`6 (Size and length)`: a node as messages name it."""
+        node = self.prompt[node_id]
+        return f"{node_id} ({_title(node) or node['class_type']})"
+
+    def specs(self, node_id: str) -> dict[str, schema.Spec]:
+        node = self.prompt[node_id]
+        return schema.inputs_of(self.info.get(node["class_type"], {}), node["inputs"])
+
+    def with_attention(self) -> "Workflow":
+        """This workflow with a TurboDiffusionSLA after every TurboDiffusionLoader, unless it has one: the place of `topk`."""
+        kinds = {node["class_type"] for node in self.prompt.values()}
+        if _ATTENTION in kinds or _LOADER not in kinds:
+            return self
+        prompt = copy.deepcopy(self.prompt)
+        loaders = [key for key, node in prompt.items() if node["class_type"] == _LOADER]
+        for node in prompt.values():
+            for name, value in node["inputs"].items():
+                if is_link(value) and value[0] in loaders:
+                    node["inputs"][name] = [f"{value[0]}-topk", 0]
+        for key in loaders:
+            inputs = {"model": [key, 0], "mode": "auto", "topk": 0.1, "dense_blocks": "", "allow_untrained": False}
+            prompt[f"{key}-topk"] = {
+                "class_type": _ATTENTION,
+                "inputs": inputs,
+                "_meta": {"title": "top-k of the batch"},
+            }
+        return Workflow(prompt, self.info)
+
+    def targets(self, name: str) -> list[Target]:
+        """The inputs that a column sets. Raises RowFault where there is none, or where the name is ambiguous."""
+        if name not in self._targets:
+            self._targets[name] = self._known(name) if name in KNOWN else self._named(name)
+        return self._targets[name]
+
+    def _named(self, name: str) -> list[Target]:
+        found = []
+        for i in (i for i, letter in enumerate(name) if letter == "."):
+            owner, field = name[:i], name[i + 1 :]
+            for key, node in self.prompt.items():
+                if owner in (key, _title(node), node["class_type"]) and field in (
+                    self.specs(key).keys() | node["inputs"].keys()
+                ):
+                    found.append((key, field))
+        exact = [target for target in found if name.startswith(f"{target[0]}.")]
+        found = exact or found
+        if not found:
+            raise RowFault(
+                f"no input is called {name!r}; use {', '.join(KNOWN)}, or NODE.INPUT with the node's id or title"
+            )
+        if len(found) > 1:
+            raise self._ambiguous(name, found)
+        return found
+
+    def _known(self, name: str) -> list[Target]:
+        if name in _ROLE:
+            return [self._text(name)]
+        if name == "image":
+            found = [
+                (key, field)
+                for key in self.prompt
+                for field, spec in self.specs(key).items()
+                if spec.options.get("image_upload")
+            ]
+        else:
+            fields, beside = _SEEDS if name == "seed" else (name,), _BESIDE.get(name, name)
+            nodes = [
+                (key, node["inputs"]) for key, node in self.prompt.items() if name == "seed" or beside in node["inputs"]
+            ]
+            found = [(key, field) for key, inputs in nodes for field in fields if field in inputs]
+        found = list(dict.fromkeys(map(self._source, found)))
+        if not found:
+            raise RowFault(f"this workflow has no input for {name!r}; name one as NODE.INPUT")
+        values = {json.dumps(self.prompt[key]["inputs"].get(field)) for key, field in found}
+        # Equal values were meant to be one; two samplers share the seed whatever the second one's says.
+        if len(values) > 1 and name != "seed" or len(found) > 1 and name == "image":
+            raise self._ambiguous(name, found)
+        return found
+
+    def _source(self, target: Target) -> Target:
+        """Where a linked value is written: the primitive node it comes from. What another node computes is replaced."""
+        key, field = target
+        value = self.prompt[key]["inputs"].get(field)
+        while is_link(value) and value[0] in self.prompt and "value" in self.prompt[value[0]]["inputs"]:
+            key, field = value[0], "value"
+            value = self.prompt[key]["inputs"]["value"]
+        return key, field
+
+    def _text(self, name: str) -> Target:
+        """The text that reaches the samplers' positive or negative conditioning."""
+        role = _ROLE[name]
+        mine, other = self._texts(role), self._texts("negative" if role == "positive" else "positive")
+        if role == "negative":
+            mine = [target for target in mine if target not in other]
+        if not mine:
+            raise RowFault(
+                f"this workflow has no text that reaches a sampler's {role} input alone; name it as NODE.INPUT"
+            )
+        if len(mine) > 1:
+            raise self._ambiguous(name, mine)
+        return mine[0]
+
+    def _texts(self, role: str) -> list[Target]:
+        found, seen = [], set()
+        consumed = {value[0] for key in self.prompt for value in self._conditionings(key).values() if is_link(value)}
+        # A sampler or guider is the last of its chain: no node takes its output as a conditioning.
+        ends = [key for key in self.prompt if key not in consumed and is_link(self.prompt[key]["inputs"].get(role))]
+        ends += [
+            key
+            for key, node in self.prompt.items()
+            if role == "positive" and is_link(node["inputs"].get("conditioning")) and key not in consumed
+        ]
+        queue = [(key, role if role in self.prompt[key]["inputs"] else "conditioning") for key in ends]
+        while queue:
+            key, field = queue.pop(0)
+            link = self.prompt[key]["inputs"][field]
+            if not is_link(link) or link[0] not in self.prompt or (link[0], role) in seen:
+                continue
+            seen.add((link[0], role))
+            source, inputs = link[0], self.prompt[link[0]]["inputs"]
+            if text := next((name for name in _TEXTS if name in inputs), None):
+                found.append(self._source((source, text)))
+            elif role in inputs:
+                queue.append((source, role))
+            else:
+                queue += [(source, name) for name in self._conditionings(source)]
+        return list(dict.fromkeys(found))
+
+    def _conditionings(self, key: str) -> dict[str, object]:
+        """The node's given inputs that take a conditioning."""
+        inputs = self.prompt[key]["inputs"]
+        return {
+            name: inputs[name]
+            for name, spec in self.specs(key).items()
+            if spec.kind == "CONDITIONING" and name in inputs
+        }
+
+    def _ambiguous(self, name: str, targets: list[Target]) -> RowFault:
+        places = ", ".join(
+            f"{key}.{field} ({_title(self.prompt[key]) or self.prompt[key]['class_type']})" for key, field in targets
+        )
+        return RowFault(f"{name!r} could be {places}; write which")
+
+
+def _title(node: dict) -> str:
+    meta = node.get("_meta")
+    return str(meta.get("title", "")) if isinstance(meta, dict) else ""

@@ -1,0 +1,1 @@
+"""Camera control of LingBot-World: paths, and what its network is given of them."""

@@ -1,0 +1,226 @@
+"""A Wan VAE decoded in its causal chunks, each written to the result as it comes: the same bits as ComfyUI's decode, in the
+memory of one chunk and the result."""
+
+import logging
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from typing import NamedTuple
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.ldm.wan import vae as wan21
+from comfy.ldm.wan import vae2_2 as wan22
+
+from ..errors import TurboError
+from ..strips import blend, counts, shared, strips
+
+logger = logging.getLogger("turbodiffusion")
+
+# Elements alive at once for each pixel of a frame and each channel of the decoder's last layer, by whether there is more than one
+# chunk, which makes the decoder remember. Traced over the decoder's operators (tests/turbo_core/host/test_decode.py), and a fifth
+# more for what a convolution needs inside.
+_ELEMENTS = {wan21.WanVAE: (6, 43), wan22.WanVAE: (8, 21)}
+
+
+def can_stream(vae: comfy.sd.VAE) -> bool:
+    """Whether `decode` knows this VAE: those of Wan 2.1 (also narrower ones) and Wan 2.2 5B."""
+    return type(vae.first_stage_model) in _ELEMENTS
+
+
+def latent_of(vae: comfy.sd.VAE, samples: dict) -> torch.Tensor:
+    """The video latent in a LATENT. Raises TurboError where a Wan VAE cannot decode it."""
+    vae.throw_exception_if_invalid()
+    latent = samples["samples"]
+    if latent.is_nested:
+        latent = latent.unbind()[0]
+    if can_stream(vae) and (latent.ndim != 5 or latent.shape[1] != vae.latent_channels or 0 in latent.shape):
+        raise TurboError(
+            f"The latent is {list(latent.shape)} and this VAE decodes [batch, {vae.latent_channels}, frames, height, width]: "
+            "connect the latent of a Wan video, or the VAE of the model that made this one."
+        )
+    return latent
+
+
+def stock_decode(vae: comfy.sd.VAE, latent: torch.Tensor) -> torch.Tensor:
+    """What ComfyUI's VAE Decode node returns: [frames, height, width, channels], batch items one after another."""
+    images = vae.decode(latent)
+    return images.reshape(-1, *images.shape[-3:]) if images.ndim == 5 else images
+
+
+def chunk_memory(vae: comfy.sd.VAE, latent: torch.Tensor, count: int = 1) -> int:
+    """Bytes that decoding one chunk of `latent` takes at its peak, cut into `count` strips."""
+    longer, shorter = sorted(latent.shape[3:], reverse=True)
+    strip = strips(longer, count)[0]
+    pixels = (strip.stop - strip.start) * shorter * vae.spacial_compression_decode() ** 2
+    model = vae.first_stage_model
+    elements = _ELEMENTS[type(model)][latent.shape[2] > 1] * model.decoder.head[0].gamma.numel()
+    return elements * pixels * comfy.model_management.dtype_size(vae.vae_dtype)
+
+
+def decoded_shape(vae: comfy.sd.VAE, latent: torch.Tensor) -> tuple[int, int, int, int]:
+    """[frames, height, width, channels] of the decoded latent, batch items one after another."""
+    scale = vae.spacial_compression_decode()
+    channels = vae.first_stage_model.decoder.head[-1].out_channels
+    if isinstance(vae.first_stage_model, wan22.WanVAE):
+        channels //= 4  # it makes patches of 2 x 2 pixels
+    batch, _, length, height, width = latent.shape
+    return batch * vae.upscale_ratio[0](length), height * scale, width * scale, channels
+
+
+def decode_images(vae: comfy.sd.VAE, latent: torch.Tensor) -> torch.Tensor:
+    """An IMAGE: `decode` where it knows the VAE, ComfyUI's own decode otherwise."""
+    if not can_stream(vae):
+        return stock_decode(vae, latent)
+    out = torch.empty(decoded_shape(vae, latent), device=vae.output_device, dtype=vae.vae_output_dtype())
+    decode(vae, latent, out)
+    return out
+
+
+def decode(
+    vae: comfy.sd.VAE, latent: torch.Tensor, out: torch.Tensor, on_frames: Callable[[int], None] = lambda stop: None
+) -> None:
+    """Decodes a latent [B, C, T, h, w] into `out` of `decoded_shape`: values of 0 to 1, or in a uint8 tensor of 0 to 255, cut off
+    as ComfyUI cuts them for a video.
+
+    `on_frames(stop)` says that the frames before `stop` are there. A frame that does not fit in memory is decoded in strips with
+    blended seams; so is the rest after running out of memory. Raises ComfyUI's out-of-memory error when the smallest strip does
+    not fit either, and its interrupt between chunks."""
+    run = _Run(vae, latent, out, on_frames)
+    with comfy.model_management.cuda_device_context(vae.device):
+        comfy.model_management.load_models_gpu(
+            [vae.patcher], memory_required=chunk_memory(vae, latent), force_full_load=vae.disable_offload
+        )
+        free = vae.patcher.get_free_memory(vae.device)
+        choices = _choices(vae, latent, free)
+        if choices[0].strips > 1:
+            logger.info(
+                "A frame does not fit in the %.1f GB free: decoding in %d strips.", free / 1e9, choices[0].strips
+            )
+        item = 0
+        while item < len(latent):
+            # What a failed attempt held is free only once its exception is gone, so the next attempt is outside of `except`.
+            if run.attempt(item, choices[0], last=len(choices) == 1):
+                item += choices[0].items
+            else:
+                comfy.model_management.soft_empty_cache()
+                choices.pop(0)
+                logger.warning("Out of memory while decoding: trying again in %d strips.", choices[0].strips)
+
+
+class _Choice(NamedTuple):
+    """A way to decode: batch items at a time, and strips that a frame is cut into."""
+
+    items: int
+    strips: int
+
+
+def _choices(vae: comfy.sd.VAE, latent: torch.Tensor, free: float) -> list[_Choice]:
+    """The ways that should fit in `free` bytes, best first; the most frugal one even if it should not."""
+    # As many at a time as ComfyUI takes: a convolution over another batch size may round differently.
+    together = int(free / vae.memory_used_decode(latent.shape, vae.vae_dtype))
+    ways = [_Choice(1, count) for count in counts(max(latent.shape[3:]))]
+    fitting = [way for way in ways if chunk_memory(vae, latent, way.strips) <= free] or ways[-1:]
+    return [_Choice(min(together, len(latent)), 1), *fitting] if together > 1 and len(latent) > 1 else fitting
+
+
+class _Run:
+    """One decode: what is to be done, where it goes, and the progress bar."""
+
+    def __init__(self, vae: comfy.sd.VAE, latent: torch.Tensor, out: torch.Tensor, on_frames: Callable[[int], None]):
+        self.vae, self.latent, self._on_frames = vae, latent, on_frames
+        self._out = out.unflatten(0, (len(latent), -1))
+        self._chunks = len(_slices(vae.first_stage_model, latent.shape[2]))
+        self._bar = comfy.utils.ProgressBar(self._chunks * len(latent))
+
+    def attempt(self, first: int, way: _Choice, last: bool) -> bool:
+        """Decodes the batch items from `first`; False when memory ran out and it is not the `last` way."""
+        try:
+            self._decode(slice(first, min(first + way.items, len(self.latent))), way.strips)
+        except Exception as error:
+            if last or not _is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def _decode(self, items: slice, count: int) -> None:
+        scale, frames = self.vae.spacial_compression_decode(), self._out.shape[1]
+        axis = 3 if self.latent.shape[3] > self.latent.shape[4] else 4
+        cut = strips(self.latent.shape[axis], count)
+        # The items before these are done; each of these and the following takes `count` passes.
+        done, left = items.start * self._chunks, (len(self.latent) - items.start) * self._chunks * count
+        for strip, overlap in zip(cut, shared(cut), strict=True):
+            latent = self.latent[items].narrow(axis, strip.start, strip.stop - strip.start)
+            frame = 0
+            for pixels in self._decoded(latent):
+                place = self._out[items, frame : frame + pixels.shape[1]]
+                _write(
+                    pixels,
+                    place.narrow(axis - 1, strip.start * scale, pixels.shape[axis - 1]),
+                    axis - 1,
+                    overlap * scale,
+                )
+                frame += pixels.shape[1]
+                done, left = done + len(pixels), left - len(pixels)
+                self._bar.update_absolute(done, done + left)
+                if strip is cut[-1]:
+                    self._on_frames(items.start * frames + frame)
+        self._on_frames(items.stop * frames)
+
+    def _decoded(self, latent: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The frames [items, n, height, width, channels] of each chunk, 0 to 1."""
+        latent = latent.to(device=self.vae.device, dtype=self.vae.vae_dtype)
+        for chunk in _chunks(self.vae.first_stage_model, latent):
+            pixels = chunk.movedim(1, -1).to(dtype=self.vae.vae_output_dtype())
+            del chunk
+            if self._out.dtype != torch.uint8:
+                pixels = pixels.to(self._out.device)
+            yield self.vae.process_output(pixels)
+
+
+def _write(pixels: torch.Tensor, place: torch.Tensor, axis: int, overlap: int) -> None:
+    """Puts one strip's frames in their place, mixing the first `overlap` pixels with what the strip before left there."""
+    eight_bit = place.dtype == torch.uint8
+    if overlap:
+        old = place.narrow(axis, 0, overlap).to(pixels)
+        seam = pixels.narrow(axis, 0, overlap)
+        seam.copy_(blend(old / 255 if eight_bit else old, seam, axis))
+    place.copy_(to_8_bit(pixels) if eight_bit else pixels)
+
+
+def to_8_bit(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 of 0 to 1, cut off rather than rounded: as ComfyUI does when it encodes a video."""
+    return (pixels * 255).clamp(0, 255).byte()
+
+
+def _slices(model: torch.nn.Module, length: int) -> list[slice]:
+    """The latent frames that ComfyUI's decode gives to the decoder at a time: the first alone, since it makes one frame and every
+    other makes four; then two (Wan 2.1) or one."""
+    size = 2 if isinstance(model, wan21.WanVAE) else 1
+    starts = range(1, length, size)
+    return [slice(start, stop) for start, stop in zip_longest((0, *starts), starts, fillvalue=length)]
+
+
+def _chunks(model: torch.nn.Module, latent: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Decoded [B, C, t, H, W] for each of `_slices`, -1 to 1: the loop of comfy/ldm/wan/vae.py and vae2_2.py."""
+    slices = _slices(model, latent.shape[2])
+    x = model.conv2(latent)
+    if isinstance(model, wan21.WanVAE):
+        memory = [None] * wan21.count_cache_layers(model.decoder) if len(slices) > 1 else None
+    else:
+        memory = [None] * wan22.count_conv3d(model.decoder)
+    for i, part in enumerate(slices):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if isinstance(model, wan21.WanVAE):
+            yield torch.cat(model.decoder(x[:, :, part], feat_cache=memory, feat_idx=[0]), 2)
+        else:
+            out = model.decoder(x[:, :, part], feat_cache=memory, feat_idx=[0], first_chunk=i == 0)
+            yield wan22.unpatchify(out, patch_size=2)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """An accelerator's error as ComfyUI knows it, or the processor's, which torch raises as a RuntimeError."""
+    if comfy.model_management.is_oom(error) or isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(s in str(error) for s in ("can't allocate memory", "bad_alloc"))

@@ -1,0 +1,104 @@
+"""Text conditioning as ComfyUI's own nodes make it, with the encoder in memory only while it works."""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sd
+import torch
+from comfy.text_encoders.wan import UMT5XXlModel
+from comfyui_version import __version__ as comfyui_version
+
+from ..checkpoint import read
+from ..checkpoint.text_encoder import encoder_sizes
+from ..text_cache import TextCache, cache_key
+
+logger = logging.getLogger("turbodiffusion")
+
+VERSION = 1  # of what is kept: raise it when the same text gives another entry
+_EMBEDDING = "embedding:"  # how a prompt names a file, whose content the key does not cover
+
+
+def text_conditioning(
+    path: Path, name: str, text: str, embedding_directories: list[str], cache: TextCache | None = None
+) -> list:
+    """The CONDITIONING of `text`: what CLIPLoader (type wan) and CLIPTextEncode give for the encoder file at `path`, bit for bit.
+
+    `name` identifies the file among the encoders, together with its size and time. With a `cache` the file is read only for
+    a text that is not kept yet. Raises CheckpointError for a file that is no umT5-XXL encoder."""
+    if cache is None or _EMBEDDING in text:
+        return _encode(path, text, embedding_directories)
+    key = _key(path, name, text)
+    kept = cache.get(key)
+    if kept is not None and "cond" in kept:
+        logger.info("The encoded prompt was read from the cache; the text encoder is not needed.")
+        return _conditioning(kept)
+    conditioning = _encode(path, text, embedding_directories)
+    tensors = _tensors(conditioning)
+    if tensors is not None:
+        cache.put(key, tensors)
+    return conditioning
+
+
+def _key(path: Path, name: str, text: str) -> str:
+    status = os.stat(path)
+    return cache_key(
+        version=VERSION,
+        host=comfyui_version,  # its code computes the embedding
+        device=comfy.model_management.text_encoder_device().type,
+        encoder=name.replace("\\", "/"),
+        size=status.st_size,
+        modified=status.st_mtime_ns,
+        text=text,
+    )
+
+
+def _encode(path: Path, text: str, embedding_directories: list[str]) -> list:
+    began = time.perf_counter()
+    clip = _load(path, embedding_directories)
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    # ComfyUI's list of loaded models refers to them weakly: without this reference the weights are gone, on every device.
+    del clip
+    comfy.model_management.soft_empty_cache()
+    logger.info("Encoded the prompt with %s in %.1f s and freed the encoder.", path.name, time.perf_counter() - began)
+    return conditioning
+
+
+def _load(path: Path, embedding_directories: list[str]) -> comfy.sd.CLIP:
+    sizes = encoder_sizes(path.name, read.read(path)[0])
+    return comfy.sd.load_clip(
+        [str(path)],
+        embedding_directory=embedding_directories,
+        clip_type=comfy.sd.CLIPType.WAN,
+        model_options={
+            "umt5xxl_class": _MappedEncoder,
+            "umt5xxl_model_config": sizes,
+            "initial_device": torch.device("cpu"),
+        },
+    )
+
+
+class _MappedEncoder(UMT5XXlModel):
+    """ComfyUI's encoder, its weights used from the file's mapping where ComfyUI would copy them: without dynamic VRAM."""
+
+    def load_sd(self, sd: dict[str, torch.Tensor]):
+        if not getattr(self, "can_assign_sd", False):  # set by CLIP.load_sd
+            for name, declared in self.transformer.named_parameters():
+                if name in sd:
+                    sd[name] = sd[name].to(declared.dtype)
+            self.can_assign_sd = True
+        return super().load_sd(sd)
+
+
+def _tensors(conditioning: list) -> dict[str, torch.Tensor] | None:
+    """What an entry keeps of a conditioning, or None for one that is more than umT5's embedding."""
+    (embedding, options), *more = conditioning
+    if more or any(value is not None for value in options.values()):
+        return None
+    return {"cond": embedding}
+
+
+def _conditioning(kept: dict[str, torch.Tensor]) -> list:
+    return [[kept["cond"].to(comfy.model_management.intermediate_device()), {"pooled_output": None}]]
