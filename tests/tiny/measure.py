@@ -163,13 +163,19 @@ COLUMNS = {
 }
 
 
+def cell(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return "equal" if name == "psnr" and value >= 99 else COLUMNS[name][1].format(value)
+
+
 def markdown(rows: list[Row]) -> str:
     """The rows as a Markdown table with the columns that any of them has."""
     used = [name for name in COLUMNS if any(getattr(row, name) is not None for row in rows)]
     lines = ["| run | " + " | ".join(COLUMNS[name][0] for name in used) + " |", "|---" * (len(used) + 1) + "|"]
     for row in rows:
         values = [getattr(row, name) for name in used]
-        cells = ["" if v is None else COLUMNS[n][1].format(v) for n, v in zip(used, values, strict=True)]
+        cells = [cell(name, value) for name, value in zip(used, values, strict=True)]
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
