@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from td_pack.tests.support import checkpoints, demo, workflows
+from td_pack.tests.support import demo, workflows
 from td_pack.tests.support.jobs import t2v_job
 from td_pack.tests.tiny import vision, world
 
