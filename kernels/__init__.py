@@ -14,6 +14,7 @@ from .ops import (
     int8_quantize,
     layer_norm_modulate,
     layer_norm_modulate_quantize,
+    multiplies_codes,
     rms_norm_rope,
     sparse_linear_attention,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "int8_quantize",
     "layer_norm_modulate",
     "layer_norm_modulate_quantize",
+    "multiplies_codes",
     "nf4_dequantize",
     "quantize_block",
     "rms_norm_rope",

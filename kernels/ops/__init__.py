@@ -9,7 +9,14 @@ from types import MappingProxyType
 from ..backends import Operator
 from . import attention, int8, norm
 from .attention import block_map, block_sparse_attention, sparse_linear_attention
-from .int8 import int8_linear, int8_matmul, int8_matmul_gate_residual, int8_matmul_gelu_quantize, int8_quantize
+from .int8 import (
+    int8_linear,
+    int8_matmul,
+    int8_matmul_gate_residual,
+    int8_matmul_gelu_quantize,
+    int8_quantize,
+    multiplies_codes,
+)
 from .norm import layer_norm_modulate, layer_norm_modulate_quantize, rms_norm_rope
 
 # What a status report asks about, in its words.
@@ -35,6 +42,7 @@ __all__ = [
     "int8_quantize",
     "layer_norm_modulate",
     "layer_norm_modulate_quantize",
+    "multiplies_codes",
     "rms_norm_rope",
     "sparse_linear_attention",
 ]
