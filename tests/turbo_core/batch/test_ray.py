@@ -10,6 +10,7 @@ from collections import Counter
 
 import psutil
 import pytest
+from PIL import Image
 from ray.cluster_utils import Cluster
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.server import ROOT, install
@@ -28,31 +29,35 @@ def base(tmp_path):
     return folder
 
 
-def run(tmp_path, base, workflow: dict, where: list[str], jobs: int, on_event) -> list[dict]:
-    """Runs that many seeds of the workflow to their end, telling `on_event` every event; returns the events."""
-    path = tmp_path / "workflow.json"
-    path.write_text(json.dumps(workflow))
-    options = ["--workflow", path, "--out", tmp_path / "out", "--seeds", f"1-{jobs}", "--json", "--workers", "2"]
-    command = [
-        sys.executable,
-        ROOT / "dev.py",
-        "--here",
-        "batch",
-        *options,
-        "--comfyui-args",
-        f"--base-directory {base}",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    errors = (tmp_path / "stderr").open("w+")
+def start(tmp_path, base, *arguments: object) -> subprocess.Popen:
+    """The command with the folder for results and servers on the tiny models; its events are lines of stdout."""
+    command = [sys.executable, ROOT / "dev.py", "--here", "batch", *arguments, "--out", tmp_path / "out", "--json"]
+    return subprocess.Popen(
+        [*map(str, command), "--comfyui-args", f"--base-directory {base}"],
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "stderr").open("w"),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+
+
+def follow(process: subprocess.Popen, on_event=lambda event, events: None) -> list[dict]:
+    """All events up to the end, each told to `on_event` with those so far."""
     events = []
-    with subprocess.Popen(
-        [*map(str, command), *where], stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
-    ) as process:
+    with process:
         for line in process.stdout:
             events.append(json.loads(line))
             on_event(events[-1], events)
-    errors.seek(0)
-    assert process.returncode == 0, errors.read()
+    return events
+
+
+def run(tmp_path, base, workflow: dict, where: list[str], jobs: int, on_event) -> list[dict]:
+    """Runs that many seeds of the workflow on two workers to their end; returns the events."""
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(workflow))
+    process = start(tmp_path, base, "--workflow", path, "--seeds", f"1-{jobs}", "--workers", 2, *where)
+    events = follow(process, on_event)
+    assert process.returncode == 0, (tmp_path / "stderr").read_text()
     return events
 
 
@@ -66,6 +71,10 @@ def check(out, jobs: int, events: list[dict]) -> None:
     assert {json.loads(settings)["seed"] for _, _, settings in rows} == set(range(1, jobs + 1))
     assert Counter(event["job"] for event in events if event["event"] == "done") == dict.fromkeys(made, 1)
     assert not [path for path in out.iterdir() if path.name.startswith(".partial")]
+    assert_no_server_is_left(events)
+
+
+def assert_no_server_is_left(events: list[dict]) -> None:
     servers = [event["server_pid"] for event in events if "server_pid" in event]
     assert not [
         pid for pid in servers if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -116,3 +125,27 @@ def test_a_lost_machine_s_jobs_are_done_on_the_others(tmp_path, base, t2v):
         cluster.shutdown()
     check(tmp_path / "out", 6, events)
     assert lost and lost[0] in [event["job"] for event in events if event["event"] == "retry"]
+
+
+def test_ctrl_c_ends_the_servers_and_pictures_reach_the_next_ones(tmp_path, base, i2v):
+    for name in ("red", "blue"):
+        Image.new("RGB", (80, 60), name).save(tmp_path / f"{name}.png")
+    (tmp_path / "jobs.csv").write_text("image,seed\nred.png,1\nblue.png,2\nred.png,3\n")
+    (tmp_path / "i2v.json").write_text(json.dumps(i2v))
+    where = ["--ray", "local", "--workers", 1]
+    process = start(tmp_path, base, tmp_path / "jobs.csv", "--workflow", tmp_path / "i2v.json", *where)
+    stopped = []
+
+    def stop(event: dict, events: list[dict]) -> None:
+        """In the middle of the second job."""
+        if event["event"] == "progress" and not stopped and any(e["event"] == "done" for e in events):
+            stopped.append(event["job"])
+            process.send_signal(signal.SIGINT)
+
+    events = follow(process, stop)
+    assert process.returncode == 130, (tmp_path / "stderr").read_text()
+    assert_no_server_is_left(events)
+    resumed = start(tmp_path, base, "--resume", *where)
+    events += follow(resumed)
+    assert resumed.returncode == 0, (tmp_path / "stderr").read_text()
+    check(tmp_path / "out", 3, events)
