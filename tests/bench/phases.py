@@ -5,6 +5,7 @@ Two ways of running it: `phases` with this pack's nodes, and `kept` with ComfyUI
 samples of both must be equal bit for bit. Anonymous memory (RssAnon) is what can push a machine into swapping."""
 
 import argparse
+import itertools
 import shutil
 import tempfile
 import threading
@@ -160,7 +161,7 @@ class PhaseWatch:
 
     def rows(self) -> list[tuple]:
         rows = {}
-        for (began, phase, memory), (ended, *_) in zip(self._samples, self._samples[1:], strict=False):
+        for (began, phase, memory), (ended, *_) in itertools.pairwise(self._samples):
             seconds, anonymous, mapped = rows.get(phase, (0.0, 0.0, 0.0))
             rows[phase] = (seconds + ended - began, max(anonymous, memory["RssAnon"]), max(mapped, memory["RssFile"]))
         return [(phase, *figures) for phase, figures in rows.items()]
