@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io, ui
 
-from . import faults, process, toy_text
+from . import faults, process, slow_file, toy_text
 
 TOKENS = 512
 
@@ -180,6 +180,7 @@ class TestNodes(ComfyExtension):
             TestFailingVAE,
             *faults.NODES,
             *process.NODES,
+            *slow_file.NODES,
         ]
 
 
