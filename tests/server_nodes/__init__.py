@@ -16,6 +16,7 @@ from comfy_api.latest import ComfyExtension, io, ui
 from . import faults, process, slow_file, toy_text
 
 TOKENS = 512
+_PAUSE, _LONGEST = 0.05, 6000  # seconds between two looks, and how many
 
 
 class TestTextEmbedding(io.ComfyNode):
@@ -124,9 +125,11 @@ class TestTrouble(io.ComfyNode):
             category="tests",
             inputs=[
                 io.Latent.Input("samples"),
-                io.Combo.Input("kind", options=["none", "error", "out of memory", "end the process", "wait"]),
+                io.Combo.Input("kind", options=["none", "error", "out of memory", "end the process", "wait", "gate"]),
                 io.String.Input(
-                    "once", default="", tooltip="A file that is made by the first run; later runs do nothing."
+                    "once",
+                    default="",
+                    tooltip="A file; where it exists, nothing happens. The first run makes it, a gate waits for it.",
                 ),
             ],
             outputs=[io.Latent.Output()],
@@ -136,7 +139,7 @@ class TestTrouble(io.ComfyNode):
     def execute(cls, samples: dict, kind: str, once: str) -> io.NodeOutput:
         if once and pathlib.Path(once).exists():
             return io.NodeOutput(samples)
-        if once:
+        if once and kind != "gate":
             pathlib.Path(once).touch()
         if kind == "error":
             raise ValueError("This node always fails.")
@@ -144,9 +147,11 @@ class TestTrouble(io.ComfyNode):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         if kind == "end the process":
             os._exit(9)
-        for _ in range(6000 if kind == "wait" else 0):
+        for _ in range(_LONGEST if kind in ("wait", "gate") else 0):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            time.sleep(0.05)
+            if kind == "gate" and pathlib.Path(once).exists():
+                break
+            time.sleep(_PAUSE)
         return io.NodeOutput(samples)
 
 

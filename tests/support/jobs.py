@@ -99,6 +99,11 @@ def saved(server, prefix: str) -> torch.Tensor:
     return safetensors.torch.load_file(files[-1])["latent_tensor"]
 
 
+def at_the_gate(event: dict) -> bool:
+    """Whether this event of a batch says that a job waits in its node `trouble`, a TestTrouble that is a gate."""
+    return event["event"] == "progress" and event["node"].startswith("trouble ")
+
+
 def run_held(server, prompt: dict, act: Callable[[], object]) -> Result:
     """Runs a prompt in which a test node holds a phase, and calls `act` once it does."""
     held = []

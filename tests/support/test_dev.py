@@ -4,6 +4,7 @@ import hashlib
 import io
 import tarfile
 import threading
+import time
 
 import pytest
 from td_pack.tests.support import environment
@@ -114,11 +115,13 @@ def test_a_second_setup_waits_for_the_first(tmp_path, capsys):
         with environment.lock(tmp_path / "lock"):
             order.append("second")
 
-    thread = threading.Thread(target=second)
+    thread, said, end = threading.Thread(target=second), "", time.monotonic() + 300
     with environment.lock(tmp_path / "lock"):
         thread.start()
-        thread.join(timeout=0.3)
+        while "waiting for another dev.py" not in said:
+            assert time.monotonic() < end, "it does not wait"
+            time.sleep(0.01)
+            said += capsys.readouterr().err
         order.append("first")
-    thread.join(timeout=10)
+    thread.join()
     assert order == ["first", "second"]
-    assert "waiting for another dev.py" in capsys.readouterr().err

@@ -7,11 +7,13 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
 from td_pack.tests.support import checkpoints
+from td_pack.tests.support.jobs import at_the_gate
 from td_pack.tests.support.server import ROOT, install
 
 pytestmark = pytest.mark.server
@@ -28,11 +30,19 @@ def base(tmp_path):
     return folder
 
 
+def gate(tmp_path, row: int) -> Path:
+    """The file that a row's job waits for before it decodes, so that what happens meanwhile happens in the middle of it."""
+    return tmp_path / f"gate-{row}"
+
+
 def run(tmp_path, base, workflow: dict, where: list[str], jobs: int, on_event) -> list[dict]:
-    """Runs that many seeds of the workflow to their end, telling `on_event` every event; returns the events."""
-    path = tmp_path / "workflow.json"
+    """Runs that many seeds of the workflow to their end, each with a gate of its own, telling `on_event` every event; returns the
+    events."""
+    path, table = tmp_path / "workflow.json", tmp_path / "jobs.jsonl"
     path.write_text(json.dumps(workflow))
-    options = ["--workflow", path, "--out", tmp_path / "out", "--seeds", f"1-{jobs}", "--json", "--workers", "2"]
+    rows = ({"seed": row, "trouble.once": str(gate(tmp_path, row))} for row in range(1, jobs + 1))
+    table.write_text("\n".join(map(json.dumps, rows)))
+    options = [table, "--workflow", path, "--out", tmp_path / "out", "--json", "--workers", "2"]
     command = [
         sys.executable,
         ROOT / "dev.py",
@@ -78,26 +88,29 @@ def last_ready(events: list[dict], worker: str) -> dict:
     ]
 
 
-def test_twelve_jobs_on_two_workers_survive_a_killed_worker_and_a_killed_server(tmp_path, base, t2v):
+def test_twelve_jobs_on_two_workers_survive_a_killed_worker_and_a_killed_server(tmp_path, base, gated):
     killed = []
 
     def kill(event: dict, events: list[dict]) -> None:
         """In the middle of a job: first the worker's process, later a server."""
+        if not at_the_gate(event):
+            return
         done = sum(e["event"] == "done" for e in events)
-        if event["event"] == "progress" and (len(killed), done >= 3, done >= 7) in ((0, True, False), (1, True, True)):
+        if (len(killed), done >= 3, done >= 7) in ((0, True, False), (1, True, True)):
             ready = last_ready(events, event["worker"])
             killed.append(event["job"])
             os.kill(ready["server_pid" if len(killed) == 2 else "pid"], signal.SIGKILL)
+        gate(tmp_path, event["row"]).touch()
 
-    events = run(tmp_path, base, t2v, ["--ray", "local"], 12, kill)
+    events = run(tmp_path, base, gated, ["--ray", "local"], 12, kill)
     check(tmp_path / "out", 12, events)
     assert len(killed) == 2
     retried = [event["job"] for event in events if event["event"] == "retry"]
     assert len(retried) >= 2 and set(killed) <= set(retried)
 
 
-def test_a_lost_machine_s_jobs_are_done_on_the_others(tmp_path, base, t2v):
-    """Two nodes of a real Ray cluster on this machine, of which one is killed."""
+def test_a_lost_machine_s_jobs_are_done_on_the_others(tmp_path, base, gated):
+    """Two nodes of a real Ray cluster on this machine, of which one is killed; every job waits for that."""
     settings = {"object_store_memory": OBJECT_STORE, "include_dashboard": False, "num_gpus": 0}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **settings})
     lost = []
@@ -105,13 +118,15 @@ def test_a_lost_machine_s_jobs_are_done_on_the_others(tmp_path, base, t2v):
         other = cluster.add_node(num_cpus=1, **settings)
 
         def remove(event: dict, events: list[dict]) -> None:
-            if lost or event["event"] != "progress":
+            if lost or not at_the_gate(event):
                 return
             if last_ready(events, event["worker"])["node"] == other.node_id:
                 lost.append(event["job"])
                 cluster.remove_node(other, allow_graceful=False)
+                for row in range(1, 7):
+                    gate(tmp_path, row).touch()
 
-        events = run(tmp_path, base, t2v, ["--ray", cluster.address], 6, remove)
+        events = run(tmp_path, base, gated, ["--ray", cluster.address], 6, remove)
     finally:
         cluster.shutdown()
     check(tmp_path / "out", 6, events)
