@@ -88,13 +88,13 @@ def test_nothing_is_installed():
 
 def test_importing_the_pack_is_free(tmp_path):
     seconds, *modules = fresh(
-        "began = time.perf_counter(); load(); print(time.perf_counter() - began, *sys.modules)", tmp_path
+        "began = time.process_time(); load(); print(time.process_time() - began, *sys.modules)", tmp_path
     ).split()
     assert "pack" in modules
     assert not [
         name for name in modules if name.split(".")[0] in ("torch", "triton", "comfy") or name.startswith("pack.")
     ]
-    assert float(seconds) < 0.3  # measured 2 ms; torch alone takes a second, so a busy machine does not blur the two
+    assert float(seconds) < 0.3  # of this process's own CPU time: measured 2 ms, and torch alone takes a second
 
 
 def test_core_and_kernels_import_without_triton_and_comfyui(tmp_path):

@@ -1,7 +1,10 @@
 """dev.py's environment: what names it, and what it refuses."""
 
+import ast
 import hashlib
 import io
+import runpy
+import sys
 import tarfile
 import threading
 import time
@@ -9,6 +12,7 @@ import time
 import pytest
 from td_pack.tests.support import environment
 from td_pack.tests.support.environment import SetupError
+from td_pack.tests.support.server import ROOT
 
 
 def comfyui_folder(path, version="0.30.0"):
@@ -125,3 +129,12 @@ def test_a_second_setup_waits_for_the_first(tmp_path, capsys):
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+def test_a_python_that_is_too_old_is_told_so_before_anything_that_it_cannot_run(monkeypatch):
+    tree = ast.parse((ROOT / "dev.py").read_text(), feature_version=(3, 8))
+    first = next(node for node in tree.body[1:] if not isinstance(node, ast.Import | ast.ImportFrom))
+    assert ast.unparse(first).startswith("if sys.version_info < (3, 10):")
+    monkeypatch.setattr(sys, "version_info", (3, 9, 0))
+    with pytest.raises(SystemExit, match=r"Python 3\.10 or newer is needed"):
+        runpy.run_path(str(ROOT / "dev.py"))
