@@ -99,8 +99,19 @@ def saved(server, prefix: str) -> torch.Tensor:
     return safetensors.torch.load_file(files[-1])["latent_tensor"]
 
 
+def with_gate(workflow: dict) -> dict:
+    """The workflow with a gate before its decoder: a job goes on once the file exists that its `trouble.once` names."""
+    (sample,) = (key for key, given in workflow.items() if given["class_type"] == "TurboDiffusionSample")
+    held = {
+        key: given
+        | {"inputs": {name: ["trouble", 0] if v == [sample, 0] else v for name, v in given["inputs"].items()}}
+        for key, given in workflow.items()
+    }
+    return held | {"trouble": node("TestTrouble", samples=[sample, 0], kind="gate", once="")}
+
+
 def at_the_gate(event: dict) -> bool:
-    """Whether this event of a batch says that a job waits in its node `trouble`, a TestTrouble that is a gate."""
+    """Whether this event of a batch says that a job waits at the gate."""
     return event["event"] == "progress" and event["node"].startswith("trouble ")
 
 

@@ -29,15 +29,6 @@ def tiny(name: str) -> dict:
 
 
 @pytest.fixture
-def gated(t2v) -> dict:
-    """The same with a gate before the decoder: a job goes on once the file exists that its `trouble.once` names."""
-    (sample,) = (key for key, given in t2v.items() if given["class_type"] == "TurboDiffusionSample")
-    for given in t2v.values():
-        given["inputs"] = {name: ["trouble", 0] if v == [sample, 0] else v for name, v in given["inputs"].items()}
-    return t2v | {"trouble": node("TestTrouble", samples=[sample, 0], kind="gate", once="")}
-
-
-@pytest.fixture
 def trouble(tmp_path):
     """Writes a workflow that saves a latent after a TestTrouble, and returns its path."""
     prompt = {

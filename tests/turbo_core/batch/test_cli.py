@@ -13,7 +13,7 @@ import av
 import pytest
 from PIL import Image
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.jobs import at_the_gate
+from td_pack.tests.support.jobs import at_the_gate, with_gate
 from td_pack.tests.support.server import ROOT, ComfyServer
 from td_pack.turbo_core.batch.cli import main
 
@@ -119,9 +119,9 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "dev.py"), "--here", "batch", *map(str, arguments)]
 
 
-def test_a_killed_server_s_jobs_are_done_on_the_other(batch, tmp_path, gated, server):
+def test_a_killed_server_s_jobs_are_done_on_the_other(batch, tmp_path, t2v, server):
     """Each server has a job at the gate, a file in its own folder, when the second is killed."""
-    workflow = write(tmp_path / "t2v.json", json.dumps(gated))
+    workflow = write(tmp_path / "t2v.json", json.dumps(with_gate(t2v)))
     gate = server.base / "the second server is killed"
     with ComfyServer(tmp_path / "second", test_nodes=True) as second:
         checkpoints.write_models(second.models_dir)
