@@ -12,11 +12,12 @@ import folder_paths
 import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io, ui
+from server import PromptServer
 
 from . import faults, process, slow_file, toy_text
 
 TOKENS = 512
-_PAUSE, _LONGEST = 0.05, 6000  # seconds between two looks, and how many
+_PAUSE, _LONGEST, _LOOKS = 0.05, 6000, 20  # seconds between two looks, how many, and how many of them with an audience
 
 
 class TestTextEmbedding(io.ComfyNode):
@@ -115,7 +116,8 @@ class TestFailingVAE(io.ComfyNode):
 
 
 class TestTrouble(io.ComfyNode):
-    """Passes a latent on, or fails in one of the ways that a batch has to survive."""
+    """Passes a latent on, or fails in one of the ways that a batch has to survive; or first waits: for an interrupt, for a file
+    (gate), or for a client beside the one that queued the prompt, who has had a second to see it running (audience)."""
 
     @classmethod
     def define_schema(cls):
@@ -125,7 +127,9 @@ class TestTrouble(io.ComfyNode):
             category="tests",
             inputs=[
                 io.Latent.Input("samples"),
-                io.Combo.Input("kind", options=["none", "error", "out of memory", "end the process", "wait", "gate"]),
+                io.Combo.Input(
+                    "kind", options=["none", "error", "out of memory", "end the process", "wait", "gate", "audience"]
+                ),
                 io.String.Input(
                     "once",
                     default="",
@@ -147,9 +151,13 @@ class TestTrouble(io.ComfyNode):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         if kind == "end the process":
             os._exit(9)
-        for _ in range(_LONGEST if kind in ("wait", "gate") else 0):
+        server, listened = PromptServer.instance, 0
+        for _ in range(_LONGEST if kind in ("wait", "gate", "audience") else 0):
             comfy.model_management.throw_exception_if_processing_interrupted()
             if kind == "gate" and pathlib.Path(once).exists():
+                break
+            listened += bool(server.sockets.keys() - {server.client_id})
+            if kind == "audience" and listened > _LOOKS:
                 break
             time.sleep(_PAUSE)
         return io.NodeOutput(samples)

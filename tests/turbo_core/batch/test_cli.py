@@ -175,23 +175,18 @@ def test_a_stopped_batch_goes_on_where_it_was(batch, tmp_path, trouble, server, 
 
 
 def test_a_killed_batch_joins_the_prompt_that_its_server_still_runs(batch, tmp_path, trouble, server):
-    gate = tmp_path / "gate"
-    settings = ["--set", "trouble.kind=gate", "--set", f"trouble.once={gate}", "--json"]
+    marker = tmp_path / "waited"
+    settings = ["--set", "trouble.kind=audience", "--set", f"trouble.once={marker}"]
     where = ["--out", batch.out, "--server", server.url]
-    with subprocess.Popen(
-        command("--workflow", trouble, *settings, *where), stdout=subprocess.PIPE, text=True
-    ) as running:
-        next(line for line in running.stdout if at_the_gate(json.loads(line)))
-        running.kill()
+    running = subprocess.Popen(command("--workflow", trouble, *settings, *where), stderr=subprocess.DEVNULL)
+    wait_for(marker.exists)
+    running.kill()
+    running.wait()
     (queued,) = json.loads(server.client.get("/queue"))["queue_running"]
-    with subprocess.Popen(command("--resume", "--json", *where), stdout=subprocess.PIPE, text=True) as resumed:
-        events = map(json.loads, resumed.stdout)
-        next(event for event in events if event["event"] == "start")
-        gate.touch()
-        *_, end = events
-    assert resumed.returncode == 0 and (end["event"], end["done"]) == ("end", 1)
+    assert batch("--resume") == 0, batch.said
+    assert states(batch.out) == {"done": 1}
     prompts = [entry["prompt"] for entry in json.loads(server.client.get("/history")).values()]
-    assert [prompt[1] for prompt in prompts if str(gate) in json.dumps(prompt[2])] == [queued[1]], (
+    assert [prompt[1] for prompt in prompts if str(marker) in json.dumps(prompt[2])] == [queued[1]], (
         "nothing is made twice"
     )
 
