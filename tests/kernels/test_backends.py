@@ -228,9 +228,17 @@ class TestComfyKitchen:
     """Its compiled kernels need a GPU; its plain ones have the same signatures and stand in for them here."""
 
     @pytest.fixture
-    def kitchen(self, monkeypatch):
-        eager = pytest.importorskip("comfy_kitchen.backends.eager", reason="comfy_kitchen comes with ComfyUI")
+    def installed(self):
+        pytest.importorskip("comfy_kitchen", reason="comfy_kitchen comes with ComfyUI")
         from td_pack.kernels.kitchen import norm as kitchen
+
+        kitchen._backend.cache_clear()
+        yield kitchen
+        kitchen._backend.cache_clear()
+
+    @pytest.fixture
+    def kitchen(self, installed, monkeypatch):
+        from comfy_kitchen.backends import eager
 
         def get_implementation(function, backend):
             assert backend == "cuda"
@@ -241,11 +249,9 @@ class TestComfyKitchen:
             validate_backend_for_call=lambda name, function, given: SimpleNamespace(success=True),
             get_implementation=get_implementation,
         )
-        monkeypatch.setattr(kitchen, "registry", registry)
-        monkeypatch.setattr(kitchen, "_example", lambda function: {})
-        kitchen._backend.cache_clear()
-        yield kitchen
-        kitchen._backend.cache_clear()
+        monkeypatch.setattr(installed, "registry", registry)
+        monkeypatch.setattr(installed, "_example", lambda function: {})
+        return installed
 
     def test_computes_what_the_definitions_say(self, kitchen):
         assert kitchen.unavailable() is None
@@ -261,11 +267,11 @@ class TestComfyKitchen:
             "a modulation by frame is not its own"
         )
 
-    def test_disabled_by_the_host(self):
-        """ComfyUI disables it below CUDA 13; here there is no GPU at all."""
-        pytest.importorskip("comfy_kitchen", reason="comfy_kitchen comes with ComfyUI")
-        from td_pack.kernels.kitchen import norm as kitchen
-
-        if torch.cuda.is_available():
-            pytest.skip("the reason depends on the GPU")
-        assert "its cuda backend is " in kitchen.unavailable()
+    def test_disabled_by_the_host(self, installed, monkeypatch):
+        """As ComfyUI does below CUDA 13, whether or not there is a GPU."""
+        monkeypatch.setattr(installed.registry, "_disabled", set())
+        assert torch.cuda.is_available() or installed.unavailable().startswith("its cuda backend is not available")
+        for name in ("cuda", "hip"):
+            installed.registry.disable(name)
+        installed._backend.cache_clear()
+        assert installed.unavailable().startswith("its cuda backend is disabled, its hip backend is ")

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from td_pack.tests.support import text_encoders
-from td_pack.tests.support.client import Result
-from td_pack.tests.support.jobs import empty, encoded, i2v_job, loader, node, sampled, saved, t2v_job
+from td_pack.tests.support.jobs import empty, encoded, i2v_job, loader, node, run_held, sampled, saved, t2v_job
 
 pytestmark = pytest.mark.server
 
@@ -74,20 +73,6 @@ def assert_works(server, expected: torch.Tensor) -> None:
     assert {"sample", "decode", "images"} <= set(result.executed_nodes)
     assert torch.equal(saved(server, "after"), expected)
     assert result.outputs["resident"]["text"][0].startswith("0 text encoders;")
-
-
-def run_held(server, prompt: dict, act) -> Result:
-    """Runs a prompt whose phase is held, and calls `act` once it is."""
-    held = []
-
-    def on_event(kind: str, _: dict) -> None:
-        if kind == "test_held":
-            held.append(kind)
-            act()
-
-    result = server.client.run(prompt, on_event=on_event, check=False)
-    assert held == ["test_held"], result.error
-    return result
 
 
 @pytest.mark.parametrize("phase", PHASES)
