@@ -10,6 +10,9 @@ import os
 import sys
 from pathlib import Path
 
+if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts this may have an older one, which fails on what follows
+    sys.exit("dev.py: Python 3.10 or newer is needed.")
+
 ROOT = Path(__file__).resolve().parent
 
 # Command: the module whose main(arguments) runs it inside the environment, and what it does.
@@ -99,8 +102,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts this may have an older one
-        sys.exit("dev.py: Python 3.10 or newer is needed.")
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

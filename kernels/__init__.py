@@ -2,7 +2,6 @@
 is how it runs on a GPU, `kitchen/` how comfy_kitchen does, `backends` decides between them."""
 
 from .backends import Choice, NoBackendError, Operator, eight_bit_format, use_backend
-from .nf4 import nf4_dequantize
 from .ops import (
     OPERATORS,
     block_map,
@@ -14,6 +13,8 @@ from .ops import (
     int8_quantize,
     layer_norm_modulate,
     layer_norm_modulate_quantize,
+    multiplies_codes,
+    nf4_dequantize,
     rms_norm_rope,
     sparse_linear_attention,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "int8_quantize",
     "layer_norm_modulate",
     "layer_norm_modulate_quantize",
+    "multiplies_codes",
     "nf4_dequantize",
     "quantize_block",
     "rms_norm_rope",

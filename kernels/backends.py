@@ -2,6 +2,7 @@
 
     triton          the GPU kernels in `triton/`, where Triton can be imported and reaches the device
     comfy_kitchen   its compiled kernels, where it has the same function of the same tensors (`kitchen/`)
+    dequantized     for int8 linears, on a GPU that multiplies int8 no faster than 16 bits or has no kernel for it
     torch           the definitions in `reference/`: any device, the same numerics, sparse where the operator is sparse
     dense           for sparse attention alone, where even the definition does not run: full attention, with a warning
 
@@ -22,6 +23,7 @@ import torch
 HALF = (torch.float16, torch.bfloat16)
 HEAD_WIDTHS = (64, 128)
 _MIN_CAPABILITY = (8, 0)  # bf16 and int8 tensor cores (NVIDIA)
+_INT8_ON_10 = (3, 9, 0)  # the first Triton that compiles int8 products to UTCIMMA on compute capability 10.x
 
 
 class Choice(NamedTuple):
@@ -93,7 +95,9 @@ def use_backend(name: str) -> Iterator[None]:
 @functools.cache
 def unavailable(backend: str, family: str, device: torch.device) -> str | None:
     """Why a backend does not run a family of operators on a device, or None if it does. The self-test runs here."""
-    missing = {"triton": triton_unavailable, "comfy_kitchen": _kitchen_unavailable}.get(backend, lambda device: None)
+    missing = {"comfy_kitchen": _kitchen_unavailable, "dequantized": _on_cpu}.get(backend, lambda device: None)
+    if backend == "triton":
+        missing = slow_int8 if family == "int8" else triton_unavailable
     reason = missing(device)
     if reason is not None or backend == "dense" or (backend == "torch" and device.type in ("cpu", "meta")):
         return reason
@@ -125,6 +129,26 @@ def triton_unavailable(device: torch.device) -> str | None:
     return None
 
 
+@functools.cache
+def slow_int8(device: torch.device) -> str | None:
+    """Why Triton's int8 products cannot be tried on a device, or would be slower there than 16-bit ones; None if neither."""
+    reason = triton_unavailable(device)
+    if reason is not None or device.type != "cuda" or torch.version.hip is not None:
+        return reason
+    if torch.cuda.get_device_capability(device)[0] == 10 and triton_version() < _INT8_ON_10:
+        wanted = ".".join(map(str, _INT8_ON_10))
+        return f"before Triton {wanted} its int8 products do not use this GPU's tensor cores of the fifth generation"
+    return None
+
+
+def triton_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in importlib.import_module("triton").__version__.split("+")[0].split(".")[:3])
+
+
+def _on_cpu(device: torch.device) -> str | None:
+    return "a CPU computes the definition" if device.type in ("cpu", "meta") else None
+
+
 def _kitchen_unavailable(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"its compiled kernels do not reach a {device.type} device"
@@ -140,7 +164,6 @@ def eight_bit_format(device: torch.device) -> tuple[str, str]:
         return "fp16", f"the most exact, since Triton does not run: {reason}"
     if torch.version.hip is not None:
         return "fp16", "the others are not tried on this kind of GPU"
-    version = tuple(int(part) for part in importlib.import_module("triton").__version__.split("+")[0].split(".")[:3])
     sage = importlib.import_module(".triton.sage_attention", __package__)
-    choice = sage.default_pv(torch.cuda.get_device_capability(device), version)
+    choice = sage.default_pv(torch.cuda.get_device_capability(device), triton_version())
     return choice[0] or "fp16", choice[2]

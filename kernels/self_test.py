@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from .backends import Operator, eight_bit_format
-from .nf4 import NF4
 from .ops import attention, int8, norm
+from .ops.nf4 import NF4
 from .reference.int8 import dequantize_block, quantize_block
 
 # bf16 inputs and output carry 2^-9 relative error each; a broken kernel is off by tens of per cent.

@@ -22,16 +22,16 @@ def _load_pack() -> None:
     spec.loader.exec_module(module)
 
 
-_load_pack()
+def _prepare() -> None:
+    _load_pack()
+    from td_pack.tests.support import host, interpreter
 
-from td_pack.tests.support import interpreter  # noqa: E402, F401 - before anything imports triton, as comfy_kitchen does
+    interpreter.install()  # before ComfyUI's modules, which import triton
+    if "COMFYUI_PATH" in os.environ:  # tests/kernels need none, and run where there are only torch, triton and pytest
+        host.load_host()
 
-if (
-    "COMFYUI_PATH" in os.environ
-):  # tests/kernels need none, and run on a GPU machine that has only torch, triton and pytest
-    from td_pack.tests.support.host import load_host
 
-    load_host()
+_prepare()
 
 
 @pytest.fixture(scope="session")

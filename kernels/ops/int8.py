@@ -20,7 +20,12 @@ MATMUL = Operator(
         "comfy_kitchen": "its int8_linear has one scale for each row of the weight, and these have one for each 128x128 tile"
     },
 )
-LINEAR = Operator("int8_linear", "int8", _MODULES, MATMUL.never)
+LINEAR = Operator(
+    "int8_linear",
+    "int8",
+    {"triton": "triton.int8_linear", "dequantized": "dequantized", "torch": "reference.int8"},
+    MATMUL.never,
+)
 GELU_QUANTIZE = Operator("int8_matmul_gelu_quantize", "int8", _MODULES, MATMUL.never)
 GATE_RESIDUAL = Operator("int8_matmul_gate_residual", "int8", _MODULES, MATMUL.never)
 
@@ -30,10 +35,20 @@ def _unfit(
 ) -> dict[str, str]:
     """Why the kernels cannot compute in `dtype` with this weight."""
     if dtype not in HALF and (weight.device if weight is not None else device).type != "cpu":
-        return {"triton": f"its kernels compute in float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"}
+        name = str(dtype).removeprefix("torch.")
+        return {
+            "triton": f"its kernels compute in float16 and bfloat16, not {name}",
+            "dequantized": f"it is made for float16 and bfloat16, not {name}",
+        }
     if weight is not None and not weight.is_contiguous():
         return {"triton": "its kernels need a contiguous weight"}
     return {}
+
+
+@torch.compiler.assume_constant_result
+def multiplies_codes(device: torch.device) -> bool:
+    """Whether int8 linears on a device multiply int8 codes, so that quantising ahead of them is of use."""
+    return LINEAR.choose(device).backend != "dequantized"
 
 
 def _check_weight(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> None:
@@ -100,14 +115,16 @@ def int8_linear(
 ) -> torch.Tensor:
     """x [..., M, K], quantised by "block" or "row" on the way, times an int8 weight. Returns [..., M, N] in x's dtype.
 
-    Raises ValueError for shapes or dtypes that do not fit together."""
+    Where int8 would be slower, the product is one in x's dtype, and counted as that. Raises ValueError for shapes or dtypes
+    that do not fit together."""
     _check_weight(x, weight, weight_scale)
     check_kind(activation)
-    count("int8 linear")
+    backend = LINEAR.choose(x.device, _unfit(x.dtype, weight)).backend
+    if backend != "dequantized":
+        count("int8 linear")
     if x.numel() == 0:
         return x.new_zeros((*x.shape[:-1], weight.shape[0]))
-    run = LINEAR.find(x.device, _unfit(x.dtype, weight))
-    return run(x, weight, weight_scale, bias, activation=activation)
+    return LINEAR.load(backend)(x, weight, weight_scale, bias, activation=activation)
 
 
 @int8_linear.register_fake

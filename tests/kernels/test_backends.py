@@ -8,8 +8,8 @@ import pytest
 import torch
 from td_pack import kernels
 from td_pack.kernels import OPERATORS, NoBackendError, backends, counting, self_test, use_backend
-from td_pack.kernels.backends import Operator, triton_unavailable, unavailable
-from td_pack.kernels.ops import attention, norm
+from td_pack.kernels.backends import Operator, slow_int8, triton_unavailable, unavailable
+from td_pack.kernels.ops import attention, int8, norm
 from td_pack.kernels.reference import sla
 from td_pack.tests.support.fresh import fresh
 from td_pack.tests.support.interpreter import DEVICE
@@ -21,7 +21,7 @@ FAMILIES = sorted({operator.family for operator in OPERATORS.values()})
 @pytest.fixture(autouse=True)
 def decided_anew():
     """Decisions are kept per device for the life of a process; these tests make their own."""
-    caches = unavailable, triton_unavailable, attention._warn_dense
+    caches = unavailable, triton_unavailable, slow_int8, attention._warn_dense
     for cache in caches:
         cache.cache_clear()
     yield
@@ -60,6 +60,39 @@ def test_a_demanded_backend_runs_or_each_gives_its_reason():
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_the_self_test_passes_on_working_kernels(backend, family):
     assert self_test.fault(backend, family, DEVICE) is None
+
+
+def test_the_self_test_passes_on_dequantized_weights():
+    assert self_test.fault("dequantized", "int8", DEVICE) is None
+
+
+@pytest.mark.parametrize(
+    "capability, triton, slow",
+    [((10, 0), (3, 6, 0), True), ((10, 3), (3, 8, 1), True), ((10, 0), (3, 9, 0), False), ((9, 0), (3, 6, 0), False)]
+    + [((12, 0), (3, 6, 0), False), ((8, 6), (3, 6, 0), False)],
+)
+def test_int8_is_not_multiplied_where_that_is_slower(monkeypatch, capability, triton, slow):
+    monkeypatch.setattr(backends, "triton_unavailable", lambda device: None)
+    monkeypatch.setattr(backends, "triton_version", lambda: triton)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(self_test, "fault", lambda *given: None)
+    choice = OPERATORS["int8 linear"].choose(GPU)
+    assert choice.backend == ("dequantized" if slow else "triton")
+    assert ("before Triton 3.9.0 its int8 products do not use" in str(choice)) == slow
+    assert kernels.multiplies_codes(GPU) != slow
+    assert OPERATORS["sparse attention"].choose(GPU).backend == "triton"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dequantized_weight_is_multiplied_in_float_and_counted_so(dtype):
+    generator = torch.Generator().manual_seed(2)
+    x, bias = torch.randn(2, 9, 200, generator=generator).to(dtype), torch.randn(140, generator=generator)
+    codes, scales = kernels.quantize_block(torch.randn(140, 200, generator=generator))
+    counter = kernels.tally.Counter()
+    with use_backend("dequantized"), counting(counter):
+        actual = kernels.int8_linear(x, codes, scales, bias)
+    weight = kernels.dequantize_block(codes, scales, dtype)
+    assert torch.equal(actual, torch.nn.functional.linear(x, weight, bias.to(dtype))) and not counter
 
 
 @pytest.mark.parametrize("name", ["sparse attention", "8-bit sparse attention", "int8 linear", "norm and rope"])
@@ -102,9 +135,10 @@ def test_the_ladder_goes_down_by_what_fails(monkeypatch):
         in choice.rejected["torch"]
     )
     with pytest.raises(
-        NoBackendError, match=r"No backend can run int8_linear: .*triton: its self-test.*; torch: its self"
+        NoBackendError, match=r"No backend can run int8_matmul: .*triton: its self-test.*; torch: its self"
     ):
-        OPERATORS["int8 linear"].choose(OTHER)
+        int8.MATMUL.choose(OTHER)
+    assert OPERATORS["int8 linear"].choose(OTHER).backend == "dequantized"
 
 
 def test_the_self_test_runs_once_per_device(monkeypatch):
@@ -162,7 +196,7 @@ for title, operator in kernels.OPERATORS.items():
     modules, reason, *choices = out.splitlines()
     assert modules == ""
     assert reason == "it is not installed (pip install triton; on Windows triton-windows)"
-    assert len(choices) == 6
+    assert len(choices) == 7
     assert all(choice.startswith("torch; ") and "not triton: it does not reach" in choice for choice in choices)
 
 
@@ -194,9 +228,17 @@ class TestComfyKitchen:
     """Its compiled kernels need a GPU; its plain ones have the same signatures and stand in for them here."""
 
     @pytest.fixture
-    def kitchen(self, monkeypatch):
-        eager = pytest.importorskip("comfy_kitchen.backends.eager", reason="comfy_kitchen comes with ComfyUI")
+    def installed(self):
+        pytest.importorskip("comfy_kitchen", reason="comfy_kitchen comes with ComfyUI")
         from td_pack.kernels.kitchen import norm as kitchen
+
+        kitchen._backend.cache_clear()
+        yield kitchen
+        kitchen._backend.cache_clear()
+
+    @pytest.fixture
+    def kitchen(self, installed, monkeypatch):
+        from comfy_kitchen.backends import eager
 
         def get_implementation(function, backend):
             assert backend == "cuda"
@@ -207,11 +249,9 @@ class TestComfyKitchen:
             validate_backend_for_call=lambda name, function, given: SimpleNamespace(success=True),
             get_implementation=get_implementation,
         )
-        monkeypatch.setattr(kitchen, "registry", registry)
-        monkeypatch.setattr(kitchen, "_example", lambda function: {})
-        kitchen._backend.cache_clear()
-        yield kitchen
-        kitchen._backend.cache_clear()
+        monkeypatch.setattr(installed, "registry", registry)
+        monkeypatch.setattr(installed, "_example", lambda function: {})
+        return installed
 
     def test_computes_what_the_definitions_say(self, kitchen):
         assert kitchen.unavailable() is None
@@ -227,11 +267,11 @@ class TestComfyKitchen:
             "a modulation by frame is not its own"
         )
 
-    def test_disabled_by_the_host(self):
-        """ComfyUI disables it below CUDA 13; here there is no GPU at all."""
-        pytest.importorskip("comfy_kitchen", reason="comfy_kitchen comes with ComfyUI")
-        from td_pack.kernels.kitchen import norm as kitchen
-
-        if torch.cuda.is_available():
-            pytest.skip("the reason depends on the GPU")
-        assert "its cuda backend is " in kitchen.unavailable()
+    def test_disabled_by_the_host(self, installed, monkeypatch):
+        """As ComfyUI does below CUDA 13, whether or not there is a GPU."""
+        monkeypatch.setattr(installed.registry, "_disabled", set())
+        assert torch.cuda.is_available() or installed.unavailable().startswith("its cuda backend is not available")
+        for name in ("cuda", "hip"):
+            installed.registry.disable(name)
+        installed._backend.cache_clear()
+        assert installed.unavailable().startswith("its cuda backend is disabled, its hip backend is ")

@@ -7,31 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from td_pack.kernels.reference import int8
 from td_pack.tests.support import checkpoints
+from td_pack.tests.support.tensors import decode, draw, relative, spread
 
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=25)
 SIZES = st.sampled_from((1, 2, 127, 128, 129, 300))
 QUANTISERS = pytest.mark.parametrize("quantise, levels", [(int8.quantize_block, 128), (int8.quantize_row, 127)])
-
-
-def draw(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def spread(scales, codes):
-    """The scale of every element, float64: of blocks [..., tiles, tiles] or of rows [..., M]."""
-    scales = scales.double()
-    if scales.ndim < codes.ndim:
-        return scales[..., None].expand(codes.shape)
-    m, k = codes.shape[-2:]
-    return scales.repeat_interleave(128, -2).repeat_interleave(128, -1)[..., :m, :k]
-
-
-def decode(codes, scales):
-    return codes.double() * spread(scales, codes)
-
-
-def relative(got, want):
-    return float((got.double() - want.double()).norm() / want.double().norm())
 
 
 def quantised_linear(m, n, k, *, batch=(), quantise=int8.quantize_block, seed=0):

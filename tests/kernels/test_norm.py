@@ -10,13 +10,13 @@ from td_pack.kernels.reference.norm import layer_norm_modulate, layer_norm_modul
 from td_pack.tests.support.norms import (
     EPS,
     assert_as_good_as,
-    draw,
     error,
     exact_rms_norm_rope,
     host_layer_norm_modulate,
     host_rope,
     wan_freqs,
 )
+from td_pack.tests.support.tensors import draw
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=30)

@@ -1,8 +1,6 @@
 """Properties of the kernels for drawn shapes and seeds, in Triton's interpreter. (Those of the definitions
 are in test_sla.py, test_int8.py and test_norm.py; few small programs each, for the interpreter takes milliseconds for one.)"""
 
-from td_pack.tests.support.interpreter import DEVICE  # isort: skip - before triton is imported
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 from td_pack import kernels
 from td_pack.kernels import use_backend
 from td_pack.kernels.reference import sla
+from td_pack.tests.support.interpreter import DEVICE
 
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=12)
 SEED = st.integers(0, 999)

@@ -1,50 +1,27 @@
 """The int8 kernels against their plain-torch definitions and float64, in Triton's interpreter unless there is a GPU."""
 
-from td_pack.tests.support import interpreter  # noqa: F401, I001 - before triton
-
 import math
+from functools import partial
 
 import pytest
 import torch
 from td_pack.kernels.reference import int8 as reference
 from td_pack.kernels.triton import int8_linear, int8_quantize
 from td_pack.tests.kernels.aot_cases.int8 import CASES
+from td_pack.tests.support import tensors
+from td_pack.tests.support.interpreter import DEVICE
+from td_pack.tests.support.poison import poisoned_memory
+from td_pack.tests.support.tensors import DTYPES, decode
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")  # the interpreter truncates to bfloat16
-CANARY = 16
+draw = partial(tensors.draw, device=DEVICE)
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, which interprets Inf - Inf and exp(1000)
 QUANTISERS = pytest.mark.parametrize("quantise", ["quantize_block", "quantize_row"])
 
 
-class PoisonedTorch:
-    """torch, with outputs that start as NaN (codes as 77) and have a canary behind them."""
-
-    def __init__(self):
-        self.buffers = []
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-    def empty(self, shape, *, dtype, device):
-        fill = math.nan if dtype.is_floating_point else 77
-        self.buffers.append(torch.full((math.prod(shape) + CANARY,), fill, dtype=dtype, device=device))
-        return self.buffers[-1][:-CANARY].view(shape)
-
-
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    poisoned = PoisonedTorch()
-    for module in (int8_quantize, int8_linear):
-        monkeypatch.setattr(module, "torch", poisoned)
-    yield
-    for buffer in poisoned.buffers:
-        canary = buffer[-CANARY:]
-        assert (canary.isnan() if buffer.is_floating_point() else canary == 77).all()
-
-
-def draw(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+def poisoned():
+    with poisoned_memory(int8_quantize, int8_linear):
+        yield
 
 
 def operands(m, n, k, quantise="quantize_block", batch=()):
@@ -55,14 +32,6 @@ def operands(m, n, k, quantise="quantize_block", batch=()):
     )
 
 
-def decode(codes, scales):
-    scales = scales.double()
-    if scales.ndim == codes.ndim:
-        scales = scales.repeat_interleave(128, -1)[..., : codes.shape[-1]]
-        return codes * scales.repeat_interleave(128, -2)[..., : codes.shape[-2], :]
-    return codes * scales[..., None]
-
-
 def assert_equal(got, want):
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
@@ -71,7 +40,7 @@ def assert_equal(got, want):
 def assert_product(got, want):
     """Bit for bit in the interpreter, which does not fuse the multiply-add; on a GPU a last place of few elements."""
     assert got.dtype == want.dtype and got.shape == want.shape
-    if DEVICE == "cpu":
+    if DEVICE.type == "cpu":
         assert torch.equal(got, want)
     elif got.dtype == torch.float32:
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
@@ -82,7 +51,7 @@ def assert_product(got, want):
 
 def assert_near_codes(got, want):
     """Scales to float32's precision of exp, codes up to one on few elements."""
-    torch.testing.assert_close(got[1], want[1], rtol=2e-6 if DEVICE == "cpu" else 1e-2, atol=0)
+    torch.testing.assert_close(got[1], want[1], rtol=2e-6 if DEVICE.type == "cpu" else 1e-2, atol=0)
     difference = (got[0].int() - want[0].int()).abs()
     assert difference.max() <= 1 and (difference > 0).float().mean() < 1e-3
 
@@ -274,7 +243,7 @@ def test_gate_residual(quantise, dtype, gate_shape):
     y = reference.int8_matmul(*given, bias, out_dtype=dtype).double()
     terms = residual.double(), gate.to(dtype).double().view(2, 1, 140) * y
     # one rounding after float32's; on a GPU y may differ in its last place
-    eps = torch.finfo(dtype).eps * (0.5 if DEVICE == "cpu" else 2) + 2e-7
+    eps = torch.finfo(dtype).eps * (0.5 if DEVICE.type == "cpu" else 2) + 2e-7
     assert got.dtype == dtype
     assert ((got - sum(terms)).abs() <= eps * (terms[0].abs() + terms[1].abs()) + torch.finfo(dtype).tiny).all()
     want = reference.int8_matmul_gate_residual(*given, bias, residual=residual, gate=gate)
@@ -313,7 +282,7 @@ def test_the_tile_of_a_fused_quantiser_is_a_scale_s(capability):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
 def test_more_elements_than_int32_counts():
     m, k = (1 << 19) + 100, 4096 + 128
     row = draw(1, k, dtype=torch.float16)

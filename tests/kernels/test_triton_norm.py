@@ -1,56 +1,30 @@
 """The norm kernels, in Triton's interpreter unless there is a GPU."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 from td_pack.kernels.reference import norm as reference
 from td_pack.kernels.reference.int8 import quantize_block as reference_quantize_block
 from td_pack.kernels.triton import layer_norm_modulate, rms_norm_rope
+from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.norms import (
     EPS,
     assert_as_good_as,
-    draw,
     error,
     exact_rms_norm_rope,
     host_layer_norm_modulate,
     rotate,
     wan_freqs,
 )
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = (torch.float32, torch.float16) + (torch.bfloat16,) * (
-    DEVICE == "cuda"
-)  # the interpreter truncates to bfloat16
-CANARY = 4096
-
-
-class PoisonedTorch:
-    """torch, with outputs that start as NaN (codes as 127) and have a canary behind them."""
-
-    def __init__(self):
-        self.buffers = []
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-    def empty(self, shape, *, dtype, device):
-        fill = float("nan") if dtype.is_floating_point else 127
-        self.buffers.append(torch.full((math.prod(shape) + CANARY,), fill, dtype=dtype, device=device))
-        return self.buffers[-1][:-CANARY].view(shape)
+from td_pack.tests.support.poison import poisoned_memory
+from td_pack.tests.support.tensors import DTYPES, draw
 
 
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    poisoned = PoisonedTorch()
-    for module in (rms_norm_rope, layer_norm_modulate):
-        monkeypatch.setattr(module, "torch", poisoned)
-    yield
-    assert poisoned.buffers
-    for buffer in poisoned.buffers:
-        canary = buffer[-CANARY:]
-        assert (canary.isnan() if buffer.is_floating_point() else canary == 127).all()
+def poisoned():
+    with poisoned_memory(rms_norm_rope, layer_norm_modulate) as memory:
+        yield
+    assert memory.buffers
 
 
 def rope(x, weight, freqs, heads, module=rms_norm_rope):
@@ -122,7 +96,7 @@ def test_quantised_by_block(batch, length, frames, width, dtype):
     torch.testing.assert_close(scales, want_scales, rtol=max(1e-5, torch.finfo(dtype).eps), atol=0)
     difference = (codes.int() - want_codes.int()).abs()
     assert difference.max() <= 1 and difference.float().mean() < 2e-3
-    if DEVICE == "cpu":  # the codes are the quantiser's of the other kernel's values, to the bit
+    if DEVICE.type == "cpu":  # the codes are the quantiser's of the other kernel's values, to the bit
         apart = reference_quantize_block(modulate(*inputs))
         assert torch.equal(codes, apart[0]) and torch.equal(scales, apart[1])
 

@@ -1,8 +1,6 @@
 """Tensors of more elements than a 32-bit integer counts, without the memory: views over pages that nothing touches, and launches
 on meta tensors, which are recorded and not run."""
 
-from td_pack.tests.support.interpreter import DEVICE  # isort: skip - before triton is imported
-
 import importlib
 import math
 import pkgutil
@@ -20,6 +18,7 @@ from td_pack.kernels.triton import (
     rms_norm_rope,
     sage_attention,
 )
+from td_pack.tests.support.interpreter import DEVICE
 
 # 128 rows of the largest tile lie 2^31 elements apart, and offsets inside a tile still fit 32 bits.
 LENGTH, STRIDE = 129, 1 << 24

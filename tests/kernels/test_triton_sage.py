@@ -2,9 +2,8 @@
 
 Runs in the interpreter without a GPU (float32 and float16: it does not round to bfloat16), and for real with one."""
 
-from td_pack.tests.support import interpreter  # noqa: F401  isort: skip - before triton is imported
-
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +13,8 @@ import triton.language as tl
 import triton.runtime.interpreter as triton_interpreter
 from td_pack.kernels.reference import sage as reference
 from td_pack.kernels.reference import sla
+from td_pack.kernels.triton import block_map, kv_prepare
+from td_pack.kernels.triton import kv_quantize as quantizer
 from td_pack.kernels.triton import sage_attention as attention
 from td_pack.kernels.triton.kv_quantize import kv_quantize
 from td_pack.kernels.triton.sage_attention import (
@@ -23,18 +24,20 @@ from td_pack.kernels.triton.sage_attention import (
     sage_sparse_linear_attention,
 )
 from td_pack.tests.kernels.aot_cases import sage as aot_cases
+from td_pack.tests.support import tensors
+from td_pack.tests.support.interpreter import DEVICE
+from td_pack.tests.support.poison import poisoned_memory
+from td_pack.tests.support.tensors import DTYPES, relative
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CAPABILITY = torch.cuda.get_device_capability() if DEVICE == "cuda" else (12, 0)
-CANARY = 80
+CAPABILITY = torch.cuda.get_device_capability() if DEVICE.type == "cuda" else (12, 0)
 FORMATS = [pv for pv in reference.PV_FORMATS if pv != "fp8" or CAPABILITY >= (8, 9)]
 # Relative L2 and cosine of 8-bit attention against float64: what the formats cost (measured, times about 1.7).
 BOUNDS = {"fp16": (2.5e-2, 0.9997), "int8": (3.5e-2, 0.9995), "fp8": (6.5e-2, 0.998)}
 # Relative L2 against the reference on the same codes: exp2 differs in its last bit, and a weight then rounds the other way
 # once in a while. The GPU's exp2 is less exact, and its fp8 sums may be rounded to float16.
-SAME = {"fp16": 2e-5, "int8": 1e-4, "fp8": 5e-4} if DEVICE == "cpu" else {"fp16": 1e-4, "int8": 2e-3, "fp8": 5e-3}
-DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
+SAME = {"fp16": 2e-5, "int8": 1e-4, "fp8": 5e-4} if DEVICE.type == "cpu" else {"fp16": 1e-4, "int8": 2e-3, "fp8": 5e-3}
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 500]
+draw = partial(tensors.draw, device=DEVICE)
 
 
 @pytest.fixture(autouse=True)
@@ -51,25 +54,9 @@ def round_to_fp8(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch):
-    """New tensors hold NaN or 127 and end in a canary: unwritten elements and writes past the end are seen."""
-    empty, guarded = torch.empty, []
-
-    def poisoned(*shape, **options):
-        shape = torch.Size(shape[0] if isinstance(shape[0], tuple) else shape)
-        memory = empty(shape.numel() + 16, **options).fill_(float("nan") if options["dtype"].is_floating_point else 127)
-        memory[shape.numel() :] = CANARY
-        guarded.append((memory, shape.numel()))
-        return memory[: shape.numel()].view(shape)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-    yield
-    for memory, size in guarded:
-        assert (memory[size:].float() == CANARY).all()
-
-
-def draw(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+def poisoned():
+    with poisoned_memory(attention, block_map, kv_prepare, quantizer, sla):
+        yield
 
 
 def inputs(length=300, d=64, b=1, h=2, dtype=torch.float32, peaked=False):
@@ -81,11 +68,6 @@ def inputs(length=300, d=64, b=1, h=2, dtype=torch.float32, peaked=False):
 
 def quantized(k, v, pv, module=reference.kv_quantize):
     return module(k, v, k.mean(1, dtype=torch.float32), v.abs().amax(1).float(), pv=pv)
-
-
-def relative(got, want):
-    assert got.shape == want.shape
-    return ((got.double() - want.double()).norm() / want.double().norm()).item()
 
 
 def assert_within(got, want, pv):
@@ -106,7 +88,7 @@ def assert_same_codes(got, want):
     for a, b in zip(got, want, strict=True):
         if a is None or b is None:
             assert a is b
-        elif DEVICE == "cpu":
+        elif DEVICE.type == "cpu":
             assert a.dtype == b.dtype and torch.equal(a.float(), b.float())
         elif a.dtype == torch.int8:
             assert (a.int() - b.int()).abs().max() <= 1 and (a != b).float().mean() < 1e-3
@@ -194,7 +176,7 @@ def test_strided_queries_in_a_batch_equal_single_runs_bit_for_bit(pv):
 @pytest.mark.parametrize("d", [64, 128])
 def test_fp8_products_added_up_in_float16(monkeypatch, d):
     """448 * 2.25 for each of 64 keys is the most that can come, and float16 holds it."""
-    if DEVICE == "cuda" and CAPABILITY < (8, 9):
+    if DEVICE.type == "cuda" and CAPABILITY < (8, 9):
         pytest.skip("this GPU has no fp8 tensor cores")
     tile = attention.tile
     monkeypatch.setattr(attention, "tile", lambda *arguments: {**tile(*arguments), "SUM16": True})
@@ -215,7 +197,7 @@ def test_no_block_gives_zeros_and_the_linear_branch(pv):
     linear = linear_operands()
     got = sage_attention(q, *operands, nothing, 130, pv=pv, linear=linear)
     want = reference.sage_attention(q, *operands, nothing, 130, pv=pv, linear=linear)
-    torch.testing.assert_close(got, want, rtol=1e-2 if DEVICE == "cuda" else 1e-4, atol=1e-3)
+    torch.testing.assert_close(got, want, rtol=1e-2 if DEVICE.type == "cuda" else 1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])

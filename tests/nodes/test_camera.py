@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from td_pack.tests.support import checkpoints, lingbot
 from td_pack.tests.support.client import ExecutionFailed
-from td_pack.tests.support.jobs import loader, node, saved, text
+from td_pack.tests.support.jobs import attention, custom_sampled, loader, node, sampled, saved, started, text
 
 pytestmark = pytest.mark.server
 CAM_HIGH, CAM_LOW, ACT = "lingbot_cam_high.safetensors", "lingbot_cam_low.safetensors", "lingbot_act.safetensors"
@@ -44,17 +44,7 @@ def camera_job(prefix: str, steps: int = 3, cfg: float = 2.0, **changes) -> dict
         "picture": node("EmptyImage", width=64, height=48, batch_size=1, color=0x3366CC),
         "path": node("TurboDiffusionCameraPath", **PATH),
         "embed": node("TurboDiffusionCameraEmbed", camera=["path", 0], width=64, height=48, control="cam"),
-        "video": node(
-            "WanImageToVideo",
-            positive=["text", 0],
-            negative=["bad", 0],
-            vae=["vae", 0],
-            width=64,
-            height=48,
-            length=["path", 1],
-            batch_size=1,
-            start_image=["picture", 0],
-        ),
+        "video": started(negative="bad", height=48, length=["path", 1]),
         "camera": node(
             "TurboDiffusionCameraCondition",
             positive=["video", 0],
@@ -74,14 +64,7 @@ def camera_job(prefix: str, steps: int = 3, cfg: float = 2.0, **changes) -> dict
         "sampler": node("KSamplerSelect", sampler_name="uni_pc_bh2"),
         "sigmas": node("BasicScheduler", model=["high", 0], scheduler="simple", steps=steps, denoise=1.0),
         "noise": node("RandomNoise", noise_seed=5),
-        "sample": node(
-            "SamplerCustomAdvanced",
-            noise=["noise", 0],
-            guider=["guider", 0],
-            sampler=["sampler", 0],
-            sigmas=["sigmas", 0],
-            latent_image=["video", 2],
-        ),
+        "sample": custom_sampled(["video", 2]),
         "save": node("SaveLatent", samples=["sample", 0], filename_prefix=prefix),
     } | changes
 
@@ -168,19 +151,7 @@ def test_a_few_steps_with_a_lora(models):
     checkpoints.write_safetensors(models.models_dir / "loras" / "camera_turbo.safetensors", lora)
     few = {
         "lora": node("TurboDiffusionLoRA", model=["high", 0], lora_name="camera_turbo.safetensors", strength=1.0),
-        "sample": node(
-            "TurboDiffusionSample",
-            high=["high", 0],
-            positive=["camera", 0],
-            latent=["video", 2],
-            seed=5,
-            steps=4,
-            sigma_max=0,
-            boundary=0.9,
-            mode="sde",
-            noise_device="cpu",
-            low=["low", 0],
-        ),
+        "sample": sampled(5, 4, high=["high", 0], low=["low", 0], positive=["camera", 0], latent=["video", 2]),
     }
     plain = ran(models, "few", **few)
     few["sample"]["inputs"]["high"] = ["lora", 0]
@@ -190,9 +161,7 @@ def test_a_few_steps_with_a_lora(models):
 
 
 def test_block_sparse_attention_needs_asking_for(models):
-    sparse = dict(model=["high", 0], mode="sla", topk=0.5, dense_blocks="")
-    attention = node("TurboDiffusionSLA", **sparse, allow_untrained=False)
-    job = camera_job("sparse", attention=attention)
+    job = camera_job("sparse", attention=attention(model="high", topk=0.5))
     job["guider"]["inputs"]["high"] = ["attention", 0]
     with pytest.raises(ExecutionFailed, match="no trained proj_l"):
         models.client.run(job)

@@ -8,22 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 from td_pack.tests.support import text_encoders
-from td_pack.tests.support.client import Result
-from td_pack.tests.support.jobs import empty, encoded, i2v_job, loader, node, sampled, saved, t2v_job
+from td_pack.tests.support.jobs import empty, encoded, i2v_job, loader, node, run_held, sampled, saved, t2v_job
 
 pytestmark = pytest.mark.server
 
-PHASES = ["text encode", "image encode", "load high", "sample high", "switch", "sample low", "decode"]
+DECODERS = {
+    "decode": "VAEDecode",
+    "streamed decode": "TurboDiffusionVAEDecode",
+    "video decode": "TurboDiffusionVAEDecodeVideo",
+}
+PHASES = ["text encode", "image encode", "load high", "sample high", "switch", "sample low", *DECODERS]
 # Where the fault strikes: at a call of a module, four steps of two blocks being high, high, low, low; or in loading an expert.
 CALLS = {
     "text encode": ("T5Block", 1),
     "image encode": ("Encoder3d", 2),
     "sample high": ("TurboBlock", 2),
     "sample low": ("TurboBlock", 6),
-    "decode": ("Decoder3d", 2),
-}
+} | dict.fromkeys(DECODERS, ("Decoder3d", 2))
 LOADS = {"load high": "model", "switch": "low"}
-TILED_INSTEAD = {"image encode", "decode"}  # ComfyUI's VAE goes on in tiles
+TILED_INSTEAD = {"image encode", *DECODERS}  # ComfyUI's VAE goes on in tiles, and so do our nodes
 
 
 def fault(passed, phase: str | None, what: str) -> dict:
@@ -38,10 +41,14 @@ def job(prefix: str, phase: str | None = None, what: str = "oom") -> dict:
         "model": loader(text_encoders.SMALL_HIGH),
         "text": encoded(),
         "fault": fault(["text", 0], phase, what),
-        "decode": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
+        "decode": node(DECODERS.get(phase, "VAEDecode"), samples=["sample", 0], vae=["vae", 0]),
         "images": node("PreviewImage", images=["decode", 0]),
     }
-    prompt["latent"]["inputs"]["positive"] = ["fault", 0]
+    if phase == "video decode":
+        prompt["decode"]["inputs"]["fps"] = 16.0
+        video = {"video": ["decode", 0], "filename_prefix": prefix, "format": "auto", "codec": "auto"}
+        prompt["images"] = node("SaveVideo", **video)
+    prompt["latent"]["inputs"] |= {"positive": ["fault", 0], "width": 192}  # wide enough to be decoded in strips
     if phase == "text encode":
         prompt["words"] = fault(text_encoders.PROMPT, phase, what)
         prompt["text"] = encoded(words=["words", 0], cache=False)
@@ -66,20 +73,6 @@ def assert_works(server, expected: torch.Tensor) -> None:
     assert {"sample", "decode", "images"} <= set(result.executed_nodes)
     assert torch.equal(saved(server, "after"), expected)
     assert result.outputs["resident"]["text"][0].startswith("0 text encoders;")
-
-
-def run_held(server, prompt: dict, act) -> Result:
-    """Runs a prompt whose phase is held, and calls `act` once it is."""
-    held = []
-
-    def on_event(kind: str, _: dict) -> None:
-        if kind == "test_held":
-            held.append(kind)
-            act()
-
-    result = server.client.run(prompt, on_event=on_event, check=False)
-    assert held == ["test_held"], result.error
-    return result
 
 
 @pytest.mark.parametrize("phase", PHASES)

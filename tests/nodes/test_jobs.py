@@ -1,14 +1,11 @@
 """Jobs queued through a live server: what the nodes return, what they cache, and what they say when something is wrong."""
 
-import threading
-
 import pytest
 import safetensors.torch
 import torch
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.client import ExecutionFailed, PromptRejected
-from td_pack.tests.support.full_size import write_expert
-from td_pack.tests.support.jobs import empty, i2v_job, loader, node, sampled, saved, t2v_job, text
+from td_pack.tests.support.client import ExecutionFailed
+from td_pack.tests.support.jobs import attention, custom_sampled, empty, i2v_job, loader, node, sampled, saved, t2v_job
 from td_pack.tests.support.models import conditioning, relative_error
 
 pytestmark = pytest.mark.server
@@ -39,14 +36,7 @@ def test_golden_samples_come_out_of_the_queue(server, name, tolerance):
         job["low"] = loader(f"{name}1.pth")
         job["sample"]["inputs"]["low"] = ["low", 0]
     if case["sla_topk"]:
-        job["attention"] = node(
-            "TurboDiffusionSLA",
-            model=["model", 0],
-            mode="sla",
-            topk=case["sla_topk"],
-            dense_blocks="",
-            allow_untrained=False,
-        )
+        job["attention"] = attention(topk=case["sla_topk"])
         job["sample"]["inputs"]["high"] = ["attention", 0]
     server.client.run(job)
     assert relative_error(latent_format.process_in(saved(server, name)), tensors["samples"]) <= tolerance
@@ -60,14 +50,7 @@ def test_the_separate_nodes_give_the_same_bits_as_the_all_in_one(server):
         "sampler": node("TurboDiffusionSampler", mode="sde", noise_device="cpu"),
         "guider": node("TurboDiffusionGuider", high=["model", 0], positive=["latent", 0], boundary=0.9, low=["low", 0]),
         "noise": node("RandomNoise", noise_seed=3),
-        "sample": node(
-            "SamplerCustomAdvanced",
-            noise=["noise", 0],
-            guider=["guider", 0],
-            sampler=["sampler", 0],
-            sigmas=["sigmas", 0],
-            latent_image=["latent", 2],
-        ),
+        "sample": custom_sampled(["latent", 2]),
         "save": node("SaveLatent", samples=["sample", 0], filename_prefix="parts"),
     }
     server.client.run(parts)
@@ -136,165 +119,6 @@ def test_stock_lora_nodes_work_on_the_model(server, style):
     assert torch.equal(saved(server, "plain"), saved(server, "unpatched"))
 
 
-def test_an_interrupt_inside_a_step_leaves_the_server_working(server):
-    big = t2v_job("interrupted", latent=empty(384, 384, 33), sample=sampled(seed=21, steps=16))
-    timers = []
-
-    def interrupt_soon(kind: str, data: dict) -> None:
-        if kind == "progress" and data["node"] == "sample" and not timers:
-            timers.append(threading.Timer(0.05, server.client.interrupt))
-            timers[0].start()
-
-    result = server.client.run(big, on_event=interrupt_soon, check=False)
-    assert result.interrupted and 1 <= len(result.of("progress")) < 16
-    server.client.run(t2v_job("after", sample=sampled(seed=22)))
-    assert torch.isfinite(saved(server, "after")).all()
-
-
-def test_an_interrupt_while_the_low_expert_is_read_leaks_nothing(server):
-    """The low expert's file takes seconds to read (its ffn is wide, its file sparse); the interrupt comes in the second of six high steps."""
-    low = server.models_dir / "diffusion_models" / "wide_low.safetensors"
-    write_expert(low, 0, sparse=True, dim=256, ffn_dim=1 << 22, layers=2, in_channels=36)
-    job = i2v_job("overlap", 16, low.name)
-    job["latent"]["inputs"] |= {"width": 128, "height": 128}
-
-    def interrupt(kind: str, data: dict) -> None:
-        if kind == "progress" and data["node"] == "sample" and data["value"] == 1:
-            server.client.interrupt()
-
-    try:
-        assert server.client.run(job, on_event=interrupt, check=False).interrupted
-        report = server.client.run({"status": node("TurboDiffusionStatus")}).outputs["status"]["text"][0]
-        assert "of the low expert read ahead: It was stopped" in report
-        held = server.client.run({"process": node("TestProcess")}).outputs["process"]["text"]
-        assert held and not [name for name in held if "read-ahead" in name or name.endswith(low.name)]
-        server.client.run(i2v_job("after", 4, checkpoints.I2V_LOW))
-        assert torch.isfinite(saved(server, "after")).all()
-    finally:
-        low.unlink()
-
-
-BAD_VALUES = [
-    ("model", "model_name", "absent.pth", "value_not_in_list", "absent.pth"),
-    ("model", "dtype", "int4", "value_not_in_list", "int4"),
-    ("sample", "boundary", 0.0, "value_smaller_than_min", "boundary"),
-    ("sample", "boundary", 1.5, "value_bigger_than_max", "boundary"),
-    ("sample", "seed", -1, "value_smaller_than_min", "seed"),
-    ("sample", "mode", "euler", "value_not_in_list", "euler"),
-    ("sample", "steps", 0, "custom_validation_failed", "steps is 0: choose 1 to 16"),
-    ("sample", "steps", 17, "custom_validation_failed", "steps is 17: choose 1 to 16"),
-    ("sample", "sigma_max", 10.0, "custom_validation_failed", "it must exceed 14.2"),
-    ("sample", "sigma_max", -1.0, "custom_validation_failed", "choose a positive number"),
-    ("sample", "sigma_max", "inf", "custom_validation_failed", "choose a positive number"),
-    ("sample", "latent", ["text", 0], "return_type_mismatch", "latent"),
-]
-
-
-@pytest.mark.parametrize("name,field,value,kind,details", BAD_VALUES)
-def test_what_is_visible_before_running_is_a_node_error(server, name, field, value, kind, details):
-    job = t2v_job("bad")
-    job[name]["inputs"][field] = value
-    with pytest.raises(PromptRejected) as caught:
-        server.client.queue(job)
-    errors = caught.value.node_errors[name]["errors"]
-    assert any(error["type"] == kind and details in error["details"] for error in errors), errors
-
-
-def test_a_bad_attention_share_is_a_node_error(server):
-    for topk, kind in ((0.0, "value_smaller_than_min"), (1.1, "value_bigger_than_max")):
-        job = t2v_job(
-            "bad",
-            sample=sampled(high=["attention", 0]),
-            attention=node(
-                "TurboDiffusionSLA", model=["model", 0], mode="auto", topk=topk, dense_blocks="", allow_untrained=False
-            ),
-        )
-        with pytest.raises(PromptRejected) as caught:
-            server.client.queue(job)
-        assert caught.value.node_errors["attention"]["errors"][0]["type"] == kind
-
-
-def attention(mode: str, dense_blocks: str = "") -> dict:
-    return {
-        "attention": node(
-            "TurboDiffusionSLA",
-            model=["model", 0],
-            mode=mode,
-            topk=0.1,
-            dense_blocks=dense_blocks,
-            allow_untrained=False,
-        ),
-        "sample": sampled(high=["attention", 0]),
-    }
-
-
-BAD_LINKS = [
-    ("wrong text encoder", {"text": text(width=768)}, "The text conditioning is 768 wide and this model takes 4096"),
-    (
-        "image latent",
-        {"latent": node("EmptyLatentImage", width=64, height=64, batch_size=1)},
-        "16-channel video latent",
-    ),
-    ("no image", {"model": loader(checkpoints.I2V_HIGH)}, "the conditioning holds no image"),
-    (
-        "other expert",
-        {"low": loader(checkpoints.I2V_LOW), "sample": sampled(steps=4, low=["low", 0])},
-        "their task differs",
-    ),
-    ("no negative", {"sample": sampled(cfg_high=2.0)}, "needs a negative conditioning"),
-    ("blocks", attention("sla", "7"), "this model's blocks are 0 to 1"),
-    ("other loader", {"model": node("VAELoader", vae_name=checkpoints.VAE)}, None),
-]
-
-
-@pytest.mark.parametrize("problem,changes,message", BAD_LINKS, ids=[case[0] for case in BAD_LINKS])
-def test_what_arrives_on_a_link_is_the_node_s_error(server, problem, changes, message):
-    job = t2v_job("bad", **changes)
-    if message is None:
-        with pytest.raises(PromptRejected):
-            server.client.queue(job)
-        return
-    with pytest.raises(ExecutionFailed, match=message):
-        server.client.run(job)
-
-
-FILES = {
-    "empty.pth": (b"", "empty.pth is empty; download it again"),
-    "page.pth": (b"<!DOCTYPE html><html></html>" * 9, "page.pth is a web page"),
-    "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-    "lora.safetensors": (
-        {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(4, 256)},
-        "looks like a LoRA",
-    ),
-    "vae.safetensors": (
-        {"decoder.head.0.gamma": torch.zeros(8, 1, 1, 1), "encoder.x": torch.zeros(1)},
-        "looks like a VAE",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_no_wan_model_says_what_it_is(server, name):
-    content, message = FILES[name]
-    path = server.models_dir / "diffusion_models" / name
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif name.endswith(".pth"):
-        checkpoints.write_pth(path, content)
-    else:
-        checkpoints.write_safetensors(path, content)
-    with pytest.raises(ExecutionFailed, match=message):
-        server.client.run(t2v_job("bad", model=loader(name)))
-
-
-def test_a_cut_file_says_so_and_the_next_prompt_works(server):
-    whole = server.models_dir / "diffusion_models" / checkpoints.T2V_SLA
-    (server.models_dir / "diffusion_models" / "cut.pth").write_bytes(whole.read_bytes()[:-5000])
-    with pytest.raises(ExecutionFailed, match="cut.pth is cut short: its end is missing; download it again"):
-        server.client.run(t2v_job("bad", model=loader("cut.pth")))
-    server.client.run(t2v_job("after cut"))
-
-
 def test_our_lora_node_reports_its_layers_on_an_int8_model(server):
     checkpoints.write_pth(
         server.models_dir / "diffusion_models" / "quant.pth", checkpoints.upstream_state_dict(41, sla=True, int8=True)
@@ -327,15 +151,7 @@ def test_the_status_reports_the_run_before_it(server):
 
 def test_dense_first_steps(server):
     job = t2v_job("dense steps", sample=sampled(high=["sla", 0], seed=31, steps=4)) | {
-        "sla": node(
-            "TurboDiffusionSLA",
-            model=["model", 0],
-            mode="sla",
-            topk=0.1,
-            dense_blocks="",
-            allow_untrained=False,
-            dense_steps=1,
-        ),
+        "sla": attention(dense_steps=1),
         "status": node("TurboDiffusionStatus", any=["sample", 0]),
     }
     text = server.client.run(job).outputs["status"]["text"][0]

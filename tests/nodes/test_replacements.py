@@ -7,7 +7,7 @@ from PIL import Image
 from td_pack.nodes.replacements import OLD, with_absent_inputs
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.client import ExecutionFailed, PromptRejected
-from td_pack.tests.support.jobs import node, saved, text
+from td_pack.tests.support.jobs import attention, node, sampled, saved, started, text
 
 pytestmark = pytest.mark.server
 
@@ -117,33 +117,19 @@ def test_old_i2v_prompt_equals_todays_graph(server):
         for name in (checkpoints.I2V_HIGH, checkpoints.I2V_LOW)
     )
     for name in ("high", "low"):
-        job[f"{name} dense"] = node(
-            "TurboDiffusionSLA", model=[name, 0], mode="dense", topk=0.1, dense_blocks="", allow_untrained=False
-        )
+        job[f"{name} dense"] = attention("dense", name)
     job["first"] = node("ImageFromBatch", image=["image", 0], batch_index=0, length=1)
     job["fitted"] = node("ImageScale", image=["first", 0], upscale_method="lanczos", crop="center", **size)
     job["vae"] = node("VAELoader", vae_name=checkpoints.VAE)
-    job["start"] = node(
-        "WanImageToVideo",
-        positive=["text", 0],
-        negative=["text", 0],
-        vae=["vae", 0],
-        length=9,
-        batch_size=1,
-        start_image=["fitted", 0],
-        **size,
-    )
-    job["sample"] = node(
-        "TurboDiffusionSample",
+    job["start"] = started("fitted", **size)
+    job["sample"] = sampled(
+        42,
+        4,
         high=["high dense", 0],
         low=["low dense", 0],
         positive=["start", 0],
         latent=["start", 2],
-        seed=42,
-        steps=4,
         sigma_max=200.0,
-        boundary=0.9,
-        mode="sde",
         noise_device="gpu",
     )
     job["frames"] = node("TurboDiffusionVAEDecode", samples=["sample", 0], vae=["vae", 0])
@@ -194,29 +180,8 @@ def test_the_old_sampler_of_latents_is_wan_image_to_video(server):
         "text": text(),
         "vae": node("TurboWanVAELoader", vae_name=checkpoints.VAE),
         "image": node("EmptyImage", width=64, height=48, batch_size=1, color=0xCC3300),
-        "start": node(
-            "TurboWanSampler",
-            positive=["text", 0],
-            negative=["text", 0],
-            vae=["vae", 0],
-            width=64,
-            height=48,
-            length=9,
-            batch_size=1,
-            start_image=["image", 0],
-        ),
-        "sample": node(
-            "TurboDiffusionSample",
-            high=["high", 0],
-            positive=["start", 0],
-            latent=["start", 2],
-            seed=1,
-            steps=1,
-            sigma_max=0,
-            boundary=0.9,
-            mode="sde",
-            noise_device="cpu",
-        ),
+        "start": started("image", kind="TurboWanSampler", height=48),
+        "sample": sampled(1, 1, high=["high", 0], positive=["start", 0], latent=["start", 2]),
         "save": node("SaveLatent", samples=["sample", 0], filename_prefix="old start"),
     }
     server.client.run(job)

@@ -12,10 +12,12 @@ import folder_paths
 import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io, ui
+from server import PromptServer
 
-from . import faults, process, toy_text
+from . import faults, process, slow_file, toy_text
 
 TOKENS = 512
+_PAUSE, _LONGEST, _LOOKS = 0.05, 6000, 20  # seconds between two looks, how many, and how many of them with an audience
 
 
 class TestTextEmbedding(io.ComfyNode):
@@ -114,7 +116,8 @@ class TestFailingVAE(io.ComfyNode):
 
 
 class TestTrouble(io.ComfyNode):
-    """Passes a latent on, or fails in one of the ways that a batch has to survive."""
+    """Passes a latent on, or fails in one of the ways that a batch has to survive; or first waits: for an interrupt, for a file
+    (gate), or for a client beside the one that queued the prompt, who has had a second to see it running (audience)."""
 
     @classmethod
     def define_schema(cls):
@@ -124,9 +127,13 @@ class TestTrouble(io.ComfyNode):
             category="tests",
             inputs=[
                 io.Latent.Input("samples"),
-                io.Combo.Input("kind", options=["none", "error", "out of memory", "end the process", "wait"]),
+                io.Combo.Input(
+                    "kind", options=["none", "error", "out of memory", "end the process", "wait", "gate", "audience"]
+                ),
                 io.String.Input(
-                    "once", default="", tooltip="A file that is made by the first run; later runs do nothing."
+                    "once",
+                    default="",
+                    tooltip="A file; where it exists, nothing happens. The first run makes it, a gate waits for it.",
                 ),
             ],
             outputs=[io.Latent.Output()],
@@ -136,7 +143,7 @@ class TestTrouble(io.ComfyNode):
     def execute(cls, samples: dict, kind: str, once: str) -> io.NodeOutput:
         if once and pathlib.Path(once).exists():
             return io.NodeOutput(samples)
-        if once:
+        if once and kind != "gate":
             pathlib.Path(once).touch()
         if kind == "error":
             raise ValueError("This node always fails.")
@@ -144,9 +151,15 @@ class TestTrouble(io.ComfyNode):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         if kind == "end the process":
             os._exit(9)
-        for _ in range(6000 if kind == "wait" else 0):
+        server, listened = PromptServer.instance, 0
+        for _ in range(_LONGEST if kind in ("wait", "gate", "audience") else 0):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            time.sleep(0.05)
+            if kind == "gate" and pathlib.Path(once).exists():
+                break
+            listened += bool(server.sockets.keys() - {server.client_id})
+            if kind == "audience" and listened > _LOOKS:
+                break
+            time.sleep(_PAUSE)
         return io.NodeOutput(samples)
 
 
@@ -180,6 +193,7 @@ class TestNodes(ComfyExtension):
             TestFailingVAE,
             *faults.NODES,
             *process.NODES,
+            *slow_file.NODES,
         ]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import struct
 from pathlib import Path
 
@@ -22,9 +21,8 @@ _NAMES = {
 }
 
 
-def write_expert(path: Path, seed: int, sparse: bool = False, **size) -> Path:
-    """A `.safetensors` file with every tensor of an int8 model of that size; the values repeat a random buffer, but int8 codes
-    are all 0 in a `sparse` file, where they take no disk."""
+def write_expert(path: Path, seed: int, **size) -> Path:
+    """A `.safetensors` file with every tensor of an int8 model of that size; the values repeat a random buffer."""
     entries = {}
     for key, shape in checkpoints.shapes(sla=True, **size).items():
         quantised = key.startswith("blocks.") and key.endswith(".weight") and len(shape) == 2 and "proj_l" not in key
@@ -34,7 +32,7 @@ def write_expert(path: Path, seed: int, sparse: bool = False, **size) -> Path:
             entries[f"{layer}.scale"] = (torch.float32, tuple(-(-n // checkpoints.TILE) for n in shape))
         else:
             entries[key] = (torch.float32 if "norm" in key else torch.bfloat16, shape)
-    return write(path, seed, entries, sparse=sparse)
+    return write(path, seed, entries)
 
 
 def write_encoder(path: Path, seed: int, weights: str = "fp8") -> Path:
@@ -78,11 +76,8 @@ def write_nf4_expert(path: Path, seed: int, control: str = "cam", **size) -> Pat
     return write(path, seed, entries, known)
 
 
-def write(
-    path: Path, seed: int, entries: dict[str, tuple], given: dict[str, bytes] | None = None, sparse: bool = False
-) -> Path:
-    """A safetensors file of tensors by type and shape; those not `given` repeat a random buffer of their type, or if
-    int8 are holes in a `sparse` file."""
+def write(path: Path, seed: int, entries: dict[str, tuple], given: dict[str, bytes] | None = None) -> Path:
+    """A safetensors file of tensors by type and shape; those not `given` repeat a random buffer of their type."""
     header, offset = {}, 0
     for key, (dtype, shape) in entries.items():
         end = offset + math.prod(shape) * dtype.itemsize
@@ -96,9 +91,6 @@ def write(
         for key, (dtype, shape) in entries.items():
             if key in (given or {}):
                 file.write(given[key])
-                continue
-            if sparse and dtype == torch.int8:
-                file.seek(math.prod(shape), os.SEEK_CUR)
                 continue
             remaining = math.prod(shape) * dtype.itemsize
             while remaining > 0:

@@ -1,6 +1,6 @@
 """Triton kernels without a GPU: the interpreter, mended where it is wrong or stops. With a GPU it does nothing.
 
-Import before anything imports triton. The interpreter (up to 3.6) reads bfloat16 bit patterns as integers in `tl.dot` and
+`install` must run before anything imports triton, as comfy_kitchen does. The interpreter (up to 3.6) reads bfloat16 bit patterns as integers in `tl.dot` and
 refuses loops whose bound was loaded from memory. Rounding to bfloat16 and fp8 still truncates: test in float32 and float16.
 """
 
@@ -42,13 +42,11 @@ def _widen_bfloat16_in_dot(interpreter) -> None:
     interpreter.InterpreterBuilder.create_dot = patched
 
 
-def _install() -> None:
+def install() -> None:
+    if DEVICE.type != "cpu":
+        return
     os.environ["TRITON_INTERPRET"] = "1"
     import triton.runtime.interpreter as interpreter
 
     _allow_loaded_loop_bounds(interpreter)
     _widen_bfloat16_in_dot(interpreter)
-
-
-if DEVICE.type == "cpu":
-    _install()

@@ -13,10 +13,6 @@ from comfy.ldm.wan.model import repeat_e
 EPS = 1e-6
 
 
-def draw(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
 def wan_freqs(frames, height, width, head_width):
     """Rotations of a video of that many patches, as the host's model makes them."""
     axes = [head_width - 4 * (head_width // 6), 2 * (head_width // 6), 2 * (head_width // 6)]

@@ -1,7 +1,5 @@
 """The kernel benchmark without a GPU: every line of it runs, and what it reports is what it measured."""
 
-from td_pack.tests.support import interpreter  # noqa: F401  isort: skip - before triton is imported
-
 import json
 import os
 import subprocess

@@ -1,13 +1,18 @@
 """dev.py's environment: what names it, and what it refuses."""
 
+import ast
 import hashlib
 import io
+import runpy
+import sys
 import tarfile
 import threading
+import time
 
 import pytest
 from td_pack.tests.support import environment
 from td_pack.tests.support.environment import SetupError
+from td_pack.tests.support.server import ROOT
 
 
 def comfyui_folder(path, version="0.30.0"):
@@ -114,11 +119,22 @@ def test_a_second_setup_waits_for_the_first(tmp_path, capsys):
         with environment.lock(tmp_path / "lock"):
             order.append("second")
 
-    thread = threading.Thread(target=second)
+    thread, said, end = threading.Thread(target=second), "", time.monotonic() + 300
     with environment.lock(tmp_path / "lock"):
         thread.start()
-        thread.join(timeout=0.3)
+        while "waiting for another dev.py" not in said:
+            assert time.monotonic() < end, "it does not wait"
+            time.sleep(0.01)
+            said += capsys.readouterr().err
         order.append("first")
-    thread.join(timeout=10)
+    thread.join()
     assert order == ["first", "second"]
-    assert "waiting for another dev.py" in capsys.readouterr().err
+
+
+def test_a_python_that_is_too_old_is_told_so_before_anything_that_it_cannot_run(monkeypatch):
+    tree = ast.parse((ROOT / "dev.py").read_text(), feature_version=(3, 8))
+    first = next(node for node in tree.body[1:] if not isinstance(node, ast.Import | ast.ImportFrom))
+    assert ast.unparse(first).startswith("if sys.version_info < (3, 10):")
+    monkeypatch.setattr(sys, "version_info", (3, 9, 0))
+    with pytest.raises(SystemExit, match=r"Python 3\.10 or newer is needed"):
+        runpy.run_path(str(ROOT / "dev.py"))

@@ -9,7 +9,7 @@ import torch
 from ..support.environment import cache_dir
 from ..support.host import load_host
 
-STAGES = ("vae", "t2v", "t2v_centred", "i2v_high", "i2v_low", "t2v_sla", "lora")
+STAGES = ("vae", "t2v_where", "t2v", "i2v_high", "i2v_low", "t2v_sla", "lora")
 PARTS = ("t2v", "i2v", "lora")
 
 
@@ -68,11 +68,10 @@ def train(stages, work: Path) -> None:
     for stage in stages:
         if stage == "vae":
             models.write(models.VAE, train_vae.run(work))
+        elif stage == "t2v_where":
+            models.write("t2v_where.pth", train_dit.run(train_dit.WHERE, None, work), work)
         elif stage == "t2v":
-            models.write("t2v_anywhere.pth", train_dit.run(train_dit.T2V, data(), work), work)
-        elif stage == "t2v_centred":
-            start = load("t2v_anywhere.pth", work)
-            models.write("t2v_dense.pth", train_dit.fit(train_dit.T2V_CENTRED, data(), work, start, set(start)), work)
+            models.write("t2v_dense.pth", train_dit.run(train_dit.T2V, data(), work, load("t2v_where.pth", work)), work)
         elif stage == "i2v_high":
             models.write(models.I2V_HIGH, train_dit.run(train_dit.HIGH, data(), work))
         elif stage == "i2v_low":

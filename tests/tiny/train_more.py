@@ -12,11 +12,11 @@ from .canvases import Canvases
 from .loop import Stage, train
 from .train_dit import Recipe
 
-SLA = Recipe(Stage("t2v_sla", 220, average=0.98), 8, 1e-3, (0.4, 0.25, 0.15, 0.15), centred=True)
+SLA = Recipe(Stage("t2v_sla", 800), 8, 1e-3, (0.4, 0.25, 0.15, 0.15), centred=True)
 KEY_BLOCKS, FEWER, FEWER_SHARE = 2, 1, 0.25  # 2 of 9, and at times 1, which the loader's default top-k comes to
 PROJ_L = "self_attn.attn_op.local_attn.proj_l"
 
-LORA = Recipe(Stage("lora", 110, warm_up=20, average=0.95), 8, 4e-3, (0.25, 0.25, 0.2, 0.2), centred=True)
+LORA = Recipe(Stage("lora", 200, warm_up=20, average=0.95), 8, 4e-3, (0.25, 0.25, 0.2, 0.2), centred=True)
 RANK = 4
 LORA_LAYERS = ("cross_attn.v", "cross_attn.o", "ffn.2")
 FROM = "red"

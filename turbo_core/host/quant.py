@@ -11,7 +11,7 @@ import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, register_layout_class
 
-from ...kernels import dequantize_block, int8_linear, int8_matmul, quantize_block
+from ...kernels import dequantize_block, int8_linear, int8_matmul, multiplies_codes, quantize_block
 from ..lora import LowRank
 from .branches import add_branches
 
@@ -81,8 +81,8 @@ def takes_codes(device: torch.device, *layers: torch.nn.Module) -> bool:
     """Whether all layers are linears that multiply codes as they are, so that operators may be fused around them.
 
     Not with a LoRA branch, which reads the activation in float, nor where ComfyUI changes the weight on its way to the device
-    (a LoRA on an offloaded weight, hooks), where it hands out the weight in float (dynamic VRAM on a CPU), or where a node has
-    replaced the layer's forward or hooked it."""
+    (a LoRA on an offloaded weight, hooks), where it hands out the weight in float (dynamic VRAM on a CPU), where a node has
+    replaced the layer's forward or hooked it, or on a device that multiplies int8 no faster than float."""
     # A loop and `len` because torch.compile breaks the graph at a generator whose tuple is tested for truth.
     for layer in layers:
         if (
@@ -93,7 +93,7 @@ def takes_codes(device: torch.device, *layers: torch.nn.Module) -> bool:
             or is_replaced(layer)
         ):
             return False
-    return True
+    return multiplies_codes(device)
 
 
 def is_replaced(module: torch.nn.Module) -> bool:
@@ -102,7 +102,7 @@ def is_replaced(module: torch.nn.Module) -> bool:
 
 
 def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict | None = None):
-    """ComfyUI `operations` whose Linear also takes block-scaled int8 weights and multiplies in int8.
+    """ComfyUI `operations` whose Linear also takes block-scaled int8 weights and, where that is faster, multiplies in int8.
 
     Layers without such a weight, stock quantisation formats included, are ComfyUI's own."""
     base = comfy.ops.mixed_precision_ops(quant_config or {}, compute_dtype)

@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
     if options.rehearse:
         from ...support import interpreter
 
+        interpreter.install()
         device = interpreter.DEVICE
     else:
         import torch

@@ -1,11 +1,10 @@
 """The int8 quantisers and products as the launchers start them for a bfloat16 model."""
 
-from td_pack.tests.support import interpreter  # noqa: F401, I001 - before triton
+import triton.language as tl
 from td_pack.tests.support.aot import Build, KernelCase
 
-import triton.language as tl
-
-TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100")
+NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+TARGETS = (*NVIDIA, "gfx942", "gfx1100")
 MMA = dict.fromkeys(TARGETS, r"\bIMMA\.16832\.S8\.S8") | {
     "sm_90": r"\bIGMMA\.64x\d+x32\.S8\.S8",
     "sm_100": r"\bUTCIMMA|\bIMMA\.16832\.S8\.S8",  # the first from Triton 3.9 on
@@ -85,7 +84,7 @@ def _matmul(
 
 def _loops(*instructions: int) -> dict[str, int | None]:
     """Of every target: measured on NVIDIA's, in order (of the whole kernel, if it has no loop)."""
-    return dict.fromkeys(TARGETS) | dict(zip(TARGETS, instructions, strict=False))
+    return dict.fromkeys(TARGETS) | dict(zip(NVIDIA, instructions, strict=True))
 
 
 CASES = [

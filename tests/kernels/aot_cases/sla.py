@@ -4,6 +4,7 @@ The launch options are those of the launchers; test_triton_sla.py compares `_att
 
 from td_pack.tests.support.aot import Build, KernelCase
 
+NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 MMA = {
     "sm_80": "HMMA",
     "sm_86": "HMMA",
@@ -19,7 +20,7 @@ ROOMY = ("sm_90", "sm_100")
 
 def _loops(*counts: int) -> dict[str, int]:
     """Instructions of the hottest loop on each NVIDIA target, as measured."""
-    return dict(zip(MMA, counts, strict=False))
+    return dict(zip(NVIDIA, counts, strict=True))
 
 
 def _strides(names: str) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def batch(tmp_path, monkeypatch):
     async def run(jobs, *workers, retries=2, homes=None):
         manifest.add(jobs)
         dispatcher = Dispatcher(manifest, results, retries, None, events.append)
-        await asyncio.wait_for(dispatcher.run(jobs, list(workers), homes or {}), 20)
+        await asyncio.wait_for(dispatcher.run(jobs, list(workers), homes or {}), 300)  # it hangs
 
     def go(*arguments, **options):
         try:
@@ -139,7 +139,7 @@ def test_without_a_worker_the_batch_stops_and_loses_nothing(batch):
 def test_a_worker_still_waiting_for_a_machine_does_not_hold_the_end(batch):
     class Waiting(Scripted):
         async def start(self):
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
     assert batch([job(i) for i in range(3)], Scripted("a"), Waiting("b")) == {"done": 3}
 
@@ -170,10 +170,12 @@ def test_the_next_job_runs_while_the_last_one_s_files_come(batch):
         order = []
 
         async def run(self, task):
-            self.order.append(("start", int(task.job)))
+            number = int(task.job)
+            self.order.append(("start", number))
             yield {"free": True}
-            await asyncio.sleep(0.05)
-            self.order.append(("end", int(task.job)))
+            while number < 3 and ("start", number + 1) not in self.order:
+                await asyncio.sleep(0.001)
+            self.order.append(("end", number))
             yield Outcome(task.prompt, [("a.mp4", b"x")], None, {"total": 0.01}, "", None)
 
     worker = Overlapping("a")
@@ -187,11 +189,13 @@ def test_the_next_job_runs_while_the_last_one_s_files_come(batch):
 
 def test_a_worker_lost_while_files_come_gives_back_both_jobs(batch):
     class Losing(Scripted):
-        lost = 0
+        began = lost = 0
 
         async def run(self, task):
+            Losing.began += 1
             yield {"free": True}
-            await asyncio.sleep(0.02)
+            while self.began < 2:
+                await asyncio.sleep(0.001)
             if self.lost < 2:
                 Losing.lost += 1
                 raise WorkerFailed("gone")

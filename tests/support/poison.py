@@ -1,0 +1,41 @@
+"""Memory that shows what a kernel leaves unwritten, and what it writes past the end."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+
+_UNWRITTEN = 77  # of whole numbers; floats are NaN
+_CANARY = 80  # exact in every format, fp8 included
+_CANARIES = 4096  # elements behind each tensor
+
+
+class PoisonedTorch:
+    """torch, whose new tensors hold no plausible value and have a canary behind them."""
+
+    def __init__(self):
+        self.buffers = []
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def empty(self, shape, *, dtype, device):
+        buffer = torch.empty(math.prod(shape) + _CANARIES, dtype=dtype, device=device)
+        buffer.fill_(math.nan if dtype.is_floating_point else _UNWRITTEN)
+        buffer[-_CANARIES:] = _CANARY
+        self.buffers.append(buffer)
+        return buffer[:-_CANARIES].view(shape)
+
+
+@contextlib.contextmanager
+def poisoned_memory(*modules: ModuleType) -> Iterator[PoisonedTorch]:
+    """Lets these modules, which `import torch`, allocate poisoned memory; in the end every canary must be there."""
+    poisoned = PoisonedTorch()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            patch.setattr(module, "torch", poisoned)
+        yield poisoned
+    assert all((buffer[-_CANARIES:].float() == _CANARY).all() for buffer in poisoned.buffers)

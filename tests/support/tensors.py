@@ -1,0 +1,39 @@
+"""Drawn tensors and how far two are apart, for the kernels' tests."""
+
+import torch
+
+from .interpreter import DEVICE
+
+# What the Triton kernels are tested in: the interpreter truncates to bfloat16.
+DTYPES = (torch.float32, torch.float16) + (torch.bfloat16,) * (DEVICE.type == "cuda")
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, device="cpu") -> torch.Tensor:
+    """Normal values, the same on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+def structured_qkv(length: int, d: int = 64, b: int = 1, h: int = 2, dtype: torch.dtype = torch.float32):
+    """q and k [b, length, h, d] on the kernels' device with a few large scores in a row, and v."""
+    q, k, v = draw(3, b, length, h, d, seed=length + d, dtype=dtype, device=DEVICE)
+    return 2 * q, k + draw(d, seed=1, dtype=dtype, device=DEVICE), v
+
+
+def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The L2 norm of the difference over that of `want`, in float64."""
+    assert got.shape == want.shape
+    return ((got.double() - want.double()).norm() / want.double().norm()).item()
+
+
+def spread(scales: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """The int8 scale of every element, float64: of blocks [..., tiles, tiles] or of rows [..., M]."""
+    scales = scales.double()
+    if scales.ndim < codes.ndim:
+        return scales[..., None].expand(codes.shape)
+    m, k = codes.shape[-2:]
+    return scales.repeat_interleave(128, -2).repeat_interleave(128, -1)[..., :m, :k]
+
+
+def decode(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """What int8 codes stand for, float64."""
+    return codes.double() * spread(scales, codes)

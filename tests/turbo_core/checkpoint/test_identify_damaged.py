@@ -1,0 +1,106 @@
+"""A Wan model that is not whole: every tensor that is missing, left over or of another shape is named."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from td_pack.tests.support.outlines import NAME, meta, names, refusal, spec, stock, turbo, without
+from td_pack.turbo_core.checkpoint.identify import identify
+from td_pack.turbo_core.checkpoint.layout import expected_shapes
+from td_pack.turbo_core.errors import CheckpointError
+
+PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=300)
+
+MODELS = {
+    "t2v": stock(),
+    "t2v_turbo": turbo(),
+    "i2v": stock(in_channels=36, image_embedding=True, image_positions=514),
+    "lingbot": meta(expected_shapes(spec(in_channels=36, camera="act"))),
+}
+# What the spec is read from, by axis: another size there is another model, whose other tensors are then wrong.
+SIZES = {
+    ("head.modulation", 2): "is 257 wide",
+    ("blocks.0.ffn.0.weight", 0): r"blocks\.0\.ffn\.0\.bias \[512\] instead of \[513\]",
+    ("patch_embedding_wancamctrl.weight", 1): "control of 1793 channels",
+    ("patch_embedding.weight", 1): "17 input|37 input|patch_embedding.weight is",
+}
+# Wan's text width and number of image positions are free, and a model without positions is a plain Wan 2.1 I2V.
+FREE = (("text_embedding.0.weight", 1), ("img_emb.emb_pos", 1))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_whole_model_is_taken(model):
+    identify(NAME, MODELS[model])
+
+
+@PROPERTY
+@given(data=st.data(), model=st.sampled_from(list(MODELS)), change=st.sampled_from(("removed", "renamed")))
+def test_any_one_tensor_missing_is_named(data, model, change):
+    tensors = dict(MODELS[model])
+    key = data.draw(st.sampled_from([key for key in tensors if change == "renamed" or key != "img_emb.emb_pos"]))
+    tensor = tensors.pop(key)
+    if change == "renamed":
+        tensors[f"{key}_old"] = tensor
+    text = refusal(tensors)
+    assert key in text
+
+
+@PROPERTY
+@given(data=st.data(), model=st.sampled_from(list(MODELS)))
+def test_any_one_tensor_of_another_shape_is_named(data, model):
+    tensors = dict(MODELS[model])
+    key = data.draw(st.sampled_from(list(tensors)))
+    shape = list(tensors[key].shape)
+    longer = {
+        axis: [n + (i == axis) for i, n in enumerate(shape)] for axis in range(len(shape)) if (key, axis) not in FREE
+    }
+    flat = {"flat": [tensors[key].numel()]} if len(shape) > 1 else {}
+    change, wrong = data.draw(st.sampled_from(list({**longer, **flat, "scalar": [], "one more": [*shape, 1]}.items())))
+    tensors[key] = torch.empty(wrong, device="meta")
+    with pytest.raises(CheckpointError, match=SIZES.get((key, change), re.escape(key))) as error:
+        identify(NAME, tensors)
+    if (key, change) not in SIZES and (model, key) != ("t2v_turbo", "patch_embedding.weight"):  # shown as converted
+        assert str(wrong) in str(error.value)
+
+
+@pytest.mark.parametrize("key, axis", FREE)
+def test_text_width_and_image_positions_are_read_from_the_file(key, axis):
+    tensors = dict(MODELS["i2v"])
+    shape = list(tensors[key].shape)
+    shape[axis] += 1
+    tensors[key] = torch.empty(shape, device="meta")
+    found, _ = identify(NAME, tensors)
+    assert (found.text_width - 4096, found.image_positions - 514) == (
+        key != "img_emb.emb_pos",
+        key == "img_emb.emb_pos",
+    )
+
+
+def test_at_most_ten_names_are_listed_and_all_are_counted():
+    tensors = stock()
+    gone = [key for key in tensors if ".norm_" in key]
+    text = refusal({key: tensor for key, tensor in tensors.items() if key not in gone})
+    assert f" 12 missing: {', '.join(gone[:10])}, and 2 more." in text
+    text = refusal({**tensors, **names(*(f"extra.{i}" for i in range(10)))})
+    assert f" 10 unexpected: {', '.join(f'extra.{i}' for i in range(10))}. " in text
+
+
+BROKEN = {
+    "proj_l of one block missing": (without(turbo(), "blocks.1.self_attn.attn_op"), "lack the trained proj_l"),
+    "cut inside the last block": (without(turbo(), "blocks.2.ffn", "blocks.2.norm3"), "truncated"),
+    "cut, and the end of the file gone": (without(stock(), "blocks.2.ffn", "head."), "incomplete"),
+    "a block in the middle missing": (without(stock(), "blocks.1."), "missing: blocks.1."),
+    "first block missing": (without(stock(), "blocks.0."), "blocks.0.ffn.0.weight is missing"),
+    "a shard": (without(stock(), "head.", "blocks.2."), "incomplete"),
+    "blocks of two widths": (
+        {**stock(), **without(stock(dim=384), "blocks.0.", "blocks.1.", "emb", "head", "time_")},
+        "mixture",
+    ),
+}
+
+
+@pytest.mark.parametrize("tensors, said", BROKEN.values(), ids=BROKEN)
+def test_an_incomplete_model(tensors, said):
+    assert said in refusal(tensors)

@@ -1,0 +1,86 @@
+"""The low expert's file is read while the high expert still computes."""
+
+import threading
+import time
+
+import psutil
+import pytest
+from comfy.patcher_extension import WrappersMP
+from td_pack.tests.server_nodes.slow_file import SlowFile
+from td_pack.tests.support.experts import Stop, image_text, sample, text
+from td_pack.tests.support.trickle import has_reader, trickle
+
+
+def waiting(model, done):
+    """A clone whose every forward pass first waits until `done()`, and fails if that does not come."""
+    clone = model.clone()
+
+    def wait(executor, *args, **kwargs):
+        deadline = time.monotonic() + 60
+        while not done():
+            assert time.monotonic() < deadline, "what the step waited for did not happen"
+            time.sleep(0.001)
+        return executor(*args, **kwargs)
+
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "wait", wait)
+    return clone
+
+
+@pytest.mark.parametrize("boundary,high_steps", [(0.9, 2), (0.95, 1)])
+def test_the_low_expert_is_read_while_the_last_high_step_runs(experts, boundary, high_steps):
+    high, low = experts
+
+    def read_or_early():
+        record = high.model.last_run
+        return len(record.passes) < high_steps or (record.read_ahead is not None and record.read_ahead.ended)
+
+    sample(waiting(high, read_or_early), image_text(), low, boundary=boundary)
+    record = high.model.last_run
+    assert record is low.model.last_run
+    assert [step.expert for step in record.passes] == ["high"] * high_steps + ["low"] * (4 - high_steps)
+    last_high = record.passes[high_steps - 1]
+    assert last_high.began < record.read_ahead.began < last_high.ended
+    assert record.read_ahead.read == record.read_ahead.wanted == low.model.source.stat().st_size
+    assert list(record.seconds) == ["load", "high", "switch", "low"]
+    assert {name: calls["network"] for name, calls in record.calls.items()} == {
+        "high": high_steps,
+        "low": 4 - high_steps,
+    }
+
+
+@pytest.mark.parametrize("case", ["no low step", "low steps only", "one file", "one model"])
+def test_nothing_is_read_ahead_that_the_run_does_not_come_to(experts, t2v, case):
+    if case == "no low step":
+        sample(experts[0], image_text(), experts[1], steps=2)
+    elif case == "low steps only":
+        sample(experts[0], image_text(), experts[1], boundary=1.0)
+    elif case == "one file":
+        sample(t2v, text(), t2v.clone())
+    else:
+        sample(t2v, text())
+    model = t2v if case.startswith("one") else experts[0]
+    assert model.model.last_run.passes and model.model.last_run.read_ahead is None
+
+
+def test_an_interrupt_while_the_low_expert_is_read_ends_the_reading(experts, tmp_path):
+    slow = SlowFile(tmp_path / "slow")
+    high, low = (model.clone() for model in experts)
+
+    def stop(executor, *args, **kwargs):
+        if high.model.last_run.read_ahead is not None:
+            assert begun.wait(60)
+            raise Stop
+        return executor(*args, **kwargs)
+
+    high.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "stop", stop)
+    with trickle(slow) as begun:
+        threads, files = threading.enumerate(), psutil.Process().open_files()
+        source, low.model.source = low.model.source, slow
+        try:
+            with pytest.raises(Stop):
+                sample(high, image_text(), low)
+        finally:
+            low.model.source = source
+        reading = high.model.last_run.read_ahead
+        assert reading.cut == "It was stopped." and 0 < reading.read < reading.wanted
+        assert threading.enumerate() == threads and psutil.Process().open_files() == files and not has_reader(slow)
