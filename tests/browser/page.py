@@ -57,6 +57,12 @@ _WIDGET = """([id, name]) => {
     const box = app.canvas.canvas.getBoundingClientRect();
     return [box.left + x, box.top + y];
 }"""
+# The middle of a node's title.
+_TITLE = """id => {
+    const node = app.graph.getNodeById(id), box = app.canvas.canvas.getBoundingClientRect();
+    const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] - 15]);
+    return [box.left + x, box.top + y];
+}"""
 
 
 class Page:
@@ -120,7 +126,9 @@ class Page:
     def fit_view(self) -> None:
         """Shows the whole graph, by the button below the canvas, and waits until the view stands still."""
         self.tab.evaluate("() => app.canvas.deselectAll()")  # the button shows what is selected, if anything is
-        self.tab.get_by_role("button", name="Fit View").click()
+        self.tab.locator(
+            "button:has([class*='lucide--focus'])"
+        ).click()  # its icon: the name is another in each language
         self.tab.wait_for_function(_SHOWS_ALL)
 
     def empty_place(self, width: int = 260, height: int = 180) -> tuple[float, float]:
@@ -142,6 +150,15 @@ class Page:
         placed = "name => app.graph.nodes.some(node => node.type === name && !node.flags.ghost)"
         self.tab.wait_for_function(placed, arg=type_name)
         return self.node_id(type_name)
+
+    def open_help(self, node) -> None:
+        """Clicks a node's title, then the button that shows what the node does."""
+        self.tab.mouse.click(*self.tab.evaluate(_TITLE, node))
+        self.tab.get_by_test_id("info-button").click()
+
+    def set_language(self, language: str) -> None:
+        """As the settings dialog does; nodes that are loaded afterwards are in it."""
+        self.tab.evaluate("language => app.extensionManager.setting.set('Comfy.Locale', language)", language)
 
     def type_number(self, node, widget: str, value: str) -> None:
         """Clicks a number widget and types another value into the box that opens."""
