@@ -12,6 +12,7 @@ import aiohttp
 
 PREVIEW_MESSAGES = (1, 4)  # a preview image, without and with metadata
 _SILENCE = 30.0  # seconds without an event after which the server is asked whether it still knows the prompt
+_JOINED = 5.0  # the same for a prompt that another client queued, which gets its events
 _HEARTBEAT = 60.0  # a server whose machine vanished answers no ping
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
 
@@ -146,7 +147,7 @@ class Client:
 
     async def _follow(self, prompt: dict, result: Result, on_event, lost_after: float, is_alive) -> dict:
         """The prompt's history entry, waited for on as many connections as it takes."""
-        client_id, queued, reached = uuid.uuid4().hex, False, time.monotonic()
+        client_id, queued, silence, reached = uuid.uuid4().hex, False, _JOINED, time.monotonic()
         address = self.url.replace("http", "ws", 1) + f"/ws?clientId={client_id}"
         while True:
             try:
@@ -160,11 +161,12 @@ class Client:
                         )
                     if not joined:
                         await self.queue(prompt, client_id, result.prompt_id)
+                        silence = _SILENCE
                     queued = True
                     # All events of a prompt queued here are still to come; one that was joined may have had its last.
                     listening = not joined or await self.history(result.prompt_id) is None
                     if listening:
-                        await self._listen(socket, result, on_event)
+                        await self._listen(socket, result, on_event, silence)
                     if entry := await self.history(result.prompt_id):
                         return entry
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
@@ -174,12 +176,12 @@ class Client:
                     raise ServerLost(f"{self.url} does not answer ({error or type(error).__name__}).") from error
                 await asyncio.sleep(0.5)
 
-    async def _listen(self, socket: aiohttp.ClientWebSocketResponse, result: Result, on_event) -> None:
+    async def _listen(self, socket: aiohttp.ClientWebSocketResponse, result: Result, on_event, silence: float) -> None:
         """Collects the prompt's events until its end (`executing` without a node), or until there is cause to look: the
         connection ended, or it is silent."""
         while True:
             try:
-                message = await socket.receive(timeout=_SILENCE)
+                message = await socket.receive(timeout=silence)
             except asyncio.TimeoutError:
                 return
             if message.type == aiohttp.WSMsgType.BINARY:
