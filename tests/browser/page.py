@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from td_pack.tests.support import locales
+
 TIMEOUT = 30_000  # ms; only ever reached by a test that fails
 # Pictures of ComfyUI's own several hundred templates: decoding them takes longer than all the tests.
 STOCK_PICTURES = re.compile(r"/templates/.*\.(webp|png|jpg|mp4)(\?|$)")
@@ -55,12 +57,6 @@ _WIDGET = """([id, name]) => {
     const [x, y] = app.canvas.ds.convertOffsetToCanvas(
         [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.y + 10]);
     const box = app.canvas.canvas.getBoundingClientRect();
-    return [box.left + x, box.top + y];
-}"""
-# The middle of a node's title.
-_TITLE = """id => {
-    const node = app.graph.getNodeById(id), box = app.canvas.canvas.getBoundingClientRect();
-    const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] - 15]);
     return [box.left + x, box.top + y];
 }"""
 
@@ -151,14 +147,15 @@ class Page:
         self.tab.wait_for_function(placed, arg=type_name)
         return self.node_id(type_name)
 
-    def open_help(self, node) -> None:
-        """Clicks a node's title, then the button that shows what the node does."""
-        self.tab.mouse.click(*self.tab.evaluate(_TITLE, node))
-        self.tab.get_by_test_id("info-button").click()
-
     def set_language(self, language: str) -> None:
-        """As the settings dialog does; nodes that are loaded afterwards are in it."""
+        """As the settings dialog does, and waits until a new node of ours is in it."""
         self.tab.evaluate("language => app.extensionManager.setting.set('Comfy.Locale', language)", language)
+        node, widget = "TurboDiffusionSample", "steps"
+        self.tab.wait_for_function(
+            """([node, widget, label]) =>
+                LiteGraph.createNode(node).widgets.find(each => each.name === widget).label === label""",
+            arg=[node, widget, locales.read(language)[node]["inputs"][widget]["name"]],
+        )
 
     def type_number(self, node, widget: str, value: str) -> None:
         """Clicks a number widget and types another value into the box that opens."""
