@@ -43,7 +43,7 @@ DIM, FFN = 128, 512
 WHERE = Recipe(Stage("t2v_where", 300, average=0.98), 4, 3e-3, (1.0,))
 T2V = Recipe(Stage("t2v", 5000), 8, 3e-3, (0.4, 0.25, 0.15, 0.15), centred=True)
 HIGH = Recipe(Stage("i2v_high", 2700), 8, 3e-3, (0.45, 0.45, 0, 0), 200.0, True, (0.9, 1.0))
-LOW = Recipe(Stage("i2v_low", 3100), 8, 3e-3, (0, 0, 0.45, 0.45), 200.0, True, (0.3, 0.9))
+LOW = Recipe(Stage("i2v_low", 5000), 8, 3e-3, (0, 0, 0.45, 0.45), 200.0, True, (0.3, 0.9))
 LAYERS, IMAGE_LAYERS = 6, 4
 
 
