@@ -153,12 +153,16 @@ def run_job(name: str, prompt: dict, server: ComfyServer, out: Path) -> Path:
 
 
 def contact_sheet(videos: list[Path], path: Path) -> Path:
-    """One row of evenly spaced frames for each video."""
+    """One row of evenly spaced frames for each video, none wider than the first."""
     rows = [paste_row(spaced_frames(video), SHEET_HEIGHT) for video in videos]
-    sheet = Image.new("RGB", (max(row.width for row in rows), len(rows) * SHEET_HEIGHT))
-    for i, (video, row) in enumerate(zip(videos, rows, strict=True)):
-        sheet.paste(row, (0, i * SHEET_HEIGHT))
-        ImageDraw.Draw(sheet).text((4, i * SHEET_HEIGHT + 2), video.stem, "white", stroke_width=2, stroke_fill="black")
+    width = rows[0].width
+    rows = [row.resize((width, row.height * width // row.width)) if row.width > width else row for row in rows]
+    sheet = Image.new("RGB", (width, sum(row.height for row in rows)))
+    top = 0
+    for video, row in zip(videos, rows, strict=True):
+        sheet.paste(row, (0, top))
+        ImageDraw.Draw(sheet).text((4, top + 2), video.stem, "white", stroke_width=2, stroke_fill="black")
+        top += row.height
     sheet.save(path)
     return path
 
