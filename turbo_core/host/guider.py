@@ -157,9 +157,9 @@ class ExpertGuider(comfy.samplers.CFGGuider):
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 - ComfyUI's signature
         sigma = float(timestep.max())  # this waits for the device, so that a phase's seconds are its own
-        expert, record = self._expert_for(sigma), self._record
-        name = "sample" if self._low is None else "low" if expert is self._low else "high"
-        self.cfg = self._cfg_low if expert is self._low else self._cfg_high
+        expert, record, low = self._expert_for(sigma), self._record, self._is_low(sigma)
+        name = "sample" if self._low is None else "low" if low else "high"
+        self.cfg = self._cfg_low if low else self._cfg_high
         base = expert is self.model_patcher
         if base and self._other is not None and self._other.active:  # a sampler that went back above the boundary
             record.enter("switch")
@@ -188,8 +188,11 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         run.ahead = read_ahead(self._high, self._low)
         self._record.read_ahead = None if run.ahead is None else run.ahead.reading
 
+    def _is_low(self, sigma: float) -> bool:
+        return self._low is not None and uses_low_expert(sigma, self._boundary)
+
     def _expert_for(self, sigma: float) -> comfy.model_patcher.ModelPatcher:
-        return self._low if self._low is not None and uses_low_expert(sigma, self._boundary) else self._high
+        return self._low if self._is_low(sigma) else self._high
 
     def _activate(self, patcher: comfy.model_patcher.ModelPatcher) -> None:
         self.model_patcher, self.model_options = patcher, patcher.model_options

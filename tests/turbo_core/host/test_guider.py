@@ -99,3 +99,11 @@ def test_guidance_uses_each_expert_s_cfg(experts):
     # cfg 1 skips the negative pass; cfg 2 runs it, in the same call or in a second one.
     assert [name for name, _ in calls][:2] == ["high", "high"] and set(name for name, _ in calls[2:]) == {"low"}
     assert torch.equal(one, sample(experts[0], image_text(), experts[1], negative=negative))
+
+
+def test_one_model_as_both_experts_has_both_cfgs(t2v):
+    """Two loaders of one file give one MODEL: only the noise level tells which expert a step is."""
+    given = {"positive": text(), "negative": [[checkpoints.draw(1, "other", (1, 8, 4096)), {}]]}
+    one, copy = (sample(t2v, low=low, mode="ode", cfg_high=1.0, cfg_low=2.0, **given) for low in (t2v, t2v.clone()))
+    assert torch.equal(one, copy)
+    assert {name: calls["network"] for name, calls in t2v.model.last_run.calls.items()} == {"high": 2, "low": 2}

@@ -124,6 +124,13 @@ def test_strength_stacking_and_clones(paths, int8):
     assert relative_error(sample(removed), plain) <= (1e-2 if int8 else 1e-5)
 
 
+def test_a_linear_s_lora_written_as_a_1x1_convolution_is_the_same(quantised):
+    tensors = checkpoints.lora("kohya")
+    as_convolution = {key: value[..., None, None].contiguous() for key, value in tensors.items()}
+    plain, convolution = (sample(with_lora(quantised, "test", given, 1.0)[0]) for given in (tensors, as_convolution))
+    assert torch.equal(plain, convolution)
+
+
 def test_each_expert_has_its_own(quantised, paths):
     low = load_model(paths[True])
     patched, _ = with_lora(low, "test.safetensors", checkpoints.lora("kohya"), 1.0)
