@@ -78,6 +78,15 @@ class TurboWAN(comfy.model_base.WAN21):
         """1000 * sigma, rounded to bfloat16 for a TurboWan network, which saw no other values in training."""
         return timestep.to(torch.bfloat16).float() if self.spec.turbo else timestep
 
+    def state_dict_for_saving(self, *args, **kwargs):
+        """As ComfyUI's. Raises TurboError while a LoRA runs beside quantised weights: they would be saved without it."""
+        if any(getattr(layer, "branches", ()) for layer in self.diffusion_model.modules()):
+            raise TurboError(
+                "A quantised model cannot be saved with a LoRA of TurboDiffusionLoRA on it: save it without the LoRA, or merge the "
+                "LoRA into the file with TurboDiffusionConvert."
+            )
+        return super().state_dict_for_saving(*args, **kwargs)
+
     def extra_conds(self, **kwargs):
         check_latent_shape(kwargs["noise"].shape)
         check_text(self.spec, kwargs.get("cross_attn"))

@@ -131,6 +131,14 @@ def test_a_linear_s_lora_written_as_a_1x1_convolution_is_the_same(quantised):
     assert torch.equal(plain, convolution)
 
 
+def test_a_model_is_not_saved_without_its_lora(quantised, tmp_path):
+    patched, _ = with_lora(quantised, "test.safetensors", checkpoints.lora("kohya"), 1.0)
+    with pytest.raises(TurboError, match="merge the LoRA into the file with TurboDiffusionConvert"):
+        comfy.sd.save_checkpoint(str(tmp_path / "patched.safetensors"), patched)
+    assert not list(tmp_path.iterdir())
+    comfy.sd.save_checkpoint(str(tmp_path / "plain.safetensors"), quantised)
+
+
 def test_each_expert_has_its_own(quantised, paths):
     low = load_model(paths[True])
     patched, _ = with_lora(low, "test.safetensors", checkpoints.lora("kohya"), 1.0)
