@@ -114,6 +114,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             result = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
         finally:
             record.enter(None)
+            for expert in self.get_models():  # other samplers count on, and not into this run's record
+                expert.model.calls = expert.model.calls.copy()
         record.complete = True
         logger.info("Sampled %s.", "; ".join(record.lines()))
         return result
