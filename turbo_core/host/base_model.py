@@ -16,6 +16,7 @@ from ..record import RunRecord
 from ..sampling.schedule import in_first_steps
 from .model import TurboWanModel
 
+IMAGE_KEY = "concat_latent_image"  # in conditioning; where ComfyUI's WanImageToVideo puts its latent
 CAMERA_KEY = "camera_conditions"  # in conditioning; where ComfyUI's own camera nodes put theirs
 
 
@@ -90,8 +91,7 @@ class TurboWAN(comfy.model_base.WAN21):
     def extra_conds(self, **kwargs):
         check_latent_shape(kwargs["noise"].shape)
         check_text(self.spec, kwargs.get("cross_attn"))
-        if kwargs.get("concat_latent_image") is None:
-            check_image(self.spec, given=False)
+        check_image(self.spec, kwargs.get(IMAGE_KEY), kwargs["noise"].shape)
         check_camera(self.spec, kwargs.get(CAMERA_KEY), kwargs["noise"].shape)
         return super().extra_conds(**kwargs)
 
@@ -116,12 +116,28 @@ def check_text(spec: WanSpec, context: torch.Tensor | None) -> None:
         )
 
 
-def check_image(spec: WanSpec, given: bool) -> None:
-    """Raises TurboError for an image-to-video model whose conditioning holds no image."""
-    if spec.takes_image and not given:
+def check_image(spec: WanSpec, image: torch.Tensor | None, latent_shape: torch.Size | None = None) -> None:
+    """Raises TurboError for an image-to-video model whose conditioning holds no image [batch, channels, frames, height, width], or one
+    that fits neither the model nor a latent [B, 16, frames, height, width]."""
+    if not spec.takes_image:
+        return
+    if image is None:
         raise TurboError(
             "This is an image-to-video model and the conditioning holds no image: pass the conditioning through "
             "WanImageToVideo with a start_image."
+        )
+    # ComfyUI puts a mask of 4 channels before an image that leaves room for it, and cuts off channels only for models with an
+    # image embedding.
+    channels = spec.in_channels - LATENT_CHANNELS
+    if image.ndim != 5 or not (spec.image_embedding or image.shape[1] in (channels, channels - 4)):
+        raise TurboError(
+            f"The conditioning's image is {list(image.shape)}, which is for another kind of Wan model: pass the conditioning through "
+            "WanImageToVideo."
+        )
+    if latent_shape is not None and image.shape[2] != latent_shape[2]:
+        raise TurboError(
+            f"The conditioning's image is for {image.shape[2] * 4 - 3} frames and the latent has {latent_shape[2] * 4 - 3}: connect the "
+            "latent of the same WanImageToVideo node."
         )
 
 

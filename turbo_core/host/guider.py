@@ -18,7 +18,7 @@ from ..errors import TurboError
 from ..read_ahead import ReadAhead
 from ..record import BEFORE, RunRecord
 from ..sampling.schedule import check_boundary, uses_low_expert
-from .base_model import CAMERA_KEY, TurboWAN, check_camera, check_image, check_latent_shape, check_text
+from .base_model import CAMERA_KEY, IMAGE_KEY, TurboWAN, check_camera, check_image, check_latent_shape, check_text
 from .prefetch import read_ahead
 from .prompt import seconds_before
 
@@ -66,7 +66,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
                 raise TurboError("The conditioning is empty: connect CLIP Text Encode with the umT5-XXL encoder.")
             for context, options in conditioning:
                 check_text(self.spec, context)
-                check_image(self.spec, given=options.get("concat_latent_image") is not None)
+                check_image(self.spec, options.get(IMAGE_KEY))
                 check_camera(self.spec, options.get(CAMERA_KEY))
                 if BEFORE in options:
                     self._before.append(options[BEFORE])
@@ -103,6 +103,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             raise TurboError("The latent holds several tensors (video with audio); Wan needs a plain video latent.")
         check_latent_shape(latent_image.shape)
         for cond in (cond for conds in self.original_conds.values() for cond in conds):
+            check_image(self.spec, cond.get(IMAGE_KEY), latent_image.shape)
             check_camera(self.spec, cond.get(CAMERA_KEY), latent_image.shape)
         if sigmas.shape[-1] > 0:
             self._activate(self._expert_for(float(sigmas[0])))
