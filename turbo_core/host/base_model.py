@@ -168,3 +168,20 @@ def check_camera(spec: WanSpec, camera: torch.Tensor | None, latent_shape: torch
             f"The camera is {width * 8}x{height * 8} with {frames * 4 - 3} frames and the video {to_width * 8}x{to_height * 8} with "
             f"{to_frames * 4 - 3}: give both the same width and height, and connect the camera path's length to the video's."
         )
+
+
+def check_experts_match(high: WanSpec, low: WanSpec) -> None:
+    """Raises TurboError unless two experts can share one run: same task, same size, same text encoder."""
+    for what, a, b in (
+        ("task", high.task, low.task),
+        ("input channels", high.in_channels, low.in_channels),
+        ("width", high.dim, low.dim),
+        ("number of layers", high.layers, low.layers),
+        ("text width", high.text_width, low.text_width),
+        ("camera control", high.camera, low.camera),
+    ):
+        if a != b:
+            raise TurboError(
+                f"The two experts do not belong together, their {what} differs (high: {high.describe()}, low: "
+                f"{low.describe()}): load the -high and the -low file of one model."
+            )

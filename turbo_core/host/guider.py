@@ -18,7 +18,16 @@ from ..errors import TurboError
 from ..read_ahead import ReadAhead
 from ..record import BEFORE, RunRecord
 from ..sampling.schedule import check_boundary, uses_low_expert
-from .base_model import CAMERA_KEY, IMAGE_KEY, TurboWAN, check_camera, check_image, check_latent_shape, check_text
+from .base_model import (
+    CAMERA_KEY,
+    IMAGE_KEY,
+    TurboWAN,
+    check_camera,
+    check_experts_match,
+    check_image,
+    check_latent_shape,
+    check_text,
+)
 from .prefetch import read_ahead
 from .prompt import seconds_before
 
@@ -286,20 +295,3 @@ class _OtherExpert:
         comfy.samplers.cast_to_load_options(self._options, device=self.patcher.offload_device)
         self.patcher.hook_mode = self._hook_mode
         self.patcher.restore_hook_patches()
-
-
-def check_experts_match(high: WanSpec, low: WanSpec) -> None:
-    """Raises TurboError unless two experts can share one run: same task, same size, same text encoder."""
-    for what, a, b in (
-        ("task", high.task, low.task),
-        ("input channels", high.in_channels, low.in_channels),
-        ("width", high.dim, low.dim),
-        ("number of layers", high.layers, low.layers),
-        ("text width", high.text_width, low.text_width),
-        ("camera control", high.camera, low.camera),
-    ):
-        if a != b:
-            raise TurboError(
-                f"The two experts do not belong together, their {what} differs (high: {high.describe()}, low: "
-                f"{low.describe()}): load the -high and the -low file of one model."
-            )
