@@ -10,7 +10,7 @@ from comfy_api.latest import InputImpl, Types, io
 from ..turbo_core.host.decode import decode_images, latent_of
 from ..turbo_core.host.decode_video import decode_video
 from ..turbo_core.record import timed
-from ..turbo_core.video import Mp4Writer
+from ..turbo_core.video import FPS, Mp4Writer, frame_rate
 from .loader import CATEGORY
 
 
@@ -59,7 +59,12 @@ class TurboDiffusionVAEDecodeVideo(io.ComfyNode):
                 _samples(),
                 _vae(),
                 io.Float.Input(
-                    "fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Frames a second. Wan 2.1 and A14B: 16."
+                    "fps",
+                    default=16.0,
+                    min=FPS[0],
+                    max=FPS[1],
+                    step=1.0,
+                    tooltip="Frames a second. Wan 2.1 and A14B: 16.",
                 ),
             ],
             outputs=[io.Video.Output(tooltip="The mp4, for Save Video.")],
@@ -67,7 +72,7 @@ class TurboDiffusionVAEDecodeVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples: dict, vae, fps: float) -> io.NodeOutput:
-        rate = Fraction(fps)
+        rate = frame_rate(fps)
         with timed(samples, "decode"):
             path, frames = decode_video(vae, latent_of(vae, samples), rate, Path(folder_paths.get_temp_directory()))
         return io.NodeOutput(DecodedVideo(path, frames, rate))

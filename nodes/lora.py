@@ -1,11 +1,12 @@
 """Applying LoRAs."""
 
 import logging
+from pathlib import Path
 
-import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ..turbo_core.checkpoint.read import read
 from ..turbo_core.host.lora import with_lora
 from .loader import CATEGORY
 
@@ -46,7 +47,7 @@ class TurboDiffusionLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name: str, strength: float) -> io.NodeOutput:
-        tensors = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise(_FOLDER, lora_name), safe_load=True)
+        tensors, _ = read(Path(folder_paths.get_full_path_or_raise(_FOLDER, lora_name)))
         patched, found = with_lora(model, lora_name, tensors, strength)
         report = f"{lora_name}: {len(found.layers)} layers"
         if found.unmatched:

@@ -17,6 +17,15 @@ import torch
 
 from .errors import TurboError
 
+FPS = (1.0, 120.0)
+
+
+def frame_rate(fps: float) -> Fraction:
+    """Frames a second as the exact number it is. Raises TurboError outside of FPS."""
+    if not FPS[0] <= fps <= FPS[1]:
+        raise TurboError(f"fps is {fps}: choose {FPS[0]:.0f} to {FPS[1]:.0f} frames a second (Wan 2.1 and A14B: 16).")
+    return Fraction(fps)
+
 
 @contextmanager
 def room_in(folder: Path) -> Iterator[None]:

@@ -228,6 +228,15 @@ def test_another_models_latent_is_one_sentence(server):
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("fps", ["0", "-5", "nan"])
+def test_a_frame_rate_on_a_link_is_checked_before_decoding(server, fps):
+    job = video_job("rate", rate=node("PrimitiveFloat", value=fps))
+    job["video"]["inputs"]["fps"] = ["rate", 0]
+    with pytest.raises(ExecutionFailed, match=r"fps is .*: choose 1 to 120 frames a second"):
+        server.client.run(job)
+
+
+@pytest.mark.server
 def test_a_mask_becomes_a_picture_and_its_size_goes_on(server):
     job = {
         "mask": node("SolidMask", value=0.5, width=90, height=160),

@@ -116,3 +116,15 @@ def test_a_cut_file_says_so_and_the_next_prompt_works(server):
     with pytest.raises(ExecutionFailed, match="cut.pth is cut short: its end is missing; download it again"):
         server.client.run(t2v_job("bad", model=loader("cut.pth")))
     server.client.run(t2v_job("after cut"))
+
+
+@pytest.mark.parametrize(
+    "name,content,message", [("page", b"<!DOCTYPE html>", "is a web page"), ("none", b"", "is empty")]
+)
+def test_a_file_that_is_no_lora_says_what_it_is(server, name, content, message):
+    path = server.models_dir / "loras" / f"{name}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    lora = node("TurboDiffusionLoRA", model=["model", 0], lora_name=path.name, strength=1.0)
+    with pytest.raises(ExecutionFailed, match=f"{path.name} {message}"):
+        server.client.run(t2v_job("bad", lora=lora, sample=sampled(high=["lora", 0])))

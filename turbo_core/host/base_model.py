@@ -16,6 +16,7 @@ from ..record import RunRecord
 from ..sampling.schedule import in_first_steps
 from .model import TurboWanModel
 
+IMAGE_KEY = "concat_latent_image"  # in conditioning; where ComfyUI's WanImageToVideo puts its latent
 CAMERA_KEY = "camera_conditions"  # in conditioning; where ComfyUI's own camera nodes put theirs
 
 
@@ -78,11 +79,19 @@ class TurboWAN(comfy.model_base.WAN21):
         """1000 * sigma, rounded to bfloat16 for a TurboWan network, which saw no other values in training."""
         return timestep.to(torch.bfloat16).float() if self.spec.turbo else timestep
 
+    def state_dict_for_saving(self, *args, **kwargs):
+        """As ComfyUI's. Raises TurboError while a LoRA runs beside quantised weights: they would be saved without it."""
+        if any(getattr(layer, "branches", ()) for layer in self.diffusion_model.modules()):
+            raise TurboError(
+                "A quantised model cannot be saved with a LoRA of TurboDiffusionLoRA on it: save it without the LoRA, or merge the "
+                "LoRA into the file with TurboDiffusionConvert."
+            )
+        return super().state_dict_for_saving(*args, **kwargs)
+
     def extra_conds(self, **kwargs):
         check_latent_shape(kwargs["noise"].shape)
         check_text(self.spec, kwargs.get("cross_attn"))
-        if kwargs.get("concat_latent_image") is None:
-            check_image(self.spec, given=False)
+        check_image(self.spec, kwargs.get(IMAGE_KEY), kwargs["noise"].shape)
         check_camera(self.spec, kwargs.get(CAMERA_KEY), kwargs["noise"].shape)
         return super().extra_conds(**kwargs)
 
@@ -107,12 +116,28 @@ def check_text(spec: WanSpec, context: torch.Tensor | None) -> None:
         )
 
 
-def check_image(spec: WanSpec, given: bool) -> None:
-    """Raises TurboError for an image-to-video model whose conditioning holds no image."""
-    if spec.takes_image and not given:
+def check_image(spec: WanSpec, image: torch.Tensor | None, latent_shape: torch.Size | None = None) -> None:
+    """Raises TurboError for an image-to-video model whose conditioning holds no image [batch, channels, frames, height, width], or one
+    that fits neither the model nor a latent [B, 16, frames, height, width]."""
+    if not spec.takes_image:
+        return
+    if image is None:
         raise TurboError(
             "This is an image-to-video model and the conditioning holds no image: pass the conditioning through "
             "WanImageToVideo with a start_image."
+        )
+    # ComfyUI puts a mask of 4 channels before an image that leaves room for it, and cuts off channels only for models with an
+    # image embedding.
+    channels = spec.in_channels - LATENT_CHANNELS
+    if image.ndim != 5 or not (spec.image_embedding or image.shape[1] in (channels, channels - 4)):
+        raise TurboError(
+            f"The conditioning's image is {list(image.shape)}, which is for another kind of Wan model: pass the conditioning through "
+            "WanImageToVideo."
+        )
+    if latent_shape is not None and image.shape[2] != latent_shape[2]:
+        raise TurboError(
+            f"The conditioning's image is for {image.shape[2] * 4 - 3} frames and the latent has {latent_shape[2] * 4 - 3}: connect the "
+            "latent of the same WanImageToVideo node."
         )
 
 
@@ -143,3 +168,20 @@ def check_camera(spec: WanSpec, camera: torch.Tensor | None, latent_shape: torch
             f"The camera is {width * 8}x{height * 8} with {frames * 4 - 3} frames and the video {to_width * 8}x{to_height * 8} with "
             f"{to_frames * 4 - 3}: give both the same width and height, and connect the camera path's length to the video's."
         )
+
+
+def check_experts_match(high: WanSpec, low: WanSpec) -> None:
+    """Raises TurboError unless two experts can share one run: same task, same size, same text encoder."""
+    for what, a, b in (
+        ("task", high.task, low.task),
+        ("input channels", high.in_channels, low.in_channels),
+        ("width", high.dim, low.dim),
+        ("number of layers", high.layers, low.layers),
+        ("text width", high.text_width, low.text_width),
+        ("camera control", high.camera, low.camera),
+    ):
+        if a != b:
+            raise TurboError(
+                f"The two experts do not belong together, their {what} differs (high: {high.describe()}, low: "
+                f"{low.describe()}): load the -high and the -low file of one model."
+            )

@@ -18,7 +18,16 @@ from ..errors import TurboError
 from ..read_ahead import ReadAhead
 from ..record import BEFORE, RunRecord
 from ..sampling.schedule import check_boundary, uses_low_expert
-from .base_model import CAMERA_KEY, TurboWAN, check_camera, check_image, check_latent_shape, check_text
+from .base_model import (
+    CAMERA_KEY,
+    IMAGE_KEY,
+    TurboWAN,
+    check_camera,
+    check_experts_match,
+    check_image,
+    check_latent_shape,
+    check_text,
+)
 from .prefetch import read_ahead
 from .prompt import seconds_before
 
@@ -66,7 +75,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
                 raise TurboError("The conditioning is empty: connect CLIP Text Encode with the umT5-XXL encoder.")
             for context, options in conditioning:
                 check_text(self.spec, context)
-                check_image(self.spec, given=options.get("concat_latent_image") is not None)
+                check_image(self.spec, options.get(IMAGE_KEY))
                 check_camera(self.spec, options.get(CAMERA_KEY))
                 if BEFORE in options:
                     self._before.append(options[BEFORE])
@@ -103,6 +112,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             raise TurboError("The latent holds several tensors (video with audio); Wan needs a plain video latent.")
         check_latent_shape(latent_image.shape)
         for cond in (cond for conds in self.original_conds.values() for cond in conds):
+            check_image(self.spec, cond.get(IMAGE_KEY), latent_image.shape)
             check_camera(self.spec, cond.get(CAMERA_KEY), latent_image.shape)
         if sigmas.shape[-1] > 0:
             self._activate(self._expert_for(float(sigmas[0])))
@@ -114,6 +124,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             result = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
         finally:
             record.enter(None)
+            for expert in self.get_models():  # other samplers count on, and not into this run's record
+                expert.model.calls = expert.model.calls.copy()
         record.complete = True
         logger.info("Sampled %s.", "; ".join(record.lines()))
         return result
@@ -157,9 +169,9 @@ class ExpertGuider(comfy.samplers.CFGGuider):
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 - ComfyUI's signature
         sigma = float(timestep.max())  # this waits for the device, so that a phase's seconds are its own
-        expert, record = self._expert_for(sigma), self._record
-        name = "sample" if self._low is None else "low" if expert is self._low else "high"
-        self.cfg = self._cfg_low if expert is self._low else self._cfg_high
+        expert, record, low = self._expert_for(sigma), self._record, self._is_low(sigma)
+        name = "sample" if self._low is None else "low" if low else "high"
+        self.cfg = self._cfg_low if low else self._cfg_high
         base = expert is self.model_patcher
         if base and self._other is not None and self._other.active:  # a sampler that went back above the boundary
             record.enter("switch")
@@ -188,8 +200,11 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         run.ahead = read_ahead(self._high, self._low)
         self._record.read_ahead = None if run.ahead is None else run.ahead.reading
 
+    def _is_low(self, sigma: float) -> bool:
+        return self._low is not None and uses_low_expert(sigma, self._boundary)
+
     def _expert_for(self, sigma: float) -> comfy.model_patcher.ModelPatcher:
-        return self._low if self._low is not None and uses_low_expert(sigma, self._boundary) else self._high
+        return self._low if self._is_low(sigma) else self._high
 
     def _activate(self, patcher: comfy.model_patcher.ModelPatcher) -> None:
         self.model_patcher, self.model_options = patcher, patcher.model_options
@@ -280,20 +295,3 @@ class _OtherExpert:
         comfy.samplers.cast_to_load_options(self._options, device=self.patcher.offload_device)
         self.patcher.hook_mode = self._hook_mode
         self.patcher.restore_hook_patches()
-
-
-def check_experts_match(high: WanSpec, low: WanSpec) -> None:
-    """Raises TurboError unless two experts can share one run: same task, same size, same text encoder."""
-    for what, a, b in (
-        ("task", high.task, low.task),
-        ("input channels", high.in_channels, low.in_channels),
-        ("width", high.dim, low.dim),
-        ("number of layers", high.layers, low.layers),
-        ("text width", high.text_width, low.text_width),
-        ("camera control", high.camera, low.camera),
-    ):
-        if a != b:
-            raise TurboError(
-                f"The two experts do not belong together, their {what} differs (high: {high.describe()}, low: "
-                f"{low.describe()}): load the -high and the -low file of one model."
-            )

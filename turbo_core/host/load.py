@@ -20,6 +20,7 @@ from ..checkpoint.shards import read_parts
 from ..errors import CheckpointError
 from .base_model import TurboWAN
 from .camera_model import CameraWAN
+from .hooks import refuse_on_quantised
 from .nf4 import nf4_operations, patch_at_run_time
 from .quant import block_int8_operations
 
@@ -65,6 +66,7 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
         _match_dtypes(model.diffusion_model, tensors, offload_device)
     model.load_model_weights(tensors, "", assign=True)
     patcher.cached_patcher_init = (load_model, (path, dtype_name))
+    refuse_on_quantised(patcher)
     if spec.four_bit:
         patch_at_run_time(patcher)
     logger.info(

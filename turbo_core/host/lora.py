@@ -37,7 +37,8 @@ def with_lora(
         key = f"{_NETWORK}{change.layer}"
         weight = patcher.get_model_object(f"{key}.weight")
         if is_block_int8(weight) or is_nf4(weight):
-            branch = dataclasses.replace(change, scale=change.scale * strength)
+            down, up = change.down.flatten(1), change.up.flatten(1)  # some tools write a linear as a 1x1 convolution
+            branch = dataclasses.replace(change, down=down, up=up, scale=change.scale * strength)
             clone.add_object_patch(f"{key}.branches", (*clone.get_model_object(f"{key}.branches"), branch))
         else:
             alpha = change.scale * change.down.shape[0]  # ComfyUI divides it by the rank

@@ -171,11 +171,6 @@ def nf4_operations(compute_dtype: torch.dtype):
                 applied when the layer runs. Raises TurboError where that cannot stand in for baking."""
                 if not is_nf4(self.weight):
                     return super().set_weight(weight, inplace_update, seed, return_weight, **kwargs)
-                if inplace_update:
-                    raise TurboError(
-                        "LoRA hooks cannot change 4-bit weights: apply the LoRA to the model, with TurboDiffusionLoRA or "
-                        "LoraLoaderModelOnly."
-                    )
                 if return_weight and any(map(_is_patch, self.weight_function)):
                     raise _not_saved()
                 return self.weight if return_weight else None

@@ -135,6 +135,21 @@ def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict | None 
                 )
                 missing.remove(prefix + "weight")
 
+            def state_dict(self, *args, destination=None, prefix="", **kwargs):
+                tensors = super().state_dict(*args, destination=destination, prefix=prefix, **kwargs)
+                if is_block_int8(
+                    getattr(self, "weight", None)
+                ):  # as in the files it is loaded from: with this mark none is ours
+                    del tensors[f"{prefix}comfy_quant"]
+                return tensors
+
+            @property
+            def weight_scale(self) -> torch.Tensor:
+                """An attribute because ComfyUI's merge nodes read every key of the state dict as one of its layer."""
+                if not is_block_int8(self.weight):
+                    raise AttributeError("weight_scale")
+                return self.weight._params.scale
+
             def _is_resident(self, device: torch.device) -> bool:
                 """Whether the weight is there as it is; if not, ComfyUI fetches it (offloaded, patched or dynamic)."""
                 return (

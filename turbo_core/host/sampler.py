@@ -7,7 +7,7 @@ import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
-from ..sampling import rcm
+from ..sampling import rcm, schedule
 
 NoiseDevice = Literal["cpu", "gpu"]
 NOISE_DEVICES: tuple[NoiseDevice, ...] = ("cpu", "gpu")
@@ -28,7 +28,10 @@ def sample_rcm(
     mode: rcm.Mode = "sde",
     noise_device: NoiseDevice = "cpu",
 ) -> torch.Tensor:
-    """`rcm.sample` in k-diffusion's calling convention: previews, progress and interrupt between steps come from it."""
+    """`rcm.sample` in k-diffusion's calling convention: previews, progress and interrupt between steps come from it.
+
+    Raises TurboError for noise levels that are not a flow model's."""
+    schedule.check_levels(sigmas.tolist())
     extra_args = extra_args or {}
     per_sample = x.new_ones([x.shape[0]])
     noise = rcm.NoiseStream(

@@ -72,6 +72,16 @@ def check_schedule(steps: int, sigma_max: float) -> None:
         )
 
 
+def check_levels(levels: list[float]) -> None:
+    """Raises TurboError unless the noise levels of a run are a flow model's: from 0 to 1, and 0 at most at the end."""
+    wrong = next((level for level in levels if not 0 <= level <= 1), 0.0 if 0.0 in levels[:-1] else None)
+    if wrong is not None:
+        raise TurboError(
+            f"The SIGMAS hold {wrong:g} where a step begins or ends: Wan's noise levels fall from at most 1 to 0 at the end; take them "
+            "from TurboDiffusionSigmas or BasicScheduler."
+        )
+
+
 def check_boundary(boundary: float) -> None:
     """Raises TurboError unless 0 < boundary <= 1."""
     if not 0 < boundary <= 1:

@@ -1,13 +1,15 @@
 """Two experts in one run: which runs when, with which patches, options and guidance."""
 
 import comfy.model_management
+import comfy.sample
 import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise, SamplerCustomAdvanced
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.experts import image_text, latent, sample, text, traced
+from td_pack.tests.support.experts import SHAPE, image_text, latent, sample, text, traced
 from td_pack.tests.support.models import relative_error
+from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host.guider import ExpertGuider
 from td_pack.turbo_core.host.run import needs_low_expert, run_sigmas
 from td_pack.turbo_core.host.sampler import make_sampler
@@ -99,3 +101,29 @@ def test_guidance_uses_each_expert_s_cfg(experts):
     # cfg 1 skips the negative pass; cfg 2 runs it, in the same call or in a second one.
     assert [name for name, _ in calls][:2] == ["high", "high"] and set(name for name, _ in calls[2:]) == {"low"}
     assert torch.equal(one, sample(experts[0], image_text(), experts[1], negative=negative))
+
+
+def test_one_model_as_both_experts_has_both_cfgs(t2v):
+    """Two loaders of one file give one MODEL: only the noise level tells which expert a step is."""
+    given = {"positive": text(), "negative": [[checkpoints.draw(1, "other", (1, 8, 4096)), {}]]}
+    one, copy = (sample(t2v, low=low, mode="ode", cfg_high=1.0, cfg_low=2.0, **given) for low in (t2v, t2v.clone()))
+    assert torch.equal(one, copy)
+    assert {name: calls["network"] for name, calls in t2v.model.last_run.calls.items()} == {"high": 2, "low": 2}
+
+
+def test_other_samplers_do_not_count_into_the_record_of_a_run(t2v):
+    sample(t2v, text(), steps=2)
+    record = t2v.model.last_run
+    comfy.sample.sample(t2v, torch.zeros(SHAPE), 1, 1.0, "euler", "simple", text(), text(), torch.zeros(SHAPE))
+    assert record.calls["sample"]["network"] == 2
+
+
+@pytest.mark.parametrize("mode", ["sde", "ode"])
+@pytest.mark.parametrize("levels,wrong", [((14.6, 0.5, 0.0), "14.6"), ((0.9, 0.0, 0.0), "0"), ((0.9, -0.1), "-0.1")])
+def test_noise_levels_of_another_kind_of_model_are_refused(t2v, mode, levels, wrong):
+    guider = ExpertGuider(t2v)
+    guider.set_conds(text())
+    with pytest.raises(TurboError, match=f"The SIGMAS hold {wrong} where a step begins or ends"):
+        SamplerCustomAdvanced.execute(
+            Noise_RandomNoise(3), guider, make_sampler(mode, "cpu"), torch.tensor(levels), latent()
+        )

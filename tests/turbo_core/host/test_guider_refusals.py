@@ -1,9 +1,10 @@
 """What does not belong in one run is refused by name, before anything runs."""
 
+import comfy.sample
 import pytest
 import torch
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.experts import SHAPE, sample, text
+from td_pack.tests.support.experts import SHAPE, image_text, sample, text
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host.guider import ExpertGuider
 from td_pack.turbo_core.host.load import load_model
@@ -54,7 +55,6 @@ def test_a_latent_that_is_not_wan_s_is_refused(t2v, shape):
 
 def test_stock_samplers_give_the_same_messages(t2v, experts):
     """The model itself checks, so KSampler users read them too."""
-    import comfy.sample
 
     def stock(model, conditioning):
         comfy.sample.sample(
@@ -65,3 +65,16 @@ def test_stock_samplers_give_the_same_messages(t2v, experts):
         stock(t2v, text(768))
     with pytest.raises(TurboError, match="holds no image"):
         stock(experts[0], text())
+
+
+@pytest.mark.parametrize(
+    "channels,frames,message", [(16, 3, "is for 9 frames and the latent has 5"), (32, 2, "another kind")]
+)
+def test_an_image_of_another_length_or_kind_is_refused(experts, channels, frames, message):
+    image = torch.zeros(1, channels, frames, *SHAPE[3:])
+    ((context, options),) = image_text()
+    given = [[context, options | {"concat_latent_image": image}]]
+    with pytest.raises(TurboError, match=message):
+        sample(experts[0], given)
+    with pytest.raises(TurboError, match=message):
+        comfy.sample.sample(experts[0], torch.zeros(SHAPE), 1, 1.0, "euler", "simple", given, given, torch.zeros(SHAPE))

@@ -124,6 +124,21 @@ def test_strength_stacking_and_clones(paths, int8):
     assert relative_error(sample(removed), plain) <= (1e-2 if int8 else 1e-5)
 
 
+def test_a_linear_s_lora_written_as_a_1x1_convolution_is_the_same(quantised):
+    tensors = checkpoints.lora("kohya")
+    as_convolution = {key: value[..., None, None].contiguous() for key, value in tensors.items()}
+    plain, convolution = (sample(with_lora(quantised, "test", given, 1.0)[0]) for given in (tensors, as_convolution))
+    assert torch.equal(plain, convolution)
+
+
+def test_a_model_is_not_saved_without_its_lora(quantised, tmp_path):
+    patched, _ = with_lora(quantised, "test.safetensors", checkpoints.lora("kohya"), 1.0)
+    with pytest.raises(TurboError, match="merge the LoRA into the file with TurboDiffusionConvert"):
+        comfy.sd.save_checkpoint(str(tmp_path / "patched.safetensors"), patched)
+    assert not list(tmp_path.iterdir())
+    comfy.sd.save_checkpoint(str(tmp_path / "plain.safetensors"), quantised)
+
+
 def test_each_expert_has_its_own(quantised, paths):
     low = load_model(paths[True])
     patched, _ = with_lora(low, "test.safetensors", checkpoints.lora("kohya"), 1.0)

@@ -5,9 +5,11 @@ from collections import Counter
 
 import comfy.model_management
 import comfy.sd
+import comfy.utils
 import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
+from comfy_extras.nodes_model_merging import ModelMergeSimple
 from td_pack.kernels import backends, counting
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.models import relative_error
@@ -272,3 +274,29 @@ def test_what_is_set_before_and_after_the_compile_node_holds(single):
             assert relative_error(sample(model, steps=2), expected[i]) <= TRACED
             assert model.model.calls["float linear"] == 0
             assert model.model.calls["sparse attention"] == (2, 0, 1, 2)[i]
+
+
+def test_a_saved_model_loads_again(model, tmp_path):
+    """Also with a stock LoRA in it: saved is what ran."""
+    changed, _ = comfy.sd.load_lora_for_models(model, None, checkpoints.lora("diffusion_model"), 1.0, 0)
+    for name, patcher in (("plain", model), ("changed", changed)):
+        path = tmp_path / f"{name}.safetensors"
+        comfy.sd.save_checkpoint(str(path), patcher)
+        again = load_model(str(path))
+        assert again.model.spec == model.model.spec
+        expected, loaded = weights(patcher), weights(again)
+        assert expected.keys() == loaded.keys()
+        assert all(torch.equal(value, loaded[key]) for key, value in expected.items())
+
+
+def test_stock_merge_nodes_take_int8_models(model, tmp_path):
+    state_dict = checkpoints.upstream_state_dict(42, ffn_dim=300, sla=True, int8=True)
+    other = load_model(str(checkpoints.write_pth(tmp_path / "other.pth", state_dict)))
+    merged = ModelMergeSimple().merge(model, other, 0.25)[0]
+    comfy.model_management.load_models_gpu([merged])
+    ours, others = (checkpoints.upstream_state_dict(seed, ffn_dim=300, sla=True) for seed in (41, 42))
+    layer = "blocks.1.ffn.2.weight"
+    weight = comfy.utils.get_attr(merged.model.diffusion_model, layer)
+    assert is_block_int8(weight)
+    # Half a step of the codes on either side, and the rounding of the merged weight.
+    assert relative_error(weight.dequantize(), 0.75 * others[layer] + 0.25 * ours[layer]) <= 2e-2
