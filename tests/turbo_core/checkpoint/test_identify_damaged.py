@@ -93,6 +93,8 @@ BROKEN = {
     "cut, and the end of the file gone": (without(stock(), "blocks.2.ffn", "head."), "incomplete"),
     "a block in the middle missing": (without(stock(), "blocks.1."), "missing: blocks.1."),
     "first block missing": (without(stock(), "blocks.0."), "blocks.0.ffn.0.weight is missing"),
+    "a block number no model has": ({**stock(), **names("blocks.99999.x")}, "1 unexpected: blocks.99999.x"),
+    "a block number no computer has": ({**stock(), **names(f"blocks.{'9' * 5000}.x")}, "1 unexpected: blocks.999"),
     "a shard": (without(stock(), "head.", "blocks.2."), "incomplete"),
     "blocks of two widths": (
         {**stock(), **without(stock(dim=384), "blocks.0.", "blocks.1.", "emb", "head", "time_")},
