@@ -91,7 +91,7 @@ def read_pth(path: Path) -> dict[str, torch.Tensor]:
     if isinstance(content, dict):
         inner = content.get("state_dict", next(iter(content.values())) if len(content) == 1 else None)
         content = inner if isinstance(inner, dict) else content
-    return check_tensors(path, content)
+    return {name: tensor.detach() for name, tensor in check_tensors(path, content).items()}
 
 
 def model_class(path: Path) -> str:
