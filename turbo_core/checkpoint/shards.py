@@ -19,6 +19,11 @@ _LISTED = 5
 Tensors = dict[str, torch.Tensor]
 
 
+def is_part(name: str) -> bool:
+    """Whether a file of that name is one of several that make up a checkpoint."""
+    return _SHARD.fullmatch(name) is not None
+
+
 def files_of(path: Path) -> list[Path]:
     """The files that make up the checkpoint at `path`: those an index names, those a file's own name counts, or the file alone.
 
