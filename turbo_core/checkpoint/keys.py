@@ -52,8 +52,8 @@ def to_comfyui(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if not has_linear_patch_embedding(tensors):
         return tensors
     weight = tensors[PATCH_EMBEDDING]
-    if weight.shape[1] % 4:
+    if weight.shape[1] % 4 or not weight.numel():
         raise CheckpointError(
-            f"{PATCH_EMBEDDING} is {list(weight.shape)}: its width must be a multiple of 4 (a 2x2 patch)."
+            f"{PATCH_EMBEDDING} is {list(weight.shape)}: its width must be a multiple of 4 (a 2x2 patch), and it must not be empty."
         )
     return {**tensors, PATCH_EMBEDDING: weight.reshape(weight.shape[0], -1, *PATCH_SIZE)}

@@ -106,3 +106,16 @@ BROKEN = {
 @pytest.mark.parametrize("tensors, said", BROKEN.values(), ids=BROKEN)
 def test_an_incomplete_model(tensors, said):
     assert said in refusal(tensors)
+
+
+@pytest.mark.parametrize(
+    "key", ["patch_embedding.weight", "blocks.0.ffn.0.weight", "text_embedding.0.weight", "head.modulation"]
+)
+def test_a_model_of_no_size_is_none(key):
+    shape = stock()[key].shape
+    for axis in range(len(shape)):
+        empty = [0 if i == axis else size for i, size in enumerate(shape)]
+        assert "has the shape" in refusal({**stock(), key: torch.empty(empty, device="meta")})
+    linear = torch.empty(0, 64, device="meta")
+    with pytest.raises(CheckpointError, match="must not be empty"):
+        identify(NAME, {**turbo(), "patch_embedding.weight": linear})
