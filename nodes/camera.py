@@ -151,6 +151,7 @@ class TurboDiffusionCameraEmbed(io.ComfyNode):
             node_id="TurboDiffusionCameraEmbed",
             display_name="TurboDiffusion Camera Embed",
             category=CATEGORY,
+            has_intermediate_output=True,  # what it shows stays when the page is loaded again
             description="What a LingBot-World model is given of a camera path at the video's size, and a picture of the path from above.",
             search_aliases=["LingBot camera", "plucker", "camera embedding", "WanCameraEmbedding"],
             inputs=[

@@ -15,6 +15,7 @@ class TurboDiffusionCompare(io.ComfyNode):
             node_id="TurboDiffusionCompare",
             display_name="TurboDiffusion Compare",
             category=CATEGORY,
+            essentials_category="Video Tools",
             description="Puts two videos side by side and plots PSNR and SSIM of their frames: what another attention, mode, top-k or "
             "precision changes at the same seed.",
             search_aliases=["PSNR", "SSIM", "side by side", "difference", "quality"],

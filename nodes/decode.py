@@ -51,6 +51,7 @@ class TurboDiffusionVAEDecodeVideo(io.ComfyNode):
             node_id="TurboDiffusionVAEDecodeVideo",
             display_name="TurboDiffusion VAE Decode Video",
             category=CATEGORY,
+            essentials_category="Video Generation",
             description="Decodes a Wan video chunk by chunk straight into an mp4, for Save Video: the same file as VAE Decode and "
             "Create Video make, without holding its frames in memory.",
             search_aliases=["decode latent", "latent to video", "create video", "low memory decode"],

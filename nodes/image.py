@@ -13,6 +13,7 @@ class TurboDiffusionPrepareImage(io.ComfyNode):
             node_id="TurboDiffusionPrepareImage",
             display_name="TurboDiffusion Prepare Image",
             category=CATEGORY,
+            essentials_category="Image Tools",
             description="Makes any picture an RGB image of a size the models were trained at, and gives that size to the nodes after it.",
             search_aliases=["resize image", "RGBA to RGB", "image size", "adaptive resolution", "crop", "pad"],
             inputs=[

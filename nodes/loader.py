@@ -37,6 +37,7 @@ class TurboDiffusionLoader(io.ComfyNode):
             node_id="TurboDiffusionLoader",
             display_name="TurboDiffusion Loader",
             category=CATEGORY,
+            essentials_category="Video Generation",
             description="Loads a TurboWan checkpoint (.pth or .safetensors), a stock Wan 2.1 / 2.2 A14B file or LingBot-World as a MODEL, "
             "bitsandbytes NF4 and models in several files included. A TurboWan model with trained sparse-linear attention runs it right "
             "away.",

@@ -21,6 +21,7 @@ class TurboDiffusionLoRA(io.ComfyNode):
             node_id="TurboDiffusionLoRA",
             display_name="TurboDiffusion LoRA",
             category=CATEGORY,
+            has_intermediate_output=True,  # what it shows stays when the page is loaded again
             description="Applies a LoRA of any common key style. On int8 layers it runs beside the weights, which stay int8 and lose "
             "nothing to rounding; give each expert its own.",
             search_aliases=["LoRA", "load lora", "LoraLoaderModelOnly", "lightning"],

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from server import PromptServer
+from ..turbo_core.host.features import before_each_prompt
 
 KEY = "turbodiffusion"
 _PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
@@ -33,6 +33,5 @@ def with_version(request: dict, version: str) -> dict:
 
 def register() -> None:
     """Has ComfyUI ask `with_version` of every prompt, where it can."""
-    if hasattr(PromptServer.instance, "add_on_prompt_handler"):
-        version = pack_version()
-        PromptServer.instance.add_on_prompt_handler(lambda request: with_version(request, version))
+    version = pack_version()
+    before_each_prompt(lambda request: with_version(request, version))

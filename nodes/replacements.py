@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import execution
 from comfy_api.latest import ComfyAPI, io
-from server import PromptServer
+
+from ..turbo_core.host.features import before_each_prompt, node_replacements
 
 _SEED = "control after generate"  # a widget the editor puts behind every seed; it takes a place in a saved workflow
 
@@ -25,7 +26,7 @@ class Old:
     fixed: Mapping[str, object] = field(default_factory=dict)
     absent: Mapping[str, object] = field(default_factory=dict)
 
-    def replacements(self) -> list[io.NodeReplace]:
+    def replacements(self) -> list:  # of io.NodeReplace, which a host may lack
         pairs = [name if isinstance(name, tuple) else (name, name) for name in self.inputs]
         mapping = [{"new_id": new, "old_id": old} for new, old in pairs]
         mapping += [{"new_id": new, "set_value": value} for new, value in self.fixed.items()]
@@ -102,11 +103,10 @@ def with_absent_inputs(request: dict) -> dict:
 
 async def register() -> None:
     """Tells ComfyUI, where it can replace nodes."""
-    replacement = getattr(ComfyAPI(), "node_replacement", None)
-    if replacement is None or not hasattr(io, "NodeReplace"):
+    register_of_nodes = node_replacements(ComfyAPI(), io)
+    if register_of_nodes is None:
         return
     for old in OLD:
         for entry in old.replacements():
-            await replacement.register(entry)
-    if hasattr(PromptServer.instance, "add_on_prompt_handler"):
-        PromptServer.instance.add_on_prompt_handler(with_absent_inputs)
+            await register_of_nodes.register(entry)
+    before_each_prompt(with_absent_inputs)

@@ -178,6 +178,7 @@ class TurboDiffusionSample(io.ComfyNode):
             node_id="TurboDiffusionSample",
             display_name="TurboDiffusion Sample",
             category=CATEGORY,
+            essentials_category="Video Generation",
             description="Samples a video latent in 1 to 4 steps: schedule, sampler and expert switch in one node.",
             search_aliases=["TurboWan sampler", "KSampler", "few step", "rCM"],
             inputs=[

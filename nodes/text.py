@@ -22,6 +22,7 @@ class TurboDiffusionTextEncode(io.ComfyNode):
             node_id="TurboDiffusionTextEncode",
             display_name="TurboDiffusion Text Encode",
             category=CATEGORY,
+            essentials_category="Video Generation",
             description="Loads the umT5-XXL text encoder, encodes a prompt and frees the encoder. The result is kept on disk: a prompt used "
             "before needs no encoder. The same conditioning as Load CLIP (wan) with CLIP Text Encode.",
             search_aliases=[

@@ -118,6 +118,32 @@ print(*(name for name in sys.modules if name.startswith("pack.")))
     assert {"pack.kernels", *modules} <= set(out.split())
 
 
+def test_a_comfyui_without_a_part_that_is_imported_is_told_so(tmp_path):
+    (tmp_path / "comfyui_version.py").write_text("__version__ = '0.99.0'")
+    (tmp_path / "comfy_api").mkdir()
+    (tmp_path / "comfy_api" / "latest.py").write_text("io = None")
+    out = fresh(
+        f"""
+import asyncio
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    asyncio.run(load().comfy_entrypoint())
+except ImportError as error:
+    print(error)
+""",
+        tmp_path,
+    )
+    assert out.startswith("TurboDiffusion does not fit this ComfyUI (0.99.0): cannot import name 'ComfyExtension'")
+    assert "Update the pack" in out
+
+
+def test_what_differs_between_hosts_is_in_one_file():
+    """Names that another ComfyUI may lack stand in turbo_core/host/features.py alone."""
+    names = ("comfy_force_cast_weights", '"_v"', "add_on_prompt_handler", 'node_replacement"', 'NodeReplace"')
+    found = {path for path in SOURCES for name in names if name in (ROOT / path).read_text()}
+    assert found == {Path("turbo_core/host/features.py")}
+
+
 @pytest.mark.parametrize("version", ["0.29.3", "0.3.77", None])
 def test_a_comfyui_that_is_too_old_is_told_so(version, tmp_path):
     host = tmp_path / "comfyui_version.py"

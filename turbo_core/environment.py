@@ -37,12 +37,25 @@ def find_comfyui(pack: Path) -> Path | None:
 
 def check_comfyui() -> None:
     """Raises ImportError, with what to do, in a ComfyUI that is too old; called inside one, before anything of it is imported."""
-    try:
-        from comfyui_version import __version__ as version
-    except ImportError:
-        version = "0"  # from before it stated one
+    version = _running_comfyui()
     if older := _older(_numbers(version), OLDEST_COMFYUI):
         raise ImportError(f"TurboDiffusion: this ComfyUI ({version}) is{older[1:]}; update ComfyUI and start it again.")
+
+
+def does_not_fit(error: Exception) -> str:
+    """What a person is told in a ComfyUI that is new enough and yet lacks something that the pack imports."""
+    return (
+        f"TurboDiffusion does not fit this ComfyUI ({_running_comfyui()}): {error}. Update the pack and ComfyUI's own requirements; "
+        "if both are up to date, please report this with the traceback above."
+    )
+
+
+def _running_comfyui() -> str:
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return "0"  # from before it stated one
+    return __version__
 
 
 def triton_command(torch: tuple[int, ...], windows: bool) -> str:

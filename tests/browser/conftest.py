@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from td_pack.tests.browser.page import Page
+from td_pack.tests.support import checkpoints
 
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
     "Comfy.Locale": "en",
+    "Comfy.Pointer.DoubleClickTime": 1000,  # ms; on a busy machine two clicks come further apart than the default 300
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
 }
 
@@ -32,6 +34,7 @@ def page(server, pictures):
     if chromium is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
+    checkpoints.write_toy_models(server.models_dir)
     server.client.post("/settings", SETTINGS)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

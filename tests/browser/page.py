@@ -3,13 +3,59 @@
 import re
 from pathlib import Path
 
-TIMEOUT = 60_000  # ms; only ever reached by a test that fails
+from td_pack.tests.support import locales
+
+TIMEOUT = 30_000  # ms; only ever reached by a test that fails
 # Pictures of ComfyUI's own several hundred templates: decoding them takes longer than all the tests.
 STOCK_PICTURES = re.compile(r"/templates/.*\.(webp|png|jpg|mp4)(\?|$)")
 
 _SLOT = """([id, isInput, slot]) => {
     const position = app.graph.getNodeById(id).getConnectionPos(isInput, slot);
     const [x, y] = app.canvas.ds.convertOffsetToCanvas([position[0], position[1]]);
+    const box = app.canvas.canvas.getBoundingClientRect();
+    return [box.left + x, box.top + y];
+}"""
+
+# Resolves when every node is on the canvas and has been in the same place for ten frames.
+_SHOWS_ALL = """() => new Promise(done => {
+    let before = "", same = 0;
+    const look = () => {
+        const [x, y, width, height] = app.canvas.ds.visible_area;
+        const all = app.graph.nodes.every(({ boundingRect: [left, top, w, h] }) =>
+            left >= x && top >= y && left + w <= x + width && top + h <= y + height);
+        const now = [x, y, width, height].join();
+        same = all && now === before ? same + 1 : 0;
+        before = now;
+        same >= 10 ? done(true) : requestAnimationFrame(look);
+    };
+    look();
+})"""
+# The middle of a rectangle of screen pixels on the canvas where nothing lies: no node, no link's handle, no button of the page.
+_EMPTY = """([width, height]) => {
+    const { canvas, ds } = app.canvas, box = canvas.getBoundingClientRect();
+    const toScreen = ([x, y]) => ds.convertOffsetToCanvas([x, y]).map((value, i) => value + [box.left, box.top][i]);
+    const taken = app.graph.nodes.map(node => {
+        const [x, y, w, h] = node.boundingRect;
+        return [...toScreen([x, y]), ...toScreen([x + w, y + h])];
+    });
+    for (const link of app.graph.links.values()) {
+        const [x, y] = toScreen(link._pos);
+        taken.push([x - 10, y - 10, x + 10, y + 10]);
+    }
+    const parts = [0, 0.25, 0.5, 0.75, 1];
+    const free = (left, top) =>
+        taken.every(([x0, y0, x1, y1]) => left + width < x0 || left > x1 || top + height < y0 || top > y1) &&
+        parts.every(i => parts.every(j => document.elementFromPoint(left + i * width, top + j * height) === canvas));
+    for (let top = box.bottom - height; top > box.top; top -= 20)  // from below on the right: that is where graphs end
+        for (let left = box.right - width; left > box.left; left -= 20)
+            if (free(left, top)) return [left + width / 2, top + height / 2];
+    return null;
+}"""
+# The middle of a node's widget.
+_WIDGET = """([id, name]) => {
+    const node = app.graph.getNodeById(id), widget = node.widgets.find(widget => widget.name === name);
+    const [x, y] = app.canvas.ds.convertOffsetToCanvas(
+        [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.y + 10]);
     const box = app.canvas.canvas.getBoundingClientRect();
     return [box.left + x, box.top + y];
 }"""
@@ -73,19 +119,59 @@ class Page:
         tab.wait_for_function("name => app.extensionManager.workflow.activeWorkflow?.filename === name", arg=name)
         tab.get_by_role("dialog").first.wait_for(state="hidden")
 
-    def search(self, words: str) -> list[str]:
-        """Opens the search box on an empty spot and returns what it finds for the words."""
-        self.tab.mouse.dblclick(600, 730)
-        self.tab.get_by_role("combobox", name="Add a node...").fill(words)
-        self.tab.get_by_test_id("result-item").first.wait_for()
-        return [item.inner_text() for item in self.tab.get_by_test_id("result-item").all()]
+    def fit_view(self) -> None:
+        """Shows the whole graph, by the button below the canvas, and waits until the view stands still."""
+        self.tab.evaluate("() => app.canvas.deselectAll()")  # the button shows what is selected, if anything is
+        self.tab.locator(
+            "button:has([class*='lucide--focus'])"
+        ).click()  # its icon: the name is another in each language
+        self.tab.wait_for_function(_SHOWS_ALL)
 
-    def add_found(self, title: str, type_name: str) -> None:
-        """Clicks a result of `search`, then the canvas to put the node down."""
+    def empty_place(self, width: int = 260, height: int = 180) -> tuple[float, float]:
+        """The middle of a rectangle of that size, in pixels of the screen, that shows nothing but the bare canvas.
+
+        Waits for it: while a workflow opens, a mask lies over everything."""
+        return self.tab.wait_for_function(_EMPTY, arg=[width, height]).json_value()
+
+    def add_node(self, words: str, title: str, type_name: str):
+        """Double-clicks the bare canvas, searches, picks the result of that title and puts the node down there; its id."""
+        place = self.empty_place()
+        self.tab.mouse.dblclick(*place, delay=30)  # two clicks in one millisecond are no double click to the canvas
+        box = self.tab.get_by_role("combobox", name="Add a node...")
+        box.fill(words)
         self.tab.get_by_test_id("result-item").filter(has_text=title).first.click()
-        self.tab.wait_for_function("name => app.graph.nodes.some(node => node.type === name)", arg=type_name)
-        self.tab.mouse.move(640, 640)
-        self.tab.mouse.click(640, 640)
+        box.wait_for(state="hidden")  # until then it lies over the canvas, and takes the click that puts the node down
+        self.tab.mouse.move(*place)
+        self.tab.mouse.click(*place)
+        placed = "name => app.graph.nodes.some(node => node.type === name && !node.flags.ghost)"
+        self.tab.wait_for_function(placed, arg=type_name)
+        return self.node_id(type_name)
+
+    def set_language(self, language: str) -> None:
+        """As the settings dialog does, and waits until a new node of ours is in it."""
+        self.tab.evaluate("language => app.extensionManager.setting.set('Comfy.Locale', language)", language)
+        node, widget = "TurboDiffusionSample", "steps"
+        self.tab.wait_for_function(
+            """([node, widget, label]) =>
+                LiteGraph.createNode(node).widgets.find(each => each.name === widget).label === label""",
+            arg=[node, widget, locales.read(language)[node]["inputs"][widget]["name"]],
+        )
+
+    def type_number(self, node, widget: str, value: str) -> None:
+        """Clicks a number widget and types another value into the box that opens."""
+        drawn = "([id, name]) => app.graph.getNodeById(id).widgets.find(widget => widget.name === name).y > 0"
+        self.tab.wait_for_function(drawn, arg=[node, widget])
+        self.tab.mouse.click(*self.tab.evaluate(_WIDGET, [node, widget]))
+        box = self.tab.locator(".graphdialog input")
+        box.fill(value)
+        box.press("Enter")
+
+    def type_text(self, widget: str, text: str) -> None:
+        """Clicks the text box of that name and types over what it says."""
+        box = self.tab.get_by_placeholder(widget, exact=True)
+        box.click()
+        box.press("ControlOrMeta+a")
+        self.tab.keyboard.type(text)
 
     def drag_link(self, source, output: int, target, slot: int) -> None:
         start = self.tab.evaluate(_SLOT, [source, False, output])

@@ -1,10 +1,12 @@
-"""`dev.py demo`: queues two shipped workflows on a live server and keeps the videos and a sheet of their frames.
+"""`dev.py demo`: queues three shipped workflows on a live server and keeps the videos, a sheet of their frames, and the plot of
+dense against sparse attention.
 
 Without --models it runs the toy models of tests/tiny: shapes that move over a flat background. They were trained on a CPU
 within two hours and know nothing else, but all that makes their videos is the real thing.
 """
 
 import argparse
+import io
 import json
 import shutil
 import tempfile
@@ -20,7 +22,12 @@ from .client import ExecutionFailed, PromptRejected
 from .host import comfyui_path, load_host
 from .server import ComfyServer, ServerFailed
 
-JOBS = {"t2v": "TurboWan2.1-T2V-1.3B-480P", "i2v": "TurboWan2.2-I2V-A14B-720P"}
+JOBS = {
+    "t2v": "TurboWan2.1-T2V-1.3B-480P",
+    "i2v": "TurboWan2.2-I2V-A14B-720P",
+    "compare": "Compare-TurboWan2.1-T2V-1.3B-480P",
+}
+COMPARE = "TurboDiffusionCompare"
 TOY_FILES = {
     "*T2V*": checkpoints.TOY_T2V,
     "*I2V*high*": checkpoints.TOY_I2V_HIGH,
@@ -32,9 +39,11 @@ TOY_SIZE = {"width": 128, "height": 128, "length": 33}
 TOY_PROMPTS = {
     "t2v": "a blue disc moving down fast over a dark background",
     "i2v": "a purple triangle moving up fast over a light background",
+    "compare": "a green square moving down slowly over a light background",
 }
 TOY_FIRST_FRAME = 12  # the seed of where the image-to-video job's shape stands
 PICTURE = "example.png"
+PLOT = "compare.png"
 SHEET_HEIGHT = 160
 DAY = 24 * 3600
 
@@ -59,8 +68,8 @@ def main(arguments: list[str]) -> int:
             print(f"The demo failed: {error}")
             return 1
     sheet = contact_sheet(videos, options.out / "contact_sheet.png")
-    moving = animation(videos, options.out / "demo.webp")
-    for path in (*videos, sheet, moving):
+    moving = animation([video for video in videos if video.stem != "compare"], options.out / "demo.webp")
+    for path in (*videos, sheet, moving, options.out / PLOT):
         print(path.resolve())
     if not options.models:
         for name, text in TOY_PROMPTS.items():
@@ -134,6 +143,11 @@ def run_job(name: str, prompt: dict, server: ComfyServer, out: Path) -> Path:
     result = server.client.run(prompt, on_event=show, timeout=DAY)
     video = out / f"{name}.mp4"
     video.write_bytes(server.client.view(result.files[0]))
+    for key, node in prompt.items():
+        if node["class_type"] == COMPARE:
+            (plot,) = result.outputs[key]["images"]
+            comparison(video, Image.open(io.BytesIO(server.client.view(plot))), out / PLOT)
+            print(f"{name}: {result.outputs[key]['text'][0]}", flush=True)
     print(f"{name}: {JOBS[name]} took {time.monotonic() - start:.1f} s, {result.previews_count} previews", flush=True)
     return video
 
@@ -145,6 +159,19 @@ def contact_sheet(videos: list[Path], path: Path) -> Path:
     for i, (video, row) in enumerate(zip(videos, rows, strict=True)):
         sheet.paste(row, (0, i * SHEET_HEIGHT))
         ImageDraw.Draw(sheet).text((4, i * SHEET_HEIGHT + 2), video.stem, "white", stroke_width=2, stroke_fill="black")
+    sheet.save(path)
+    return path
+
+
+def comparison(video: Path, plot: Image.Image, path: Path) -> Path:
+    """Three frames of a side-by-side video above the plot of its figures."""
+    shown = read_frames(video)
+    shown = [shown[0], shown[len(shown) // 2], shown[-1]]
+    width, height = plot.width // 3, plot.width // 3 * shown[0].height // shown[0].width
+    sheet = Image.new("RGB", (plot.width, height + plot.height))
+    for i, frame in enumerate(shown):
+        sheet.paste(frame.resize((width, height)), (i * width, 0))
+    sheet.paste(plot, (0, height))
     sheet.save(path)
     return path
 

@@ -17,6 +17,15 @@ def write_video(path, grey_levels, size):
     return path
 
 
+def test_a_comparison_shows_three_frames_above_the_plot(tmp_path):
+    video = write_video(tmp_path / "compare.mp4", [0, 60, 120, 180, 240], (64, 32))
+    sheet = Image.open(demo.comparison(video, Image.new("RGB", (192, 50), "red"), tmp_path / "compare.png"))
+    assert sheet.size == (192, 32 + 50)
+    frames = np.asarray(sheet)[16, [32, 96, 160], 0]
+    np.testing.assert_allclose(frames, [0, 120, 240], atol=6)
+    assert tuple(np.asarray(sheet)[60, 5]) == (255, 0, 0)
+
+
 def test_the_contact_sheet_has_a_row_of_frames_for_each_video(tmp_path):
     long = write_video(tmp_path / "long.mp4", range(0, 240, 20), (64, 64))
     short = write_video(tmp_path / "short.mp4", [200, 100], (128, 64))

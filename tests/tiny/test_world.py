@@ -17,6 +17,14 @@ def test_a_clip_shows_what_its_prompt_says(seed):
     assert dataclasses.astuple(score) == (True,) * 5
 
 
+@pytest.mark.parametrize("background", world.BACKGROUNDS)
+def test_shapes_that_touch_are_two(background):
+    scene = world.parse(f"a green square and a orange triangle moving down fast over a {background} background")
+    shapes = [dataclasses.replace(s, centre=(x, 64.0)) for s, x in zip(scene.shapes, (40.0, 83.0), strict=True)]
+    scene = dataclasses.replace(scene, shapes=tuple(shapes))
+    assert dataclasses.astuple(vision.score(world.render(scene), scene)) == (True,) * 5
+
+
 def test_a_clip_is_a_function_of_its_seed():
     assert torch.equal(world.render(world.scene(5)), world.render(world.scene(5)))
     assert len({world.scene(seed).prompt for seed in SEEDS}) > 20

@@ -68,7 +68,7 @@ def look(clip: np.ndarray, background: np.ndarray, wanted: world.Scene, colours:
     in most frames: an empty list."""
     count = len(wanted.shapes)
     across = 0 if world.DIRECTIONS[wanted.direction][1] == 0 else 1
-    frames = [blobs(frame, background) for frame in clip]
+    frames = [blobs(frame, background, np.array(list(colours.values()))) for frame in clip]
     good = [(i, sorted(found, key=lambda b: b[0][across])) for i, found in enumerate(frames) if len(found) == count]
     if len(good) < 0.75 * len(frames):
         return []
@@ -76,19 +76,34 @@ def look(clip: np.ndarray, background: np.ndarray, wanted: world.Scene, colours:
     return [one([found[k] for _, found in good], times, colours) for k in range(count)]
 
 
-def blobs(frame: np.ndarray, background: np.ndarray) -> list[tuple]:
-    """(centre (y, x), part of its bounding box filled, colour) of everything that is not background."""
-    labels, _ = scipy.ndimage.label(np.abs(frame - background).max(-1) > CONTRAST)
-    result = []
-    for i, box in enumerate(scipy.ndimage.find_objects(labels), 1):
-        inside = labels[box] == i
-        area = inside.sum()
-        if area < SMALLEST:
+def blobs(frame: np.ndarray, background: np.ndarray, palette: np.ndarray) -> list[tuple]:
+    """(centre (y, x), part of its bounding box filled, colour) of everything that is not background. Shapes that touch are told
+    apart by their colours, of a palette [n, 3]."""
+    found = []
+    for touching in regions(np.abs(frame - background).max(-1) > CONTRAST):
+        distances = np.square(frame[touching][:, None] - palette).sum(-1)
+        large = np.flatnonzero(np.bincount(distances.argmin(1), minlength=len(palette)) >= SMALLEST)
+        if len(large) < 2:
+            found.append(touching)
             continue
-        y, x = np.nonzero(inside)
-        colour = np.median(frame[box][inside], 0)
-        result.append(((y.mean() + box[0].start, x.mean() + box[1].start), area / inside.size, colour))
-    return result
+        nearest_of = np.full(frame.shape[:2], -1)
+        nearest_of[touching] = distances[:, large].argmin(1)
+        # Not the edges of one shape, which are mixed with the background and may look like the other's colour.
+        found += [part for k in range(len(large)) for part in regions(nearest_of == k)]
+    return [blob(frame, inside) for inside in found]
+
+
+def regions(mask: np.ndarray) -> list[np.ndarray]:
+    """The connected parts of a mask that are large enough to be a shape, each as a mask."""
+    labels, count = scipy.ndimage.label(mask)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    return [labels == i for i in range(1, count + 1) if sizes[i] >= SMALLEST]
+
+
+def blob(frame: np.ndarray, inside: np.ndarray) -> tuple:
+    y, x = np.nonzero(inside)
+    filled = len(y) / (np.ptp(y) + 1) / (np.ptp(x) + 1)
+    return (y.mean(), x.mean()), filled, np.median(frame[inside], 0)
 
 
 def one(found: list[tuple], times: np.ndarray, colours: dict) -> Seen:

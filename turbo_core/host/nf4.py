@@ -17,6 +17,7 @@ from ..checkpoint.packed import STATE, Packed, read_state, write_state
 from ..errors import TurboError
 from ..lora import LowRank
 from .branches import add_branches
+from .features import is_cast, is_streamed
 
 LAYOUT = "TurboDiffusionNF4Layout"
 FORMAT = "turbodiffusion_nf4"
@@ -150,8 +151,8 @@ def nf4_operations(compute_dtype: torch.dtype):
                     and (self.bias is None or self.bias.dtype == x.dtype)
                     and not self.weight_function
                     and not self.bias_function
-                    and not hasattr(self, "_v")
-                    and not getattr(self, "comfy_force_cast_weights", False)
+                    and not is_streamed(self)
+                    and not is_cast(self)
                 )
                 if (
                     not resident

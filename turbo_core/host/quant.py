@@ -14,6 +14,7 @@ from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, register_lay
 from ...kernels import dequantize_block, int8_linear, int8_matmul, multiplies_codes, quantize_block
 from ..lora import LowRank
 from .branches import add_branches
+from .features import is_cast, is_streamed
 
 LAYOUT = "TurboDiffusionBlockINT8Layout"
 FORMAT = "turbodiffusion_int8_block128"
@@ -88,8 +89,8 @@ def takes_codes(device: torch.device, *layers: torch.nn.Module) -> bool:
         if (
             not is_block_int8(getattr(layer, "weight", None))
             or len(layer.branches) + len(layer.weight_function) + len(layer.bias_function) > 0
-            or getattr(layer, "comfy_force_cast_weights", False)
-            or (hasattr(layer, "_v") and device.type == "cpu")
+            or is_cast(layer)
+            or (is_streamed(layer) and device.type == "cpu")
             or is_replaced(layer)
         ):
             return False
@@ -141,8 +142,8 @@ def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict | None 
                     and self.weight.device == device
                     and not self.weight_function
                     and not self.bias_function
-                    and not hasattr(self, "_v")
-                    and not getattr(self, "comfy_force_cast_weights", False)
+                    and not is_streamed(self)
+                    and not is_cast(self)
                 )
 
             def forward(self, x, *args, **kwargs):

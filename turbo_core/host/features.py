@@ -1,0 +1,32 @@
+"""What another ComfyUI than the one the pack was written with may lack or call otherwise: looked up here and nowhere else.
+
+Too old hosts are refused before anything is imported (`environment.check_comfyui`). What is looked up here is of two kinds: private
+marks on layers, whose absence means the plain way, and offers of the server that only make things easier."""
+
+from collections.abc import Callable
+
+import torch
+from server import PromptServer
+
+
+def is_streamed(layer: torch.nn.Module) -> bool:
+    """Whether dynamic VRAM holds the layer's weight and has to hand it out at each run (comfy/ops.py)."""
+    return hasattr(layer, "_v")
+
+
+def is_cast(layer: torch.nn.Module) -> bool:
+    """Whether ComfyUI changes the layer's weight on its way to the device: hooks, a LoRA on an offloaded weight."""
+    return getattr(layer, "comfy_force_cast_weights", False)
+
+
+def before_each_prompt(handler: Callable[[dict], dict]) -> bool:
+    """Has the server pass each request of POST /prompt through `handler`; False where it cannot."""
+    add = getattr(PromptServer.instance, "add_on_prompt_handler", None)
+    if add is not None:
+        add(handler)
+    return add is not None
+
+
+def node_replacements(api: object, io: object):
+    """The register of nodes that stand for missing ones, from ComfyUI's `ComfyAPI()` and `io`; None where there is none."""
+    return getattr(api, "node_replacement", None) if hasattr(io, "NodeReplace") else None
