@@ -39,9 +39,15 @@ def scenes(count: int = CLIPS) -> list[world.Scene]:
 
 
 def judge(
-    name: str, clips: torch.Tensor, wanted: list[world.Scene], reference: torch.Tensor | None = None, **more
+    name: str,
+    clips: torch.Tensor,
+    wanted: list[world.Scene],
+    reference: torch.Tensor | None = None,
+    palette: dict | None = None,
+    **more,
 ) -> Row:
-    scores = [vision.score(clip, scene) for clip, scene in zip(clips, wanted, strict=True)]
+    """`palette` replaces the world's colours, which what is seen is named by; `more` are further figures of the row."""
+    scores = [vision.score(clip, scene, palette) for clip, scene in zip(clips, wanted, strict=True)]
 
     def share(part: str) -> float:
         return sum(getattr(score, part) for score in scores) / len(scores)
@@ -125,7 +131,7 @@ class Table:
                     shows(clip, scene, "turquoise", palette) for clip, scene in zip(clips, wanted, strict=True)
                 )
                 name = f"LoRA at {strength:g}, {kind}, SLA 2 of 9, red prompts"
-                self.add(judge(name, clips, wanted, reference, turquoise=share), clips)
+                self.add(judge(name, clips, wanted, reference, palette, turquoise=share), clips)
 
     def i2v(self) -> None:
         high, low = (models.load(self.weights / name) for name in (models.I2V_HIGH, models.I2V_LOW))
