@@ -6,7 +6,10 @@ One file to copy; needs Python 3.10 and `pip install websocket-client`.
 """
 
 import argparse
+import contextlib
+import http.client
 import json
+import re
 import sys
 import time
 import urllib.error
@@ -30,41 +33,55 @@ def say(text: str) -> None:
 
 class Server:
     def __init__(self, url: str):
-        self.url = url.rstrip("/")
+        scheme, _, rest = url.strip().rpartition("://")
+        self.url = f"{scheme.lower() or 'http'}://{rest.strip('/')}"
 
     def request(self, path: str, body: bytes | None = None, content_type: str = "application/json") -> bytes:
-        request = urllib.request.Request(self.url + path, body, {"Content-Type": content_type})
         try:
+            request = urllib.request.Request(self.url + path, body, {"Content-Type": content_type})
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.read()
         except urllib.error.HTTPError as error:
             raise Failed(refusal(error.code, error.read())) from None
-        except OSError as error:
-            reason = getattr(error, "reason", error)
+        except (OSError, http.client.HTTPException, ValueError) as error:  # no answer, one of another kind, no address
+            reason = str(getattr(error, "reason", error)).strip()
             raise Failed(f"ComfyUI does not answer at {self.url} ({reason}): start it, or give --server.") from None
+
+    def ask(self, path: str, body: bytes | None = None, content_type: str = "application/json") -> dict:
+        """What the server answers in JSON."""
+        try:
+            answer = json.loads(self.request(path, body, content_type))
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise Failed(f"What answers at {self.url} is no ComfyUI: give its address with --server.")
+        return answer
 
     def upload(self, picture: Path) -> str:
         """Puts a picture into ComfyUI's input folder; the name that LoadImage takes. An equal name does not overwrite."""
-        mark = uuid.uuid4().hex
+        mark, name = uuid.uuid4().hex, re.sub(r'["\r\n]', "_", picture.name)
         head = (
-            f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="{picture.name}"\r\n'
+            f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
             "Content-Type: application/octet-stream\r\n\r\n"
         )
         try:
             body = head.encode() + picture.read_bytes() + f"\r\n--{mark}--\r\n".encode()
         except OSError as error:
             raise Failed(f"{picture} cannot be read ({error.strerror}).") from None
-        return json.loads(self.request("/upload/image", body, f"multipart/form-data; boundary={mark}"))["name"]
+        return self.ask("/upload/image", body, f"multipart/form-data; boundary={mark}")["name"]
 
     def run(self, prompt: dict) -> list[dict]:
         """Queues the prompt, follows it to its end, and returns the files it saved."""
         client = uuid.uuid4().hex
-        self.request("/system_stats")  # says it clearly where no server is
+        self.ask("/system_stats")  # says it clearly where no server is
         # The socket opens first: what happens before it would not be heard.
         address = self.url.replace("http", "ws", 1) + f"/ws?clientId={client}"
-        events = websocket.create_connection(address, timeout=60)
         try:
-            queued = json.loads(self.request("/prompt", json.dumps({"prompt": prompt, "client_id": client}).encode()))
+            events = websocket.create_connection(address, timeout=60)
+        except (websocket.WebSocketException, OSError) as error:
+            raise Failed(f"{self.url} lets no websocket through ({error}): let its proxy do so.") from None
+        try:
+            queued = self.ask("/prompt", json.dumps({"prompt": prompt, "client_id": client}).encode())
             self.follow(events, queued["prompt_id"], prompt)
         finally:
             events.close()
@@ -101,7 +118,7 @@ class Server:
 
     def files(self, prompt_id: str) -> list[dict]:
         end = time.monotonic() + HISTORY_LAG
-        while prompt_id not in (history := json.loads(self.request(f"/history/{prompt_id}"))):
+        while prompt_id not in (history := self.ask(f"/history/{prompt_id}")):
             if time.monotonic() > end:
                 raise Failed("ComfyUI finished the run and lists no result for it.")
             time.sleep(0.1)
@@ -111,6 +128,26 @@ class Server:
 
     def download(self, file: dict) -> bytes:
         return self.request("/view?" + urllib.parse.urlencode({k: file[k] for k in ("filename", "subfolder", "type")}))
+
+
+def is_api_format(prompt: object) -> bool:
+    nodes = prompt.values() if isinstance(prompt, dict) else ()
+    return bool(nodes) and all(
+        isinstance(n, dict) and "class_type" in n and isinstance(n.get("inputs"), dict) for n in nodes
+    )
+
+
+def save(target: Path, content: bytes) -> None:
+    """Writes a file that is whole or not there."""
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise Failed(f"{target} cannot be written ({error.strerror}): give another --out.") from None
 
 
 def title(node: dict) -> str:
@@ -193,12 +230,12 @@ def main() -> int:
     server = Server(options.server)
     try:
         try:
-            prompt = json.loads(options.workflow.read_text(encoding="utf-8"))
+            prompt = json.loads(options.workflow.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise Failed(f"{options.workflow} cannot be read ({error}).") from None
-        if "nodes" in prompt:
+        if not is_api_format(prompt):
             raise Failed(
-                f"{options.workflow} is a workflow of the editor: take the one in workflows/api, or export (API)."
+                f"{options.workflow} is not in API format: take one of workflows/api, or export it with Export (API)."
             )
         image = server.upload(options.image) if options.image else None
         files = server.run(fitted(prompt, options, image))
@@ -206,9 +243,8 @@ def main() -> int:
             raise Failed("The run saved no file.")
         for file in files:
             is_folder = options.out.is_dir() or len(files) > 1 or not options.out.suffix
-            target = options.out / file["filename"] if is_folder else options.out
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(server.download(file))
+            target = options.out / Path(file["filename"]).name if is_folder else options.out
+            save(target, server.download(file))
             print(target)
     except Failed as error:
         say(str(error))

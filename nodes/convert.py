@@ -1,6 +1,5 @@
 """Converting checkpoints."""
 
-import os
 from pathlib import Path
 
 import comfy.model_management
@@ -12,7 +11,7 @@ from ..turbo_core.convert import output
 from ..turbo_core.convert.codec import WEIGHTS
 from ..turbo_core.convert.convert import BASE_AND_TEACHER, Request, convert
 from ..turbo_core.errors import TurboError
-from .loader import CATEGORY, model_names
+from .loader import CATEGORY, file_status, model_names
 
 _FOLDER, _LORAS = "diffusion_models", "loras"
 _NONE = "none"
@@ -110,10 +109,10 @@ class TurboDiffusionConvert(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, model_name, output_name, lora_name=_NONE, base_name=_NONE, teacher_name=_NONE, **_):
         """Changes when an input file does, and while the output file is missing."""
-        files = [(_FOLDER, model_name), (_LORAS, lora_name), (_FOLDER, base_name), (_FOLDER, teacher_name)]
-        paths = [folder_paths.get_full_path_or_raise(folder, name) for folder, name in files if name != _NONE]
+        files = [file_status(name) for name in (model_name, base_name, teacher_name) if name != _NONE]
+        files += [file_status(lora_name, _LORAS)] if lora_name != _NONE else []
         missing = float("nan") if not _target(output_name).exists() else 0.0
-        return [(path, os.stat(path).st_mtime_ns, os.stat(path).st_size) for path in paths], missing
+        return files, missing
 
     @classmethod
     def execute(

@@ -20,6 +20,16 @@ def model_names() -> list[str]:
     return choices(listed, lambda name: folder_paths.get_full_path(_FOLDER, name) is not None)
 
 
+def file_status(name: str, folder: str = _FOLDER) -> tuple[tuple[int, int], ...]:
+    """What changes when one of the files of a model does."""
+    path = Path(folder_paths.get_full_path_or_raise(folder, name))
+    try:
+        files = files_of(path)
+    except CheckpointError:  # which the node itself is to raise
+        files = [path]
+    return tuple((status.st_mtime_ns, status.st_size) for status in map(os.stat, files))
+
+
 class TurboDiffusionLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -61,12 +71,7 @@ class TurboDiffusionLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, model_name: str, dtype: str) -> tuple:
         """Changes when a file does, so that a re-converted file under the same name is loaded anew."""
-        path = Path(folder_paths.get_full_path_or_raise(_FOLDER, model_name))
-        try:
-            files = files_of(path)
-        except CheckpointError:  # which the node itself is to raise
-            files = [path]
-        return (model_name, dtype, *((status.st_mtime_ns, status.st_size) for status in map(os.stat, files)))
+        return (model_name, dtype, *file_status(model_name))
 
     @classmethod
     def execute(cls, model_name: str, dtype: str) -> io.NodeOutput:

@@ -4,6 +4,7 @@ Understood are `lora_A`/`lora_B` (PEFT, diffusers), `lora_down`/`lora_up` (kohya
 (`diff`, `diff_b`), under dotted or underscored layer names, Wan's own or those of diffusers, with any common prefix."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -109,10 +110,12 @@ def match(tensors: Mapping[str, torch.Tensor], layer_names: Iterable[str]) -> Ma
     low_rank, differences, used = [], [], set()
     for module, keys in modules.items():
         layer = known.get(_bare(module))
+        part = {kind: tensors[key] for kind, key in keys.items()}
         whole = "down" in keys and "up" in keys
         if layer is None or module in strange or not (whole or keys.keys() & {"weight", "bias"}):
             continue
-        part = {kind: tensors[key] for kind, key in keys.items()}
+        if whole and not _is_low_rank(part):
+            continue
         if whole:
             scale = float(part["alpha"]) / part["down"].shape[0] if "alpha" in part else 1.0
             low_rank.append(LowRank(layer, part["down"], part["up"], scale))
@@ -121,6 +124,13 @@ def match(tensors: Mapping[str, torch.Tensor], layer_names: Iterable[str]) -> Ma
         differences += [Difference(layer, kind, part[kind]) for kind in ("weight", "bias") if kind in part]
         used.update(keys.values())
     return Match(low_rank, differences, [key for key in tensors if key not in used])
+
+
+def _is_low_rank(part: Mapping[str, torch.Tensor]) -> bool:
+    """Whether `down` and `up` are matrices (or kernels) with at least one rank, and `alpha`, if there is one, a number."""
+    alpha = part.get("alpha")
+    matrices = part["down"].ndim > 1 and part["up"].ndim > 1 and part["down"].shape[0] > 0
+    return matrices and (alpha is None or (alpha.numel() == 1 and math.isfinite(float(alpha))))
 
 
 def check_shapes(name: str, found: Match, shapes: Mapping[str, tuple[int, ...]]) -> None:

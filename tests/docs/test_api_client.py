@@ -1,8 +1,10 @@
 """The example client of docs/api.md against a live server."""
 
+import http.server
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,58 @@ def test_no_server_is_said(run):
     done = run(T2V, url=f"http://127.0.0.1:{free_port()}")
     assert done.returncode == 1 and "ComfyUI does not answer at http://127.0.0.1" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_address_needs_no_scheme(run, server, tmp_path):
+    done = run(T2V, "--length", "1", "--out", "videos", url=server.url.removeprefix("http://") + "/")
+    assert done.returncode == 0, done.stderr
+    assert [path.suffix for path in (tmp_path / "videos").iterdir()] == [".mp4"]
+
+
+@pytest.mark.parametrize("url", ["", "http://", "http://[::1", "http://a b", "http://127.0.0.1:99999"])
+def test_what_is_no_address_is_said(run, url):
+    done = run(T2V, url=url)
+    assert done.returncode == 1 and done.stderr.startswith("ComfyUI does not answer at http://")
+    assert len(done.stderr.splitlines()) == 1
+
+
+class Other(http.server.BaseHTTPRequestHandler):
+    """A web server that is no ComfyUI; below /base it is one, behind a proxy that knows no websockets."""
+
+    def do_GET(self):
+        self.send_response(403 if "/ws" in self.path else 200)
+        self.end_headers()
+        self.wfile.write(b"{}" if self.path.startswith("/base/") else b"<html></html>")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "says"), [("", "is no ComfyUI: give its address"), ("/base", "lets no websocket through")]
+)
+def test_another_server_is_said(run, path, says):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        done = run(T2V, url=f"http://127.0.0.1:{other.server_port}{path}")
+        other.shutdown()
+        thread.join()
+    assert done.returncode == 1 and says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]", "{}", '{"1": 3}', '{"nodes": [], "links": []}', '{"1": {"class_type": "A"}}']
+)
+def test_what_is_no_api_workflow_is_said(run, tmp_path, content):
+    (tmp_path / "other.json").write_text(content)
+    command = [sys.executable, str(ROOT / "docs" / "api_client.py"), str(tmp_path / "other.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "other.json is not in API format" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_video_that_cannot_be_written_is_said(run, tmp_path):
+    (tmp_path / "file").touch()
+    done = run(T2V, "--length", "1", "--out", "file/fox.mp4")
+    assert done.returncode == 1 and "fox.mp4 cannot be written" in done.stderr and "Traceback" not in done.stderr

@@ -1,10 +1,12 @@
 """TurboDiffusionConvert through a live server: it converts, its file loads, and what it refuses."""
 
+import os
+
 import comfy.model_management
 import folder_paths
 import pytest
 from td_pack.nodes.convert import TurboDiffusionConvert
-from td_pack.tests.support import checkpoints
+from td_pack.tests.support import checkpoints, lingbot
 from td_pack.tests.support.client import ExecutionFailed, PromptRejected
 from td_pack.tests.support.jobs import loader, node, saved, t2v_job
 from td_pack.turbo_core.checkpoint.read import read_safetensors
@@ -131,3 +133,11 @@ def test_it_runs_again_when_its_file_is_gone_or_an_input_changed(folders):
     assert before == fingerprint()
     checkpoints.write_pth(folders[1] / "source.pth", checkpoints.upstream_state_dict(2, layers=2))
     assert before != fingerprint()
+
+
+def test_it_runs_again_when_one_of_several_files_of_its_model_changed(folders):
+    index = lingbot.write_shards(folders[1], checkpoints.upstream_state_dict(2), 2)
+    before = TurboDiffusionConvert.fingerprint_inputs(index.name, "source")
+    part = next(folders[1].glob("*-00002-of-*"))
+    os.utime(part, ns=(0, 0))
+    assert TurboDiffusionConvert.fingerprint_inputs(index.name, "source")[0] != before[0]

@@ -153,3 +153,23 @@ def test_a_pair_that_fits_passes():
         {f"{key}.lora_A.weight": DOWN, f"{key}.lora_B.weight": UP, f"{key}.diff_b": torch.ones(8)}, LAYERS
     )
     assert lora.check_shapes("x", found, SHAPES) is None
+
+
+@pytest.mark.parametrize(
+    "down, up, alpha",
+    [
+        (torch.tensor(1.0), UP, torch.tensor(1.0)),
+        (torch.zeros(6), UP, None),
+        (DOWN, torch.zeros(8), None),
+        (torch.zeros(0, 6), torch.zeros(8, 0), torch.tensor(1.0)),
+        (DOWN, UP, torch.ones(3)),
+        (DOWN, UP, torch.tensor(float("nan"))),
+    ],
+    ids=["scalar down", "flat down", "flat up", "no rank", "several alphas", "alpha no number"],
+)
+def test_what_is_no_low_rank_change_is_left_alone(down, up, alpha):
+    tensors = {"blocks.0.self_attn.q.lora_A.weight": down, "blocks.0.self_attn.q.lora_B.weight": up}
+    if alpha is not None:
+        tensors["blocks.0.self_attn.q.alpha"] = alpha
+    found = lora.match(tensors, LAYERS)
+    assert not found.layers and found.unmatched == list(tensors)

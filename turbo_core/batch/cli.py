@@ -90,7 +90,7 @@ def _check_where(options: argparse.Namespace) -> None:
 
 def _workers(options: argparse.Namespace, stack: contextlib.ExitStack) -> list[Worker]:
     if options.ray is None:
-        return [ServerWorker(url) for url in dict.fromkeys(options.server or [DEFAULT_SERVER])]
+        return [ServerWorker(url) for url in dict.fromkeys(map(_address, options.server or [DEFAULT_SERVER]))]
     try:
         from .ray_workers import RayCluster
     except ImportError as error:
@@ -98,6 +98,15 @@ def _workers(options: argparse.Namespace, stack: contextlib.ExitStack) -> list[W
     comfyui = os.environ.get("COMFYUI_PATH", "")
     settings = ServerSettings(comfyui, options.python or "", tuple(shlex.split(options.comfyui_args or "")))
     return stack.enter_context(RayCluster(options.ray, options.workers)).workers(settings)
+
+
+def _address(server: str) -> str:
+    """The address of a server, of which each has one spelling: a worker is known by it."""
+    scheme, _, rest = server.strip().rpartition("://")
+    scheme, rest = scheme.lower() or "http", rest.strip("/")
+    if not rest or scheme not in ("http", "https"):
+        raise TurboError(f"--server is {server!r}: give an address such as {DEFAULT_SERVER}.")
+    return f"{scheme}://{rest}"
 
 
 async def _run(options, request, results: Results | None, manifest: Manifest | None, workers: list[Worker]) -> int:

@@ -96,7 +96,7 @@ class Client:
     async def is_ready(self) -> bool:
         try:
             await self.get("/system_stats")
-        except (aiohttp.ClientError, OSError):
+        except (aiohttp.ClientError, OSError, ValueError):  # the last for what is no address
             return False
         return True
 

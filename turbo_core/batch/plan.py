@@ -113,7 +113,7 @@ class Planner:
                 value = node["inputs"].get(name)
                 if not spec.is_file or not isinstance(value, str):
                     continue
-                path = next((p for folder in self._folders if (p := folder / value).is_file()), None)
+                path = next((p for folder in self._folders if _is_file(p := folder / value)), None)
                 if path is not None:
                     try:
                         node["inputs"][name] = self._upload_name(path)
@@ -138,6 +138,13 @@ class Planner:
                     else _digest(file)
                 )
         return f"{UPLOADS}/{self._files[path]}{path.suffix.lower()}"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for any file, such as a text in the wrong column
+        return False
 
 
 def _digest(file) -> str:

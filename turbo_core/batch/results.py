@@ -50,10 +50,12 @@ class Results:
         """What job.json of a complete result says, or None if there is no such result."""
         try:
             record = json.loads((self.folder / job / RECORD).read_text(encoding="utf-8"))
-            sizes = {name: (self.folder / job / name).stat().st_size for name in record["files"]}
-        except (OSError, ValueError, KeyError, TypeError):
+            sound = all(
+                (self.folder / job / name).stat().st_size == entry["bytes"] for name, entry in record["files"].items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
-        return record if sizes == {name: entry["bytes"] for name, entry in record["files"].items()} else None
+        return record if sound else None
 
     def save(self, job: Job, outcome: Outcome, worker: str, attempt: int) -> None:
         """Writes a result. Raises DiskFull, or TurboError if it cannot be written for another reason."""

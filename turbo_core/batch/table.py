@@ -44,16 +44,17 @@ def read_table(path: Path) -> tuple[list[Row], list[tuple[int, str]]]:
 
 
 def _read_csv(path: Path, text: str) -> tuple[list[Row], list[tuple[int, str]]]:
-    first = text.split("\n", 1)[0]
+    first = re.sub(r'"[^"]*"', "", text.lstrip()).split("\n", 1)[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(_DELIMITERS, key=first.count), strict=True)
     rows, faults = [], []
     try:
-        header = [name.strip() for name in next(reader, [])]
-        if not any(header):
+        lines = enumerate(reader, 1)
+        header = next((names for _, cells in lines if any(names := [cell.strip() for cell in cells])), None)
+        if header is None:
             raise TurboError(f"{path.name} has no header row; name the columns, for example prompt,seed.")
-        if twice := {name for name in header if header.count(name) > 1}:
+        if twice := {name for name in header if name and header.count(name) > 1}:
             raise TurboError(f"{path.name} names the column {sorted(twice)[0]!r} twice; rename or remove one.")
-        for number, cells in enumerate(reader, 2):
+        for number, cells in lines:
             if not any(cell.strip() for cell in cells):
                 continue
             if any(cell.strip() for cell in cells[len(header) :]):
@@ -83,6 +84,9 @@ def _read_jsonl(text: str) -> tuple[list[Row], list[tuple[int, str]]]:
             continue
         if not isinstance(values, dict):
             faults.append((number, 'it is not a JSON object such as {"prompt": "...", "seed": 1}'))
+            continue
+        if empty := [name for name, value in values.items() if value == []]:
+            faults.append((number, f"its list of {empty[0]!r} is empty; give values, or leave the name out"))
             continue
         rows.append(Row(number, {name: value for name, value in values.items() if value is not None}))
     return rows, faults
@@ -118,7 +122,7 @@ def parse_choices(text: str) -> tuple[str, list]:
     if value.lstrip().startswith("["):
         try:
             choices = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TurboError(f"The list of {name} is not JSON ({error}).") from error
     else:
         choices = [part.strip() for part in value.split(",") if part.strip()]

@@ -67,7 +67,10 @@ class ServerWorker:
         return {}
 
     async def object_info(self) -> dict:
-        return await self._client.object_info()
+        try:
+            return await self._client.object_info()
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise WorkerFailed(f"{self.name} does not say what nodes it has ({error}); is it a ComfyUI?") from error
 
     async def _connect(self, url: str) -> None:
         await self._disconnect()

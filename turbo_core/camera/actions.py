@@ -11,6 +11,7 @@ KEYS = "wasdijkl"
 MOVE = 0.05  # per frame; LingBot normalises it away
 TURN = math.radians(2.0)  # per frame
 PITCH_LIMIT = math.radians(85.0)
+_SHOWN = 40  # characters of a wrong segment
 EXAMPLE = "w-10,iw-15,none-5"
 
 
@@ -25,14 +26,17 @@ def parse_actions(text: str) -> np.ndarray:
     for segment in segments.split(","):
         names, dash, count = segment.rpartition("-")
         keys = "" if names == "none" else names
-        if not (names and dash and count.isascii() and count.isdigit() and set(keys) <= set(KEYS)) or not int(count):
+        number = count.lstrip("0")
+        if not (names and dash and number and count.isascii() and count.isdigit() and set(keys) <= set(KEYS)):
+            shown = segment if len(segment) <= _SHOWN else f"{segment[:_SHOWN]}..."
             raise TurboError(
-                f"actions has {segment!r}: write keys (w a s d to move, i j k l to turn, or none), a dash and a number of frames, "
+                f"actions has {shown!r}: write keys (w a s d to move, i j k l to turn, or none), a dash and a number of frames, "
                 f"for example {EXAMPLE}."
             )
-        if len(rows) + int(count) > MAX_FRAMES:
+        # Python reads no number of thousands of digits.
+        if len(number) > len(str(MAX_FRAMES)) or len(rows) + int(number) > MAX_FRAMES:
             raise TurboError(f"actions is longer than {MAX_FRAMES} frames: choose fewer.")
-        rows += [[key in keys for key in KEYS]] * int(count)
+        rows += [[key in keys for key in KEYS]] * int(number)
     return np.array(rows)
 
 

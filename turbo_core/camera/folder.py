@@ -25,6 +25,8 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     tokenize.TokenError,
 )
+FARTHEST = 1e12  # of a camera from its world's origin, in any unit; beyond, differences lose their digits
+LARGEST = 1e6  # pixels of a focal length or centre
 ROTATION_TOLERANCE = 0.01  # estimated poses in float32 are within 1e-3
 
 
@@ -106,6 +108,10 @@ def _check_poses(poses: np.ndarray) -> None:
         raise TurboError(
             f"Pose {int(bad.argmax())} in {POSES} is no camera pose: its upper left 3x3 part must be a rotation and its last row 0, 0, 0, 1."
         )
+    if np.abs(poses[:, :3, 3]).max() > FARTHEST:
+        raise TurboError(
+            f"{POSES} has a camera more than {FARTHEST:g} units away from the origin: export the camera again."
+        )
 
 
 def _first_intrinsics(intrinsics: np.ndarray) -> tuple[float, float, float, float]:
@@ -114,9 +120,11 @@ def _first_intrinsics(intrinsics: np.ndarray) -> tuple[float, float, float, floa
         raise TurboError(
             f"{INTRINSICS} has the shape {list(intrinsics.shape)}: it must be [frames, 4] with fx, fy, cx, cy."
         )
-    if min(first[:2]) <= 0:
+    # Less than a pixel is not a lens but intrinsics as shares of the picture's size.
+    if min(first[:2]) < 1 or np.abs(first).max() > LARGEST:
         raise TurboError(
-            f"{INTRINSICS} has a focal length of {min(first[:2])}: it must be positive, in pixels at 832x480."
+            f"{INTRINSICS} has fx, fy, cx, cy of {', '.join(f'{value:g}' for value in first)}: they must be pixels at 832x480, the "
+            f"first two 1 to {LARGEST:g}."
         )
     return tuple(map(float, first))
 

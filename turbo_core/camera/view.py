@@ -10,6 +10,7 @@ SIZE = (960, 640)
 FPS = 16
 _SCALE = 2  # drawn larger and reduced, which smooths the edges
 _PLOT = (28, 54, 932, 456)
+_LEAST = 1e-100  # of a path's extent; what is less is no move, and its square no number
 _STRIPS = (120, 932)  # left and right end of the strips' time axis
 _BACKGROUND, _PANEL, _GRID = (16, 20, 28), (22, 27, 37), (38, 45, 58)
 _TEXT, _FAINT = (226, 230, 238), (128, 138, 156)
@@ -39,10 +40,11 @@ def _draw_plot(canvas: "_Canvas", poses: np.ndarray, path: CameraPath) -> None:
     look = poses[:, :3, 2][:, (0, 2)]
     low, high = ground.min(axis=0), ground.max(axis=0)
     extent = float((high - low).max())
+    extent = extent if extent > _LEAST else 0.0
     width, height = right - left, bottom - top
     wedge = 46.0  # pixels
     room = np.array([width, height]) - 2 * (wedge + 18)
-    pixels_per_unit = float((room / np.maximum(high - low, 1e-9)).min()) if extent > 0 else 1.0
+    pixels_per_unit = float((room / np.maximum(high - low, extent * 1e-9)).min()) if extent > 0 else 1.0
     middle = (low + high) / 2
 
     def place(point: np.ndarray) -> tuple[float, float]:

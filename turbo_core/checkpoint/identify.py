@@ -26,10 +26,13 @@ _AXES = {
 
 # (a tensor only that kind of file has, what it is, what to do with it), most specific first
 _FOREIGN = (
-    ("lora_A.", "a LoRA", "apply it to a loaded model with LoraLoaderModelOnly"),
-    ("lora_down.", "a LoRA", "apply it to a loaded model with LoraLoaderModelOnly"),
-    ("lora_unet_", "a LoRA", "apply it to a loaded model with LoraLoaderModelOnly"),
-    (".diff_b", "a LoRA", "apply it to a loaded model with LoraLoaderModelOnly"),
+    *(
+        (mark, "a LoRA", "apply it to a loaded model with LoraLoaderModelOnly")
+        for mark in (
+            *("lora_A.", "lora_B.", "lora_down.", "lora_up.", ".lora.down.", ".lora.up.", "lora_unet_", "lycoris_"),
+            *(".diff_b", ".lokr_w", ".hada_w", ".oft_blocks"),
+        )
+    ),
     ("vae.", "an all-in-one checkpoint", "load it with Load Checkpoint"),
     ("first_stage_model.", "an all-in-one checkpoint", "load it with Load Checkpoint"),
     ("vision_model.", "a CLIP vision model", "load it with Load CLIP Vision"),
@@ -73,7 +76,7 @@ def identify(
     tensors = flat_codes(to_comfyui(tensors), packed)
     whole = as_unpacked(tensors, packed)
     for key, axes in _AXES.items():
-        if key in whole and whole[key].ndim != axes:
+        if key in whole and (whole[key].ndim != axes or not whole[key].numel()):
             raise CheckpointError(
                 f"{name} is not a Wan model that this node can read: {key} has the shape {list(whole[key].shape)}; "
                 "use the original TurboDiffusion or ComfyUI file."

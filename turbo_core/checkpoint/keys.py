@@ -4,9 +4,11 @@ import torch
 
 from ..errors import CheckpointError
 
-# Training wrappers (`net.`), ComfyUI's own saver (`model.diffusion_model.`), and a bare prefix other tools leave.
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
-_WRAPPER = "_checkpoint_wrapped_module."  # torch's activation-checkpoint wrapper, inside block names
+# Training wrappers (`net.`, its average `net_ema.`, `module.` of torch's data parallelism), ComfyUI's own saver
+# (`model.diffusion_model.`), and bare prefixes other tools leave.
+_PREFIXES = ("diffusion_model.", "model.", "module.", "net.", "net_ema.")
+# What torch's activation checkpointing, compiling and sharding put before and into names
+_WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module.")
 _INT8 = ".int8_weight"
 PATCH_EMBEDDING = "patch_embedding.weight"
 PATCH_SIZE = (1, 2, 2)
@@ -19,14 +21,22 @@ def has_linear_patch_embedding(tensors: dict[str, torch.Tensor]) -> bool:
 
 
 def strip_wrappers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors under bare names. A prefix goes only if every name has it, so foreign files stay as they are.
+    """The same tensors under bare names. Prefixes go, one after the other, only if every name has them, so foreign files stay as they
+    are.
 
     Raises CheckpointError when two names become one."""
-    prefix = next((p for p in _PREFIXES if tensors and all(name.startswith(p) for name in tensors)), "")
-    stripped = {name[len(prefix) :].replace(_WRAPPER, ""): tensor for name, tensor in tensors.items()}
+    stripped = {_unwrapped(name): tensor for name, tensor in tensors.items()}
     if len(stripped) != len(tensors):
         raise CheckpointError("The file holds the same tensor under two names; it was not written by TurboDiffusion.")
+    while prefix := next((p for p in _PREFIXES if stripped and all(name.startswith(p) for name in stripped)), ""):
+        stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}
     return stripped
+
+
+def _unwrapped(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
 
 
 def to_comfyui(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -42,8 +52,8 @@ def to_comfyui(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if not has_linear_patch_embedding(tensors):
         return tensors
     weight = tensors[PATCH_EMBEDDING]
-    if weight.shape[1] % 4:
+    if weight.shape[1] % 4 or not weight.numel():
         raise CheckpointError(
-            f"{PATCH_EMBEDDING} is {list(weight.shape)}: its width must be a multiple of 4 (a 2x2 patch)."
+            f"{PATCH_EMBEDDING} is {list(weight.shape)}: its width must be a multiple of 4 (a 2x2 patch), and it must not be empty."
         )
     return {**tensors, PATCH_EMBEDDING: weight.reshape(weight.shape[0], -1, *PATCH_SIZE)}

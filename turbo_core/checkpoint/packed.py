@@ -23,6 +23,7 @@ from ..errors import CheckpointError
 STATE = ".quant_state.bitsandbytes__"
 KINDS = ("nf4", "fp4")
 _STATE_LIMIT = 1 << 16  # bytes; a real one has 170
+_LONGEST = 1 << 24  # rows or columns; far beyond any layer, and their product still counts bytes
 _BLOCKS = tuple(1 << power for power in range(5, 13))  # 32 to 4096, what bitsandbytes makes
 
 
@@ -87,13 +88,13 @@ def read_state(name: str, key: str, tensor: torch.Tensor) -> Packed:
             packed.kind not in KINDS
             or not key.endswith(STATE + packed.kind)
             or not all(type(size) is int for size in sizes)
-            or min(rows, columns) < 1
+            or not 1 <= min(rows, columns) <= max(rows, columns) <= _LONGEST
             or packed.blocksize not in _BLOCKS
             or (nested and packed.nested_blocksize not in _BLOCKS)
             or not math.isfinite(packed.nested_offset)
         ):
             raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise CheckpointError(
             f"{name}: {key} does not describe a 4-bit weight of bitsandbytes; download the file again."
         ) from None

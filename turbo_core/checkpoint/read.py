@@ -21,8 +21,13 @@ def check_readable(path: Path) -> None:
     pointer, or in the format of the other suffix."""
     if not path.is_file():
         raise CheckpointError(f"{path.name} does not exist; place it in ComfyUI's models/diffusion_models folder.")
-    with path.open("rb") as file:
-        head = file.read(64)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read ({error.strerror}); check its rights and the disk."
+        ) from error
     if not head:
         raise CheckpointError(f"{path.name} is empty; download it again.")
     if head.startswith(b"version https://git-lfs"):
@@ -55,13 +60,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         raise damaged(path, error) from error
     return check_tensors(path, tensors), metadata
 
 
 def read_pth(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.pth` file, memory-mapped, `{"state_dict": ...}` unwrapped.
+    """The tensors of a `.pth` file, memory-mapped, `{"state_dict": ...}` unwrapped, and a dictionary that holds only another one,
+    as ComfyUI does.
 
     Raises CheckpointError for a cut file, for anything but tensors in it (nothing in the file is executed), and for the
     pre-2020 format, which cannot be mapped."""
@@ -80,11 +86,12 @@ def read_pth(path: Path) -> dict[str, torch.Tensor]:
             f"{path.name} holds Python objects besides tensors and was not loaded (nothing in it was "
             "executed); use a file from a source you trust, best a .safetensors one."
         ) from error
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # a damaged pickle fails wherever it stops making sense: IndexError, struct.error
         raise CheckpointError(f"{path.name} is damaged ({_first_line(error)}); download it again.") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    return check_tensors(path, content)
+    if isinstance(content, dict):
+        inner = content.get("state_dict", next(iter(content.values())) if len(content) == 1 else None)
+        content = inner if isinstance(inner, dict) else content
+    return {name: tensor.detach() for name, tensor in check_tensors(path, content).items()}
 
 
 def model_class(path: Path) -> str:
@@ -105,6 +112,11 @@ def check_tensors(path: Path, content: object) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{path.name} is not a model checkpoint: {odd[0]!r} is not a tensor"
             f"{f' (and {len(odd) - 1} more)' if len(odd) > 1 else ''}; a training state cannot be loaded."
+        )
+    strange = [name for name, value in content.items() if value.layout != torch.strided or value.is_meta]
+    if strange:
+        raise CheckpointError(
+            f"{path.name} is not a model checkpoint: {strange[0]} is sparse or without values; get the original file."
         )
     return content
 

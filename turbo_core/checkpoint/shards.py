@@ -15,8 +15,14 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suff
 _INDEX_LIMIT = 1 << 26  # bytes; that of LingBot-World has 0.2 MB
 _MOST = 1000  # files
 _LISTED = 5
+_LONGEST = 255  # bytes of a file's name, on most systems
 
 Tensors = dict[str, torch.Tensor]
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of that name is one of several that make up a checkpoint."""
+    return _SHARD.fullmatch(name) is not None
 
 
 def files_of(path: Path) -> list[Path]:
@@ -97,7 +103,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         if index.stat().st_size > _INDEX_LIMIT:
             raise ValueError
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         names = set(places.values())
         if not names or len(names) > _MOST or not all(_is_plain(name) for name in names):
             raise ValueError
@@ -110,6 +116,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _is_plain(name: object) -> bool:
     return (
-        isinstance(name, str) and bool(name.strip(". ")) and not re.search(r'[/\\:\0]', name)
+        isinstance(name, str) and bool(name.strip(". ")) and not re.search(r"[/\\:]", name)
+        and name.isprintable() and len(name.encode()) <= _LONGEST
         and not name.endswith(INDEX_SUFFIX)
     )  # fmt: skip

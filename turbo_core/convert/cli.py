@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     """Runs the command; 0, or 1 after an error whose sentence goes to stderr."""
     options = _parser().parse_args(arguments)
     try:
-        target = options.target.with_name(output.check_name(options.target.name))
+        target = options.target.parent / output.check_name(options.target.name)
         request = Request(
             model=options.source,
             output=target,

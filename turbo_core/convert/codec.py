@@ -18,6 +18,7 @@ import torch
 from ...kernels import dequantize_block, quantize_block, tile_count
 from ...kernels.reference.int8 import quantize_row
 from ..checkpoint.layout import tile_shape
+from ..checkpoint.packed import KINDS
 from ..errors import CheckpointError
 
 Format = torch.dtype | str
@@ -49,7 +50,7 @@ class TensorInfo:
 
 def as_matrix(tensor: torch.Tensor) -> torch.Tensor:
     """A view with the first dimension as rows and the others as columns."""
-    return tensor.reshape(tensor.shape[0] if tensor.ndim else 1, -1)
+    return tensor.reshape(tensor.shape[0] if tensor.ndim else 1, math.prod(tensor.shape[1:]))
 
 
 def slabs(shape: tuple[int, ...]) -> Iterator[slice]:
@@ -71,11 +72,18 @@ def format_of(tensors: Mapping[str, torch.Tensor], name: str) -> Format:
     try:
         stored = json.loads(mark.numpy().tobytes())
         kind = stored["format"]
-    except (ValueError, KeyError, TypeError):
+        rotated = stored.get("convrot") or (stored.get("params") or {}).get("convrot")
+        if not isinstance(kind, str) or kind in (*_CODES, *KINDS):  # names of ours, which ComfyUI does not write
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{layer}.comfy_quant is not readable; download or convert the file again.") from None
-    rotated = stored.get("convrot") or (stored.get("params") or {}).get("convrot")
     ours = {comfy: name for name, comfy in _COMFY_NAMES.items()}
     return kind if rotated else ours.get(kind, kind)
+
+
+def is_open(stored: Format) -> bool:
+    """Whether a format is one that `decode` and `encode` know."""
+    return isinstance(stored, torch.dtype) or stored in _CODES
 
 
 def decode(tensors: Mapping[str, torch.Tensor], name: str, rows: slice) -> torch.Tensor:
@@ -88,13 +96,17 @@ def decode(tensors: Mapping[str, torch.Tensor], name: str, rows: slice) -> torch
     else:
         layer = name.removesuffix(".weight")
         scale = tensors.get(f"{layer}.weight_scale")
-        if stored not in _CODES or scale is None:
+        if not is_open(stored) or scale is None:
             raise CheckpointError(
                 f"{layer} is stored as {stored}{' without its scale' if scale is None else ''}, which cannot be converted; "
                 "use the bf16 file."
             )
         if stored == "int8_block":
             values = dequantize_block(weight, scale[rows.start // _TILE : tile_count(rows.stop)], torch.float32)
+        elif scale.numel() not in (1, tensors[name].shape[0]):
+            raise CheckpointError(
+                f"{layer}.weight_scale has {scale.numel()} scales for {tensors[name].shape[0]} rows; download the file again."
+            )
         else:
             values = weight.float() * (scale.float() if scale.numel() == 1 else scale.float().reshape(-1, 1)[rows])
     return finite(name, values)

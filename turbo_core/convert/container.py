@@ -13,6 +13,7 @@ import torch
 from ..errors import TurboError
 from .codec import TensorInfo
 
+# As safetensors names them; an older torch lacks some.
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -26,6 +27,18 @@ _NAMES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    **{
+        getattr(torch, dtype): name
+        for dtype, name in (
+            ("float8_e8m0fnu", "F8_E8M0"),
+            ("float8_e4m3fnuz", "F8_E4M3FNUZ"),
+            ("float8_e5m2fnuz", "F8_E5M2FNUZ"),
+            ("uint16", "U16"),
+            ("uint32", "U32"),
+            ("uint64", "U64"),
+        )
+        if hasattr(torch, dtype)
+    },
 }
 _CHUNK = 1 << 23
 Advance = Callable[[int], None]  # told of bytes as they are done; may raise
@@ -42,6 +55,8 @@ class Container:
         for info in sorted(infos, key=lambda info: -info.dtype.itemsize):
             if info.name in entries:
                 raise ValueError(f"{info.name} would be written twice")
+            if info.dtype not in _NAMES:
+                raise TurboError(f"{info.name} holds {info.dtype}, which a safetensors file cannot; use the bf16 file.")
             start, end = end, end + info.size
             entries[info.name] = {
                 "dtype": _NAMES[info.dtype],

@@ -23,6 +23,7 @@ from .source import Source, is_block_linear, sha256, size
 Progress = Callable[
     [str, int, int], None
 ]  # (what is going on, bytes done, bytes in all); may raise to end the conversion
+_STRONGEST = 1e6
 _PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 
@@ -97,6 +98,9 @@ def _check(request: Request) -> None:
         raise TurboError(f"weights is {request.weights!r}: choose {', '.join(codec.WEIGHTS)}.")
     if (request.base is None) != (request.teacher is None):
         raise TurboError(BASE_AND_TEACHER)
+    for name, value in (("lora_strength", request.lora_strength), ("delta", request.delta)):
+        if not abs(value) <= _STRONGEST:  # NaN is not either
+            raise TurboError(f"{name} is {value}: give a number; 1 is the usual strength.")
     for role, path in request.inputs.items():
         parts = files_of(path) if path.exists() and request.output.exists() else []
         if any(part.samefile(request.output) for part in parts if part.exists()):
@@ -112,8 +116,12 @@ def _merges(request: Request, model: Source) -> tuple[Source, list[Addition]]:
     main, additions = model, []
     if request.base is not None:
         main = Source.open(request.base)
-        additions.append(Delta(main, model, Source.open(request.teacher), request.delta))
+        teacher = Source.open(request.teacher)
+        for source in (main, model, teacher):
+            source.check_open()
+        additions.append(Delta(main, model, teacher, request.delta))
     if request.lora is not None:
+        main.check_open()
         shapes = {name: main.shape(name) for name in main.names}
         additions.append(Lora(request.lora, request.lora_strength, shapes))
     return main, additions
@@ -148,6 +156,12 @@ class _Item:
         for addition in self.additions:
             if addition.touches(self.name):
                 addition.add(self.name, rows, values)
+        limit = torch.finfo(self.format if isinstance(self.format, torch.dtype) else torch.float32).max
+        if self.additions and not (values.abs() <= limit).all():
+            raise TurboError(
+                f"{self.name} would hold NaN or numbers too large for its type with what is merged; choose a smaller strength, or "
+                "download the LoRA or the models of the delta again."
+            )
         return values
 
 

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
+from ..checkpoint.shards import is_part
 from ..errors import TurboError
 
 SUFFIX = ".safetensors"
 PARTIAL = ".partial"  # not a suffix that ComfyUI lists
-_LONGEST = 200
-_FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*]')
+_LONGEST, _LONGEST_PATH = 200, 1000  # bytes; most systems allow 255 to a name, of which the partial file needs some
+_FORBIDDEN = re.compile(r'[<>:"|?*]')
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows' own, whatever the suffix
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -31,9 +33,13 @@ def check_name(name: str) -> str:
         raise TurboError(
             f"output_name is {name!r}: give a name inside the diffusion_models folder, without a drive, a leading slash or `..`."
         )
-    if _FORBIDDEN.search(cleaned) or len(parts[-1]) > _LONGEST or any(part[-1] in ". " for part in parts):
+    if not all(map(_is_portable, parts)) or len(cleaned.encode()) > _LONGEST_PATH:
         raise TurboError(
             f"output_name is {name!r}, which is no file name on every system; use letters, digits, - and _."
+        )
+    if is_part(parts[-1]) or is_part(parts[-1] + SUFFIX):
+        raise TurboError(
+            f"output_name is {name!r}, which is how one of several files of a model is named; choose another."
         )
     suffix = PurePosixPath(cleaned).suffix
     if suffix.lower() == SUFFIX:
@@ -43,8 +49,24 @@ def check_name(name: str) -> str:
     return cleaned + SUFFIX  # a dot in the name, as in Wan2.2, is no suffix
 
 
+def _is_portable(part: str) -> bool:
+    """Whether Linux, macOS and Windows all take it as the name of a file or folder. What is not printable hides in a list."""
+    return (
+        part.isprintable()
+        and not _FORBIDDEN.search(part)
+        and not _DEVICES.fullmatch(part)
+        and part[-1] not in ". "
+        and len(part.encode()) <= _LONGEST
+    )
+
+
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raises TurboError if there is a file at `path` that may not be replaced."""
+    """Raises TurboError if there is a file at `path` that may not be replaced, or something that is no file or no folder on the way."""
+    in_the_way = next((folder for folder in path.parents if folder.exists()), path)
+    if not in_the_way.is_dir():
+        raise TurboError(f"{in_the_way.name} is a file, so {path.name} cannot go into it; choose another output_name.")
+    if path.is_dir():
+        raise TurboError(f"{path.name} is a folder; choose another output_name.")
     if path.exists() and not overwrite:
         raise TurboError(f"{path.name} exists already; set overwrite to replace it, or choose another output_name.")
 

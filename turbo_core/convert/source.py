@@ -59,7 +59,18 @@ class Source:
         """As `codec.format_of`; of a 4-bit weight its kind."""
         if name in self.packed:
             return self.packed[name].kind
-        return codec.format_of(self.tensors, name)
+        try:
+            return codec.format_of(self.tensors, name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path.name}: {error}") from error
+
+    def check_open(self) -> None:
+        """Raises CheckpointError if a weight is stored in a way that nothing can be merged into."""
+        for name in self.names:
+            if name not in self.packed and not codec.is_open(self.format(name)):
+                raise CheckpointError(
+                    f"{self.path.name}: {name} is stored as {self.format(name)}, into which nothing can be merged; use the bf16 file."
+                )
 
     def rows(self, name: str, rows: slice) -> torch.Tensor:
         """As `codec.decode`; the message of its CheckpointError names this file."""

@@ -139,6 +139,11 @@ def test_an_image_that_is_nowhere_is_a_fault(planned, i2v):
     assert "is 'absent.png', which is no file here nor in the input folder of here" in fault[1]
 
 
+def test_a_text_in_the_column_of_a_picture_is_a_fault(planned, i2v):
+    (fault,) = planned(i2v, {"image": "a fox " * 100}).faults
+    assert "which is no file here" in fault[1]
+
+
 def test_the_id_is_the_content_and_not_the_title_or_the_file_s_name(planned, i2v, tmp_path):
     for name, colour in (("a.png", "red"), ("b.png", "red"), ("c.png", "blue")):
         Image.new("RGB", (8, 8), colour).save(tmp_path / name)

@@ -9,8 +9,9 @@ import textwrap
 import pytest
 from td_pack.tests.support.server import ROOT
 from td_pack.turbo_core.batch.job import Job
-from td_pack.turbo_core.batch.manifest import DONE, FAILED, PENDING, RUNNING, Manifest
+from td_pack.turbo_core.batch.manifest import DONE, FAILED, PENDING, RUNNING, Manifest, Record
 from td_pack.turbo_core.batch.results import Results, file_names
+from td_pack.turbo_core.batch.sheet import write_sheet
 from td_pack.turbo_core.batch.worker import Outcome
 from td_pack.turbo_core.errors import TurboError
 
@@ -58,6 +59,30 @@ def test_a_cut_result_is_none_and_is_replaced(results):
     assert results.record(JOB.id) is None
     results.save(JOB, outcome(b"second"), "w", 2)
     assert (results.folder / JOB.id / "video.mp4").read_bytes() == b"second"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"files": []}',
+        '{"files": ["job.json"]}',
+        '{"files": {"job.json": 3}}',
+        '{"files": {"job.json": {}}}',
+        "[" * 60000,
+    ],
+    ids=lambda content: content[:30],
+)
+def test_a_record_that_is_none_is_no_result(results, content):
+    results.save(JOB, outcome(), "w", 1)
+    (results.folder / JOB.id / "job.json").write_text(content)
+    assert results.record(JOB.id) is None
+
+
+def test_the_sheet_shows_half_a_character_as_its_code(tmp_path):
+    record = Record(Job("ab", 2, {}, {"prompt": "a \ud800"}), "done", 1, "w", None, 1.0, True)
+    assert "a \\ud800" in write_sheet(tmp_path, [record], {}).read_text(encoding="utf-8")
 
 
 def test_the_server_s_names_are_not_used(results):

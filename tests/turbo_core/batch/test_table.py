@@ -26,6 +26,31 @@ def test_the_delimiters_of_spreadsheets_and_their_byte_order_mark_are_read(tmp_p
     assert read(tmp_path, "a.csv", text) == ([Row(2, {"prompt": "a fox", "seed": "7"})], [])
 
 
+@pytest.mark.parametrize(
+    "text,number",
+    [
+        ("prompt,seed,,\na fox,7,,\n", 2),  # as a spreadsheet saves columns that were cleared
+        ("\n,,\nprompt,seed\na fox,7\n", 4),
+        ('"prompt";"seed"\na fox;7\n', 2),
+    ],
+    ids=["columns without a name", "empty rows first", "quoted names"],
+)
+def test_a_header_is_found_as_a_spreadsheet_leaves_it(tmp_path, text, number):
+    assert read(tmp_path, "a.csv", text) == ([Row(number, {"prompt": "a fox", "seed": "7"})], [])
+
+
+def test_a_comma_in_a_quoted_name_is_no_delimiter(tmp_path):
+    assert read(tmp_path, "a.csv", '"Text, long.text";seed\na;7\n')[0] == [
+        Row(2, {"Text, long.text": "a", "seed": "7"})
+    ]
+
+
+def test_an_empty_list_is_a_fault_and_no_row_that_vanishes(tmp_path):
+    rows, faults = read(tmp_path, "a.jsonl", '{"seed": []}\n{"seed": 1}\n')
+    assert rows == [Row(2, {"seed": 1})]
+    assert faults == [(1, "its list of 'seed' is empty; give values, or leave the name out")]
+
+
 def test_a_row_with_too_many_cells_is_a_fault_and_the_others_stay(tmp_path):
     rows, faults = read(tmp_path, "a.csv", "prompt,seed\na, b, 3\nc,4\n")
     assert [row.number for row in rows] == [3]
@@ -73,6 +98,11 @@ def test_seeds_and_choices_are_parsed():
     assert table.parse_choices("topk=0.1, 0.2") == ("topk", ["0.1", "0.2"])
     assert table.parse_choices('prompt=["a, b", "c"]') == ("prompt", ["a, b", "c"])
     assert table.parse_setting("6.text=a=b") == ("6.text", "a=b")
+
+
+def test_choices_nested_beyond_all_sense_are_refused():
+    with pytest.raises(TurboError, match="The list of seed is not JSON"):
+        table.parse_choices("seed=" + "[" * 60000)
 
 
 @pytest.mark.parametrize("text", ["", "3-1", "a", "1-", "-4", "1-99999999999"])

@@ -52,6 +52,14 @@ def test_a_wrong_string_is_named(text):
 def test_a_string_beyond_all_videos_is_refused_before_it_costs_memory():
     with pytest.raises(TurboError, match="longer than 4001 frames"):
         parse_actions("w-999999999999999999")
+    with pytest.raises(TurboError, match="longer than 4001 frames"):
+        parse_actions("w-" + "9" * 5000)  # Python reads no such number
+    assert len(parse_actions("w-" + "0" * 5000 + "7")) == 7
+
+
+def test_a_long_wrong_string_is_named_by_its_beginning():
+    with pytest.raises(TurboError, match=r"actions has 'q{40}\.\.\.'"):
+        parse_actions("q" * 5000)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,10 @@ WRONG = [
     ({"poses": POSES.astype(str)}, "poses.npy holds no numbers"),
     ({"poses": POSES.astype(complex)}, "poses.npy holds no numbers"),
     (ALL | {"intrinsics": np.eye(3)}, r"intrinsics.npy has the shape \[3, 3\]"),
-    (ALL | {"intrinsics": np.zeros((13, 4))}, "intrinsics.npy has a focal length of 0.0"),
+    (ALL | {"intrinsics": np.zeros((13, 4))}, "intrinsics.npy has fx, fy, cx, cy of 0, 0, 0, 0"),
+    (ALL | {"intrinsics": np.array([0.6, 1.05, 0.5, 0.5])}, "of 0.6, 1.05, 0.5, 0.5: they must be pixels at 832x480"),
+    (ALL | {"intrinsics": np.array([503, 503, 1e300, 240])}, "of 503, 503, 1e.300, 240: they must be pixels"),
+    ({"poses": bent((5, 0, 3), 1e200)}, "a camera more than 1e.12 units away"),
     (ALL | {"action": ACTION[:, :3]}, r"action.npy has the shape \[13, 3\]"),
     (ALL | {"action": ACTION * 2}, "action.npy must hold 0 and 1 only"),
 ]

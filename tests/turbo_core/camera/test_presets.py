@@ -1,5 +1,7 @@
 """Ready-made moves: where they end, how they get there, and the picture of a path."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from td_pack.turbo_core.camera.actions import path_from_actions
@@ -78,16 +80,22 @@ def test_an_impossible_field_of_view_is_refused(fov):
     check_fov(0.0)
 
 
+def scaled(path: CameraPath, factor: float) -> CameraPath:
+    poses = path.poses.copy()
+    poses[:, :3, 3] *= factor
+    return dataclasses.replace(path, poses=poses)
+
+
 PATHS = {
     "walk": lambda: path_from_actions("w-8,jd-12,none-5,iw-16"),
     "turn on the spot": lambda: path_from_actions("l-20"),
     "still": lambda: path_from_preset("static", 1.0, "linear", 9),
     "one frame": lambda: CameraPath(np.eye(4)[None], 1),
     "up": lambda: path_from_preset("tilt_up", 3.0, "linear", 9),  # looks straight up at the end
-    "far": lambda: CameraPath(
-        path_from_preset("orbit_left", 2.0, "linear", 961).poses * [[1e6], [1e6], [1e6], [1]], 961
-    ),
-    "tiny": lambda: CameraPath(path_from_preset("back", 1.0, "linear", 9).poses * 1e-9, 9),
+    "far": lambda: scaled(path_from_preset("orbit_left", 2.0, "linear", 961), 1e6),
+    "tiny": lambda: scaled(path_from_preset("back", 1.0, "linear", 9), 1e-9),
+    "rounding": lambda: scaled(path_from_preset("orbit_left", 1.0, "linear", 9), 1e-16),
+    "less than a number squared": lambda: scaled(path_from_preset("back", 1.0, "linear", 9), 1e-320),
 }
 
 
@@ -96,6 +104,12 @@ def test_every_path_has_a_picture(name):
     picture = np.asarray(top_view(PATHS[name]()))
     assert picture.shape == (SIZE[1], SIZE[0], 3)
     assert (picture != picture[0, 0]).any(axis=-1).mean() > 0.5
+
+
+def test_a_path_of_any_size_has_the_same_picture():
+    """A grid in the wrong unit is millions of lines, which take minutes."""
+    one, tiny = (np.asarray(top_view(scaled(path_from_preset("orbit_left", 1.0, "linear", 9), f))) for f in (1, 1e-16))
+    assert (one[60:450] != tiny[60:450]).any(axis=-1).mean() < 0.01  # lines at rounded pixels
 
 
 def test_the_picture_shows_where_the_path_goes():

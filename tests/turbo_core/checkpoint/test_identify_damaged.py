@@ -93,6 +93,8 @@ BROKEN = {
     "cut, and the end of the file gone": (without(stock(), "blocks.2.ffn", "head."), "incomplete"),
     "a block in the middle missing": (without(stock(), "blocks.1."), "missing: blocks.1."),
     "first block missing": (without(stock(), "blocks.0."), "blocks.0.ffn.0.weight is missing"),
+    "a block number no model has": ({**stock(), **names("blocks.99999.x")}, "1 unexpected: blocks.99999.x"),
+    "a block number no computer has": ({**stock(), **names(f"blocks.{'9' * 5000}.x")}, "1 unexpected: blocks.999"),
     "a shard": (without(stock(), "head.", "blocks.2."), "incomplete"),
     "blocks of two widths": (
         {**stock(), **without(stock(dim=384), "blocks.0.", "blocks.1.", "emb", "head", "time_")},
@@ -104,3 +106,16 @@ BROKEN = {
 @pytest.mark.parametrize("tensors, said", BROKEN.values(), ids=BROKEN)
 def test_an_incomplete_model(tensors, said):
     assert said in refusal(tensors)
+
+
+@pytest.mark.parametrize(
+    "key", ["patch_embedding.weight", "blocks.0.ffn.0.weight", "text_embedding.0.weight", "head.modulation"]
+)
+def test_a_model_of_no_size_is_none(key):
+    shape = stock()[key].shape
+    for axis in range(len(shape)):
+        empty = [0 if i == axis else size for i, size in enumerate(shape)]
+        assert "has the shape" in refusal({**stock(), key: torch.empty(empty, device="meta")})
+    linear = torch.empty(0, 64, device="meta")
+    with pytest.raises(CheckpointError, match="must not be empty"):
+        identify(NAME, {**turbo(), "patch_embedding.weight": linear})

@@ -24,6 +24,11 @@ FOREIGN = {
         "a LoRA",
         "LoraLoaderModelOnly",
     ),
+    **{
+        key: (names(f"diffusion_model.blocks.0.ffn.0.{key}"), "a LoRA", "LoraLoaderModelOnly")
+        for key in ("lokr_w1", "hada_w1_a", "lora.up.weight", "lora_up.weight", "oft_blocks")
+    },
+    "LyCORIS": (names("lycoris_blocks_0_ffn_0.lokr_w1"), "a LoRA", "LoraLoaderModelOnly"),
     "Wan VAE": (names("encoder.conv1.weight", "conv2.weight", "decoder.head.0.gamma"), "a VAE", "models/vae"),
     "Stable Diffusion VAE": (names("encoder.conv_in.weight", "decoder.conv_in.weight"), "a VAE", "models/vae"),
     "umT5 of HF": (

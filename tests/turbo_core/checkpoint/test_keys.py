@@ -17,7 +17,13 @@ def wrapped_blocks(key):
     return f"blocks.{rest[0]}._checkpoint_wrapped_module.{rest[1]}" if head == "blocks" else key
 
 
-@pytest.mark.parametrize("prefix", ["", "net.", "model.diffusion_model.", "diffusion_model."])
+PREFIXES = [
+    *("", "net.", "net_ema.", "model.diffusion_model.", "diffusion_model.", "model.", "module.", "_orig_mod."),
+    *("module.net.", "_orig_mod.module.", "net._orig_mod.", "_fsdp_wrapped_module.model."),
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("infix", [lambda key: key, wrapped_blocks], ids=["plain", "checkpoint_wrapped"])
 def test_wrappers_come_off(prefix, infix):
     tensors = bare()

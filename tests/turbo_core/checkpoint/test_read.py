@@ -1,13 +1,14 @@
 """Files that are no checkpoint say so; files that are one are mapped, not copied, and never executed."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
 import safetensors
 import torch
 from td_pack.tests.support import checkpoints
-from td_pack.turbo_core.checkpoint.read import check_readable, check_tensors, damaged, read_pth
+from td_pack.turbo_core.checkpoint.read import check_readable, check_tensors, damaged, read_pth, read_safetensors
 from td_pack.turbo_core.errors import CheckpointError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
@@ -32,9 +33,14 @@ def message(call, *args):
     return text
 
 
-@pytest.mark.parametrize("wrap", [False, True], ids=["bare", "state_dict"])
-def test_tensors_come_back(tmp_path, wrap):
-    path = checkpoints.write_pth(tmp_path / "model.pth", TENSORS, wrap)
+@pytest.mark.parametrize(
+    "content",
+    [TENSORS, {"state_dict": TENSORS}, {"state_dict": TENSORS, "epoch": 3}, {"model": TENSORS}],
+    ids=["bare", "state_dict", "state_dict and more", "only one dictionary"],
+)
+def test_tensors_come_back(tmp_path, content):
+    path = tmp_path / "model.pth"
+    torch.save(content, path)
     check_readable(path)
     tensors = read_pth(path)
     assert list(tensors) == list(TENSORS)
@@ -155,6 +161,37 @@ def test_a_damaged_archive_says_so(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content.replace(b"data.pkl", b"nope.pkl"))
     assert "is damaged (" in message(read_pth, path)
+
+
+@pytest.mark.parametrize("pickled", [b"\x80\x02", b"\x80\x02J\x01", b"\x80\x02a."])
+def test_a_damaged_pickle_in_a_sound_archive_says_so(tmp_path, pickled):
+    source = checkpoints.write_pth(tmp_path / "source.pth", TENSORS)
+    path = tmp_path / "m.pth"
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, pickled if name.endswith("data.pkl") else old.read(name))
+    assert "is damaged (" in message(read_pth, path)
+
+
+@pytest.mark.parametrize("value", [torch.ones(3).to_sparse(), torch.empty(3, device="meta")], ids=["sparse", "meta"])
+def test_a_tensor_without_its_values_is_refused(tmp_path, value):
+    path = tmp_path / "m.pth"
+    torch.save({**TENSORS, "c": value}, path)
+    assert "c is sparse or without values" in message(read_pth, path)
+
+
+def test_a_shape_beyond_all_memory_is_a_damaged_file(tmp_path):
+    header = b'{"a":{"dtype":"F32","shape":[9223372036854775808,0],"data_offsets":[0,0]}}'
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "is not a readable safetensors file" in message(read_safetensors, path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs Linux' /proc, a file that cannot be read")
+def test_a_file_that_cannot_be_read_says_so(tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.symlink_to("/proc/self/mem")
+    assert "cannot be read (Input/output error)" in message(check_readable, path)
 
 
 def anonymous_megabytes():

@@ -93,6 +93,8 @@ NO_INDEX = {
     "a backslash": '{"weight_map": {"a": "..\\\\model.safetensors"}}',
     "the folder": '{"weight_map": {"a": ".."}}',
     "another index": '{"weight_map": {"a": "x.index.json"}}',
+    "a name too long for a file": json.dumps({"weight_map": {"a": "b" * 300}}),
+    "half a character": '{"weight_map": {"a": "\\ud800"}}',
     "deep": "[" * 100000,
     "too many files": json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(1001)}}),
 }
@@ -103,6 +105,11 @@ def test_an_index_that_is_none_is_refused(content, tmp_path):
     path = tmp_path / INDEX
     path.write_text(content)
     assert "does not list the files of a model" in refusal(path)
+
+
+def test_an_index_that_an_editor_saved_is_read(index, tensors):
+    index.write_bytes(b"\xef\xbb\xbf" + index.read_bytes())
+    assert read(index)[0].keys() == tensors.keys()
 
 
 def test_a_misnamed_part_is_refused(tmp_path):

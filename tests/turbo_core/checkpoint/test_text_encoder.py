@@ -41,6 +41,18 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["shared", "block.0.layer.0.SelfAttention.relative_attention_bias", "block.0.layer.0.SelfAttention.q"]
+    + ["block.0.layer.1.DenseReluDense.wi_0"],
+)
+@pytest.mark.parametrize("shape", [(), (5,), (0, 64), (64, 0), (64, 64, 1)])
+def test_a_tensor_of_no_size_is_damage(key, shape):
+    key = f"{'' if key == 'shared' else 'encoder.'}{key}.weight"
+    with pytest.raises(CheckpointError, match=f"f is damaged: {key} has the shape"):
+        encoder_sizes("f", meta() | {key: torch.empty(shape, device="meta")})
+
+
 @pytest.mark.parametrize("message", BAD)
 def test_a_file_that_is_no_encoder_for_wan_says_what_it_is(message):
     with pytest.raises(CheckpointError, match=message) as caught:

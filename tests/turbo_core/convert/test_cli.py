@@ -34,6 +34,11 @@ def test_an_error_is_one_sentence_and_the_exit_code(source, capsys):
     assert main([str(source), str(source.with_name("new")), "--overwrite"]) == 0
 
 
+def test_a_name_with_a_backslash_is_one_in_a_folder(source):
+    assert main([str(source), str(source.parent) + "/folder\\new"]) == 0
+    assert (source.parent / "folder" / "new.safetensors").is_file()
+
+
 def test_merges_are_options(source, tmp_path, capsys):
     lora = checkpoints.write_safetensors(tmp_path / "l.safetensors", checkpoints.lora("kohya"))
     merge = [

@@ -1,6 +1,7 @@
 """Merging: a LoRA equals the sum in float, then stored; a delta is base + weight * (turbo - teacher)."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -106,6 +107,60 @@ def test_a_lora_of_another_size_is_refused(state_dict, lora_file, tmp_path):
     with pytest.raises(
         TurboError, match="style.safetensors does not fit this model: on blocks.0.self_attn.q, which is 384"
     ):
+        merged(tmp_path, source, lora=lora_file)
+
+
+@pytest.mark.parametrize("weights", ["keep", "bf16", "int8_block", "fp8_e4m3fn", "int8_rowwise"])
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_lora_that_is_no_number_is_named_and_leaves_nothing(weights, factor, state_dict, tmp_path):
+    source = checkpoints.write_pth(tmp_path / "plain.pth", state_dict)
+    changes = {key: value * factor for key, value in checkpoints.lora("diffusion_model").items()}
+    path = checkpoints.write_safetensors(tmp_path / "lora.safetensors", changes)
+    with pytest.raises(TurboError, match="would hold NaN or numbers too large for its type"):
+        merged(tmp_path, source, weights, lora=path)
+    assert not (tmp_path / "merged.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+def test_a_sum_too_large_for_its_type_is_no_infinity_in_the_file(dtype, state_dict, lora_file, tmp_path):
+    narrow = {key: value.to(dtype) if value.ndim == 2 else value for key, value in state_dict.items()}
+    source = checkpoints.write_safetensors(tmp_path / "narrow.safetensors", narrow)
+    with pytest.raises(TurboError, match="too large for its type with what is merged; choose a smaller strength"):
+        merged(tmp_path, source, lora=lora_file, lora_strength=1e6)
+
+
+@pytest.mark.parametrize("name", ["lora_strength", "delta"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+def test_a_strength_that_is_no_number_is_refused(name, value, state_dict, tmp_path):
+    source = checkpoints.write_pth(tmp_path / "plain.pth", state_dict)
+    with pytest.raises(TurboError, match=re.escape(f"{name} is {value}: give a number")):
+        merged(tmp_path, source, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "mark, weight, scale",
+    [
+        ({"format": "mxfp8"}, torch.float8_e4m3fn, torch.zeros(256, 8, dtype=torch.float8_e8m0fnu)),
+        ({"format": "int8_tensorwise", "convrot": True}, torch.int8, torch.ones(256, 1)),
+    ],
+    ids=["mxfp8", "rotated int8"],
+)
+def test_a_quantisation_without_a_codec_is_copied_but_never_merged_into(
+    mark, weight, scale, state_dict, lora_file, tmp_path
+):
+    layer = Q.removesuffix(".weight")
+    marked = state_dict | {
+        Q: state_dict[Q].to(weight),
+        f"{layer}.weight_scale": scale,
+        f"{layer}.comfy_quant": torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8),
+    }
+    source = checkpoints.write_safetensors(tmp_path / "theirs.safetensors", marked)
+    _, tensors = merged(tmp_path, source)
+    assert all(
+        torch.equal(tensors[key].view(torch.uint8), marked[key].view(torch.uint8))
+        for key in (Q, f"{layer}.weight_scale")
+    )
+    with pytest.raises(TurboError, match=f"theirs.safetensors: {Q} is stored as .*, into which nothing can be merged"):
         merged(tmp_path, source, lora=lora_file)
 
 

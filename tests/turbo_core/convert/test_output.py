@@ -43,6 +43,8 @@ def names(folder) -> list[str]:
         ("turbo/model", "turbo/model.safetensors"),
         ("turbo\\model", "turbo/model.safetensors"),
         ("..model", "..model.safetensors"),
+        ("\u30e2\u30c7\u30eb \u00e9", "\u30e2\u30c7\u30eb \u00e9.safetensors"),
+        ("conan/auxiliary", "conan/auxiliary.safetensors"),
     ],
 )
 def test_a_name_gets_its_suffix(name, expected):
@@ -66,6 +68,17 @@ def test_a_name_gets_its_suffix(name, expected):
         ("mod\0el", "no file name on every system"),
         ("model:stream", "no file name on every system"),
         ("m" * 300, "no file name on every system"),
+        ("\u65e5" * 100, "no file name on every system"),  # 300 bytes
+        ("m" * 201 + "/model", "no file name on every system"),
+        ("m/" * 600 + "model", "no file name on every system"),
+        ("\ud800", "no file name on every system"),  # half a character, as JSON may hold
+        ("model\u202esrotasnet", "no file name on every system"),  # would be listed backwards
+        ("mo\ndel", "no file name on every system"),
+        ("CON", "no file name on every system"),
+        ("nul/model", "no file name on every system"),
+        ("com1.turbo", "no file name on every system"),
+        ("model-00001-of-00002", "how one of several files of a model is named"),
+        ("model-00001-of-00002.safetensors", "how one of several files of a model is named"),
         ("model.pth", "end its name in .safetensors"),
         ("model.gguf", "end its name in .safetensors"),
     ],
@@ -83,6 +96,18 @@ def test_a_file_is_replaced_only_when_told(source, tmp_path):
     assert path.read_bytes() == b"precious"
     convert(Request(source, path, overwrite=True))
     assert read_safetensors(path) and names(tmp_path) == ["new.safetensors", "source.pth"]
+
+
+def test_what_is_no_file_and_no_folder_is_named_before_anything_is_read(source, tmp_path):
+    (tmp_path / "folder.safetensors").mkdir()
+    seen = []
+    for path, message in (
+        (tmp_path / "folder.safetensors", "folder.safetensors is a folder; choose another output_name"),
+        (source / "new.safetensors", "source.pth is a file, so new.safetensors cannot go into it"),
+    ):
+        with pytest.raises(TurboError, match=message):
+            convert(Request(source, path, overwrite=True), lambda *_: seen.append(1))
+    assert not seen
 
 
 def test_a_file_that_comes_to_be_meanwhile_is_kept(source, tmp_path):
@@ -171,10 +196,11 @@ def test_a_disk_too_small_is_named_before_anything_is_read(source, tmp_path, mon
     assert not stages and names(tmp_path) == ["source.pth"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
-    (tmp_path / "file").touch()
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()  # which came to be after `check_free`
     with pytest.raises(TurboError, match=r"new.safetensors could not be written \(.+\); check the folder"):
-        convert(Request(source, tmp_path / "file" / "new.safetensors"))
+        with output.replacing(tmp_path / "file" / "new.safetensors", False):
+            raise AssertionError("it was opened")
 
 
 def flip(path: Path, offset: int) -> None:
