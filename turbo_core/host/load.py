@@ -81,7 +81,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         return read.read_pth(path), {}
     try:
         tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         raise read.damaged(path, error) from error
     return read.check_tensors(path, tensors), metadata or {}
 
