@@ -130,14 +130,29 @@ class Client:
         """Queues the prompt and follows it to its end, joining it if the server knows `prompt_id` already.
 
         A broken connection is made again for `lost_after` seconds while `is_alive` says so; then ServerLost. With `check`
-        a node's error raises ExecutionFailed. Raises TimeoutError after `timeout` seconds, leaving the prompt queued."""
+        a node's error raises ExecutionFailed. Raises TimeoutError when the prompt waits or runs for more than `timeout` seconds,
+        leaving it queued."""
         result = Result(prompt_id or str(uuid.uuid4()))
+        since = time.monotonic()
+
+        def take(kind: str, data: dict) -> None:
+            nonlocal since
+            if kind == "execution_start":
+                since = time.monotonic()
+            if on_event is not None:
+                on_event(kind, data)
+
+        following = asyncio.ensure_future(self._follow(prompt, result, take, lost_after, is_alive))
         try:
-            entry = await asyncio.wait_for(
-                self._follow(prompt, result, on_event or (lambda kind, data: None), lost_after, is_alive), timeout
-            )
-        except asyncio.TimeoutError:
-            raise TimeoutError(f"Prompt {result.prompt_id} did not finish in {timeout:.0f} s.") from None
+            while not following.done():
+                left = None if timeout is None else since + timeout - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError(f"Prompt {result.prompt_id} did not finish in {timeout:.0f} s.")
+                await asyncio.wait({following}, timeout=left)
+        finally:
+            following.cancel()
+            await asyncio.wait({following})
+        entry = following.result()
         result.outputs = entry["outputs"]
         said = result.events + [tuple(message) for message in entry["status"]["messages"]]
         result.error = next((data for kind, data in said if kind == "execution_error"), None)

@@ -16,6 +16,9 @@ from .worker import Outcome, Worker, WorkerFailed
 _LOSSES = 4  # times in a row that a worker may be lost or not start
 _RESET_AFTER = 2  # failed jobs in a row after which a worker is cleaned: its server may be what is broken
 _PAUSE = 2.0  # seconds before a lost worker is started again, times the losses
+_SHORT = (
+    5.0  # seconds of a job, below which its server gets the next one ahead: there the way to it and back would count
+)
 
 
 class Stopped(TurboError):
@@ -101,6 +104,7 @@ class Dispatcher:
         self._retries, self._timeout = retries, timeout
         self._failures: Counter[str] = Counter()  # by job
         self._done: Counter[str] = Counter()  # by worker
+        self._running: dict[str, float] = {}  # seconds that a worker's last job ran
 
     async def run(self, jobs: list[Job], workers: list[Worker], homes: dict[str, str]) -> None:
         """Raises Stopped when jobs are left and nothing can run them. Cancelling it gives the running jobs back."""
@@ -141,8 +145,9 @@ class Dispatcher:
         return False
 
     async def _work(self, worker: Worker) -> None:
-        """Jobs until the queue ends. The next one starts as soon as the server is free: while it runs, the last one's files are
-        fetched and written."""
+        """Jobs until the queue ends. The next one is sent as soon as the server is free: while it runs, the last one's files are
+        fetched and written. Short ones are sent when the one before has begun, so that the server never waits; a long one would
+        be kept from a worker that is free sooner."""
         failures, last = 0, None
         try:
             while (job := await self._queue.take(worker.name)) is not None:
@@ -185,6 +190,7 @@ class Dispatcher:
         try:
             outcome = await self._outcome(worker, job, number, free)
             error, lost, seconds = outcome.error, outcome.lost, outcome.timings.get("total")
+            self._running[worker.name] = outcome.timings.get("running", _SHORT)
             if not error:
                 await asyncio.to_thread(self._results.save, job, outcome, worker.name, number)
         except WorkerFailed as failure:
@@ -230,8 +236,9 @@ class Dispatcher:
         async for item in worker.run(Task(job.id, number, job.prompt, files, self._timeout)):
             if isinstance(item, Outcome):
                 outcome = item
-            elif "free" in item:
-                free()
+            elif "began" in item or "free" in item:
+                if "free" in item or self._running.get(worker.name, _SHORT) < _SHORT:
+                    free()
             else:
                 self._tell({"event": "progress", "job": job.id, "row": job.row, "worker": worker.name, **item})
         if outcome is None:

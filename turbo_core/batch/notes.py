@@ -21,6 +21,7 @@ class Notes:
         now = time.monotonic()
         if kind == "execution_start":
             self._began = now
+            self._tell({"began": True})
         if kind == "executing":
             self._close_node(now)
             self._node = data["node"]

@@ -35,8 +35,8 @@ class Outcome:
 
 
 class Worker(Protocol):
-    """What the dispatcher needs. `run` yields events and at last an Outcome; it may raise WorkerFailed. An event with `free` says
-    that the server can take the next prompt, while this one's files are still on their way."""
+    """What the dispatcher needs. `run` yields events and at last an Outcome; it may raise WorkerFailed. An event with `began` says
+    that the server has begun with the prompt, one with `free` that it is done with it, while its files are still on their way."""
 
     name: str
 

@@ -225,3 +225,12 @@ def test_a_server_that_is_not_there_is_named(batch, trouble):
     assert batch("--workflow", trouble, "--seeds", "1", where=where) == 2
     assert "http://127.0.0.1:9 does not answer; is ComfyUI running there?" in batch.said
     assert os.path.isdir(batch.out)
+
+
+def test_an_attempt_that_takes_too_long_is_ended(batch, trouble, server):
+    settings = ["--set", "trouble.kind=wait", "--timeout", 2, "--retries", 0]
+    assert batch("--workflow", trouble, *settings) == 1
+    assert "did not finish in 2 s" in batch.said and states(batch.out) == {"failed": 1}
+    queue = json.loads(server.client.get("/queue"))
+    wait_for(lambda: not json.loads(server.client.get("/queue"))["queue_running"])
+    assert not queue["queue_pending"]

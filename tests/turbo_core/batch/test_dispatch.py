@@ -187,6 +187,28 @@ def test_the_next_job_runs_while_the_last_one_s_files_come(batch):
         assert running <= 2
 
 
+@pytest.mark.parametrize("seconds, most", [(0.1, 2), (60.0, 1)])
+def test_a_server_gets_the_next_job_ahead_where_jobs_are_short(batch, seconds, most):
+    """Two jobs at a time from the second on, whose length is known by then."""
+
+    class Sent(Scripted):
+        at_once, open = [], 0
+
+        async def run(self, task):
+            self.open += 1
+            yield {"began": True}
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+                self.at_once.append(self.open)
+            self.open -= 1
+            yield {"free": True}
+            yield Outcome(task.prompt, [("a.mp4", b"x")], None, {"total": seconds, "running": seconds}, "", None)
+
+    worker = Sent("a")
+    assert batch([job(i) for i in range(6)], worker) == {"done": 6}
+    assert max(worker.at_once) == most and max(worker.at_once[:20]) == 1
+
+
 def test_a_worker_lost_while_files_come_gives_back_both_jobs(batch):
     class Losing(Scripted):
         began = lost = 0
