@@ -26,6 +26,7 @@ def test_i2v_keeps_the_first_frame_and_obeys_the_direction(table):
     clips, row = t2v(table, high, low=low, vae=table.vae, mode="ode")
     first = [vision.psnr(clip[0], world.render(s, frames=1)[0]) for clip, s in zip(clips, table.scenes, strict=True)]
     assert row.direction >= 0.95 and row.colour >= 0.95
+    assert row.kind >= 0.5  # 81 % of 64 clips measured, 30 % by chance
     assert measure.mean(first) >= 25
 
 
