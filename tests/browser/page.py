@@ -5,7 +5,7 @@ from pathlib import Path
 
 from td_pack.tests.support import locales
 
-TIMEOUT = 30_000  # ms; only ever reached by a test that fails
+TIMEOUT = 120_000  # ms; only ever reached by a test that fails
 # Pictures of ComfyUI's own several hundred templates: decoding them takes longer than all the tests.
 STOCK_PICTURES = re.compile(r"/templates/.*\.(webp|png|jpg|mp4)(\?|$)")
 
