@@ -173,11 +173,10 @@ def test_strided_queries_in_a_batch_equal_single_runs_bit_for_bit(pv):
         assert torch.equal(both[i : i + 1], sage_attention(*one, 200, pv=pv, linear=single))
 
 
+@pytest.mark.skipif(CAPABILITY < (8, 9), reason="this GPU has no fp8 tensor cores")
 @pytest.mark.parametrize("d", [64, 128])
 def test_fp8_products_added_up_in_float16(monkeypatch, d):
     """448 * 2.25 for each of 64 keys is the most that can come, and float16 holds it."""
-    if DEVICE.type == "cuda" and CAPABILITY < (8, 9):
-        pytest.skip("this GPU has no fp8 tensor cores")
     tile = attention.tile
     monkeypatch.setattr(attention, "tile", lambda *arguments: {**tile(*arguments), "SUM16": True})
     q, k, v = inputs(200, d=d)

@@ -8,21 +8,20 @@ import torch
 from PIL import Image
 from td_pack.tests.support import checkpoints, lingbot
 from td_pack.tests.support.client import ExecutionFailed
-from td_pack.tests.support.jobs import attention, custom_sampled, loader, node, sampled, saved, started, text
+from td_pack.tests.support.jobs import (
+    attention,
+    camera_path,
+    custom_sampled,
+    loader,
+    node,
+    sampled,
+    saved,
+    started,
+    text,
+)
 
 pytestmark = pytest.mark.server
 CAM_HIGH, CAM_LOW, ACT = "lingbot_cam_high.safetensors", "lingbot_cam_low.safetensors", "lingbot_act.safetensors"
-PATH = dict(
-    source="actions",
-    actions="w-4,iwd-3,none-1",
-    preset="orbit_left",
-    amount=1.0,
-    ease="smooth",
-    folder="",
-    convention="opencv",
-    length=9,
-    fov=0.0,
-)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def camera_job(prefix: str, steps: int = 3, cfg: float = 2.0, **changes) -> dict
         "bad": text("blurry"),
         "vae": node("VAELoader", vae_name=checkpoints.VAE),
         "picture": node("EmptyImage", width=64, height=48, batch_size=1, color=0x3366CC),
-        "path": node("TurboDiffusionCameraPath", **PATH),
+        "path": camera_path(),
         "embed": node("TurboDiffusionCameraEmbed", camera=["path", 0], width=64, height=48, control="cam"),
         "video": started(negative="bad", height=48, length=["path", 1]),
         "camera": node(
@@ -88,9 +87,7 @@ def test_a_camera_moves_the_video_and_standing_still_is_not_having_none(models):
     (picture,) = result.outputs["embed"]["images"]
     with Image.open(io.BytesIO(models.client.view(picture))) as preview:
         assert preview.size == (960, 640)
-    still = ran(
-        models, "still", path=node("TurboDiffusionCameraPath", **PATH | {"source": "preset", "preset": "static"})
-    )
+    still = ran(models, "still", path=camera_path(source="preset", preset="static"))
     models.client.run(without_camera(camera_job("none")))
     none = saved(models, "none")
     for one, other in ((walk, still), (still, none), (walk, none)):
@@ -114,7 +111,7 @@ def test_act_models_take_their_keys(models):
         "act",
         **changes,
         embed=embed,
-        path=node("TurboDiffusionCameraPath", **PATH | {"actions": "s-4,iwd-3,none-1"}),
+        path=camera_path(actions="s-4,iwd-3,none-1"),
     )
     assert not torch.allclose(forward, back, atol=1e-3)  # the moves differ in their keys only
 
@@ -182,7 +179,7 @@ def test_a_recorded_camera_comes_from_its_folder_and_again_when_it_changes(model
     _, tensors = checkpoints.golden_case("lingbot_act")
     files = {name: tensors[name].numpy() for name in ("poses", "intrinsics", "action")}
     name = folder_of(models, "recorded", **files)
-    path = node("TurboDiffusionCameraPath", **PATH | {"source": "folder", "folder": name})
+    path = camera_path(source="folder", folder=name)
     first = ran(models, "recorded", path=path)
     np.save(models.input_dir / name / "poses.npy", files["poses"][::-1])
     assert not torch.allclose(first, ran(models, "recorded", path=path), atol=1e-3)

@@ -2,7 +2,7 @@
 
 import pytest
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.jobs import loader, node
+from td_pack.tests.support.jobs import camera_path, loader, node
 
 pytestmark = pytest.mark.server
 
@@ -33,18 +33,7 @@ def test_a_loras_report_is_shown_again_when_the_node_comes_from_the_cache(server
 
 
 def test_a_cameras_picture_is_shown_again_when_the_node_comes_from_the_cache(server):
-    path = node(
-        "TurboDiffusionCameraPath",
-        source="preset",
-        actions="",
-        preset="orbit_left",
-        amount=1.0,
-        ease="linear",
-        folder="",
-        convention="opencv",
-        length=5,
-        fov=0.0,
-    )
+    path = camera_path(source="preset", length=5)
     embed = node("TurboDiffusionCameraEmbed", camera=["path", 0], width=64, height=48, control="cam")
     job = {"path": path, "embed": embed, "status": node("TurboDiffusionStatus", any=["embed", 0])}
     first, again = server.client.run(job), server.client.run(job)

@@ -32,8 +32,8 @@ def encode(prompt: str) -> tuple[torch.Tensor, list[str]]:
             words.append((group, DEFAULTS[group], 0))
             notes.append(f"The prompt names no {group}: {DEFAULTS[group]}.")
     rows = torch.zeros(1, ROWS, WIDTH)
-    for row, (_, word, shape) in zip(rows[0], words, strict=False):
-        row.copy_(vector(f"{word} {shape}"))
+    for row, (_, word, shape) in enumerate(words):
+        rows[0, row] = vector(f"{word} {shape}")
     return rows, notes
 
 

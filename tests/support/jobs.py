@@ -70,6 +70,21 @@ def started(picture: str = "picture", negative: str = "text", kind: str = "WanIm
     return node(kind, **inputs | more)
 
 
+def camera_path(**changes) -> dict:
+    inputs = dict(
+        source="actions",
+        actions="w-4,iwd-3,none-1",
+        preset="orbit_left",
+        amount=1.0,
+        ease="smooth",
+        folder="",
+        convention="opencv",
+        length=9,
+        fov=0.0,
+    )
+    return node("TurboDiffusionCameraPath", **inputs | changes)
+
+
 def t2v_job(prefix: str, **changes: dict) -> dict:
     """Model, text, latent and sampler to a saved latent; `changes` replaces nodes by name."""
     return {

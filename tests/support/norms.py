@@ -7,7 +7,7 @@ import torch.nn.functional as F
 pytest.importorskip("comfy", reason="these tests compare with ComfyUI, which is not here")
 
 from comfy.ldm.flux.layers import EmbedND
-from comfy.ldm.flux.math import apply_rope1 as host_rope  # noqa: F401
+from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.wan.model import repeat_e
 
 EPS = 1e-6
@@ -18,6 +18,10 @@ def wan_freqs(frames, height, width, head_width):
     axes = [head_width - 4 * (head_width // 6), 2 * (head_width // 6), 2 * (head_width // 6)]
     grid = torch.cartesian_prod(*(torch.arange(size).float() for size in (frames, height, width)))
     return EmbedND(head_width, 10000.0, axes)(grid.reshape(1, -1, 3)).movedim(1, 2)
+
+
+def host_rope(x, freqs):
+    return apply_rope1(x, freqs)
 
 
 def rotate(x, freqs):

@@ -44,7 +44,9 @@ def test_a_wrong_operator_is_not_timed(monkeypatch):
     from td_pack.kernels.triton.block_sparse_attention import sparse_linear_attention
     from td_pack.tests.bench.kernels.timing import Clock
 
-    broken = lambda given, topk, pv: sparse_linear_attention(*given[:3], None, None, topk=topk)  # noqa: E731
+    def broken(given, topk, pv):
+        return sparse_linear_attention(*given[:3], None, None, topk=topk)
+
     monkeypatch.setattr(attention, "operator", broken)
     clock = Clock(torch.device("cpu"), 60, quick=True)
     rows = list(attention.measure(clock, shapes=[(130, 1)], ratios=(0.5,), width=64))

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 from collections import Counter
 
 import pytest
@@ -81,7 +82,7 @@ def test_jobs_of_one_model_stay_on_one_worker_until_its_group_is_empty(batch):
     a, b = Scripted("a"), Scripted("b")
     batch(jobs, a, b)
     assert {i % 2 for i in a.had[:8]} != {i % 2 for i in b.had[:8]}
-    switches = sum(x % 2 != y % 2 for had in (a.had, b.had) for x, y in zip(had, had[1:], strict=False))
+    switches = sum(x % 2 != y % 2 for had in (a.had, b.had) for x, y in itertools.pairwise(had))
     assert switches <= 2
 
 

@@ -12,6 +12,7 @@ from comfy.quant_ops import QuantizedTensor
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 from td_pack.kernels import backends, counting
 from td_pack.tests.support import checkpoints
+from td_pack.tests.support.int8 import w8a8
 from td_pack.tests.support.models import relative_error
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
@@ -42,35 +43,6 @@ def sample(model, steps: int = 1) -> torch.Tensor:
 def weights(model) -> dict[str, torch.Tensor]:
     """Codes, scales and everything else by name."""
     return {name: value.clone() for name, value in model.model.diffusion_model.state_dict().items()}
-
-
-def activation_codes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of x [M, K] and scales by 128x128 tile, with upstream's multiplier 128/amax, as its kernel computes it."""
-    codes, scales = torch.empty(x.shape, dtype=torch.int8), torch.empty(-(-len(x) // 128), -(-x.shape[1] // 128))
-    for i in range(scales.shape[0]):
-        for j in range(scales.shape[1]):
-            area = slice(i * 128, i * 128 + 128), slice(j * 128, j * 128 + 128)
-            amax = x[area].abs().max().clamp(min=1e-8)
-            codes[area] = (x[area] * (torch.tensor(128.0) / amax)).round().clamp(-128, 127).to(torch.int8)
-            scales[i, j] = amax / 128
-    return codes, scales
-
-
-def w8a8(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """The layer written out: x [B, M, K] quantised by 128x128 tile of each item, exact integer products, float64 sums."""
-    out = []
-    for item in x:
-        xq, xs = activation_codes(item)
-        total = torch.zeros(len(item), len(codes), dtype=torch.float64)
-        for tile in range(scales.shape[1]):
-            k = slice(tile * 128, tile * 128 + 128)
-            product = (xq[:, k].long() @ codes[:, k].long().T).double()
-            rows, columns = (
-                s[:, tile].double().repeat_interleave(128)[:n] for s, n in ((xs, len(item)), (scales, len(codes)))
-            )
-            total += product * rows[:, None] * columns
-        out.append(total + bias.double())
-    return torch.stack(out)
 
 
 def test_every_linear_of_a_block_is_int8_and_nothing_else(model):
