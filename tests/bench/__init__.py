@@ -11,6 +11,8 @@ BENCHES = {
     "batch": "40 jobs with a worker killed twice, overhead over queueing by hand, throughput over workers",
     "decode": "memory of decoding 81 and 161 frames, beside ComfyUI's own decode",
     "text": "time and memory of encoding a prompt with a full-size umT5-XXL, and of having it kept",
+    "mutants": "how many small defects in the product the tests notice",
+    "weight": "lines of tests for each line of product",
     "kernels": "the kernels on this machine's GPU, in the Python that starts it (torch and triton are enough)",
 }
 STANDALONE = ("kernels",)  # need neither ComfyUI nor its environment
