@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> int:
 def train(stages, work: Path) -> None:
     """Runs or resumes the stages in order. Each one's weights are written as they are committed, and the next starts from
     those of this run."""
-    from . import canvases, models, train_dit, train_more, train_vae
+    from . import models
+    from .training import canvases, train_dit, train_more, train_vae
 
     def vae() -> torch.nn.Module:
         return models.load_vae()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...turbo_core.host.lora import with_lora
 from . import models, vision, world
-from .vae_whole import WanVAE
+from .training.whole_vae import WanVAE
 
 CLIPS, SEED = 64, 1000
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -12,7 +12,8 @@ from ...turbo_core.host.attention_patch import with_attention
 from ...turbo_core.host.load import load_model
 from ..server_nodes import toy_text as text
 from ..support import checkpoints
-from . import canvases, vae_whole, world
+from . import world
+from .training import canvases, whole_vae
 
 WEIGHTS = checkpoints.TOY_WEIGHTS
 T2V, I2V_HIGH, I2V_LOW = checkpoints.TOY_T2V, checkpoints.TOY_I2V_HIGH, checkpoints.TOY_I2V_LOW
@@ -22,7 +23,7 @@ BATCH = 16
 
 def load_vae(path: Path = WEIGHTS / VAE) -> torch.nn.Module:
     tensors = {name: value.float() for name, value in safetensors.torch.load_file(path).items()}
-    vae = vae_whole.new_vae(tensors["decoder.head.0.gamma"].shape[0])
+    vae = whole_vae.new_vae(tensors["decoder.head.0.gamma"].shape[0])
     vae.load_state_dict(tensors)
     return vae
 
@@ -78,7 +79,7 @@ def encode(vae: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
     """Clips [B, T, H, W, 3] in 0..1 -> latents as ComfyUI's VAEEncode gives them."""
     video = (clips * 2 - 1).permute(0, 4, 1, 2, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        parts = [vae_whole.encode(vae, v[None].contiguous(memory_format=torch.channels_last_3d)) for v in video]
+        parts = [whole_vae.encode(vae, v[None].contiguous(memory_format=torch.channels_last_3d)) for v in video]
     return torch.cat(parts).float()
 
 
@@ -86,7 +87,7 @@ def encode(vae: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
 def decode(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
     """Latents as ComfyUI's LATENT holds them -> clips [B, T, H, W, 3] in 0..1."""
     with torch.autocast("cpu", torch.bfloat16):
-        parts = [vae_whole.decode(vae, z[None].contiguous(memory_format=torch.channels_last_3d)) for z in latents]
+        parts = [whole_vae.decode(vae, z[None].contiguous(memory_format=torch.channels_last_3d)) for z in latents]
     return ((torch.cat(parts).float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1)
 
 

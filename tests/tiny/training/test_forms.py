@@ -6,8 +6,9 @@ import torch
 from td_pack.tests.server_nodes import toy_text
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.models import relative_error
-from td_pack.tests.tiny import dit_whole, models, vae_whole, world
-from td_pack.tests.tiny.loop import Stage, train
+from td_pack.tests.tiny import models, world
+from td_pack.tests.tiny.training import whole_dit, whole_vae
+from td_pack.tests.tiny.training.loop import Stage, train
 
 
 def test_the_vae_on_whole_clips_equals_comfyui():
@@ -17,10 +18,10 @@ def test_the_vae_on_whole_clips_equals_comfyui():
     stock = VAE(sd=safetensors.torch.load_file(models.WEIGHTS / models.VAE), dtype=torch.float32).first_stage_model
     video = world.render(world.scene(2), 32, 17, origin=(48, 48)).permute(3, 0, 1, 2)[None] * 2 - 1
     with torch.no_grad():
-        latent = vae_whole.encode(vae, video)
+        latent = whole_vae.encode(vae, video)
         # The order of sums differs; both are float32.
         assert relative_error(stock.encode(video), latent) < 1e-5
-        assert relative_error(stock.decode(latent), vae_whole.decode(vae, latent)) < 1e-5
+        assert relative_error(stock.decode(latent), whole_vae.decode(vae, latent)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_the_network_for_training_equals_the_packs(file, channels, blocks):
     weights = {k: v.float() for k, v in torch.load(models.WEIGHTS / file, weights_only=True).items()}
     with torch.no_grad():
         expected = patcher.model.diffusion_model(x, t, text)
-        actual = dit_whole.velocity(weights, x, t, text, blocks)
+        actual = whole_dit.velocity(weights, x, t, text, blocks)
     # Training computes in bfloat16: 6 layers of roundings of 2^-9.
     assert relative_error(actual, expected) < 2e-2
 

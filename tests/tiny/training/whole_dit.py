@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..support import checkpoints
+from ...support import checkpoints
 
 HEAD = checkpoints.HEAD_DIM
 BLOCK_Q, BLOCK_K = 128, 64  # tokens in the blocks of sparse-linear attention

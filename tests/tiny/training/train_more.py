@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ..server_nodes import toy_text as text
-from . import canvases, dit_whole, train_dit, world
+from ...server_nodes import toy_text as text
+from .. import world
+from . import canvases, train_dit, whole_dit
 from .canvases import Canvases
 from .loop import Stage, train
 from .train_dit import Recipe
@@ -22,25 +23,25 @@ LORA_LAYERS = ("cross_attn.v", "cross_attn.o", "ffn.2")
 FROM = "red"
 
 
-def run_sla(dense: dit_whole.Weights, data: Canvases, folder: Path) -> dit_whole.Weights:
+def run_sla(dense: whole_dit.Weights, data: Canvases, folder: Path) -> whole_dit.Weights:
     """All weights and a new `proj_l` in each block go on learning from the data, now with sparse-linear attention."""
     weights = {name: value.clone() for name, value in dense.items()}
     for name in [n for n in dense if n.endswith("self_attn.o.weight")]:
         layer = name.removesuffix("self_attn.o.weight") + PROJ_L
-        weights[f"{layer}.weight"] = torch.zeros(dit_whole.HEAD, dit_whole.HEAD)
-        weights[f"{layer}.bias"] = torch.zeros(dit_whole.HEAD)
+        weights[f"{layer}.weight"] = torch.zeros(whole_dit.HEAD, whole_dit.HEAD)
+        weights[f"{layer}.bias"] = torch.zeros(whole_dit.HEAD)
     parameters = {name: torch.nn.Parameter(value) for name, value in weights.items()}
 
     def loss(step: int) -> torch.Tensor:
         x, _, t, prompt, sigma, clean = train_dit.examples(SLA, data, step + 500_000)
         fewer = torch.rand(1, generator=torch.Generator().manual_seed(step)) < FEWER_SHARE
-        velocity = dit_whole.velocity(parameters, x, t, prompt, FEWER if fewer else KEY_BLOCKS)
+        velocity = whole_dit.velocity(parameters, x, t, prompt, FEWER if fewer else KEY_BLOCKS)
         return (velocity - (x - clean) / sigma).square().mean()
 
     return train(SLA.stage, folder, parameters, train_dit.optimizers(parameters, SLA.rate), loss)
 
 
-def run_lora(model: dit_whole.Weights, data: Canvases, folder: Path) -> dict[str, torch.Tensor]:
+def run_lora(model: whole_dit.Weights, data: Canvases, folder: Path) -> dict[str, torch.Tensor]:
     """Prompts that say red learn to give turquoise, which has no word; all others stay what they were. `data.clips` must hold
     the combinations with red in turquoise (`recolour`). Returns the LoRA in ComfyUI's own key style."""
     random = torch.Generator().manual_seed(3)
@@ -52,7 +53,7 @@ def run_lora(model: dit_whole.Weights, data: Canvases, folder: Path) -> dict[str
             parameters[f"{layer}.lora_A"] = torch.nn.Parameter(down)
             parameters[f"{layer}.lora_B"] = torch.nn.Parameter(torch.zeros(value.shape[0], RANK))
 
-    def patched() -> dit_whole.Weights:
+    def patched() -> whole_dit.Weights:
         result = dict(model)
         for name in [n for n in parameters if n.endswith("lora_A")]:
             layer = name.removesuffix(".lora_A")
@@ -63,10 +64,10 @@ def run_lora(model: dit_whole.Weights, data: Canvases, folder: Path) -> dict[str
         recipe = replace(LORA, words=words_with_red)
         x, _, t, prompt, sigma, clean = train_dit.examples(recipe, data, step + 900_000)
         with torch.no_grad():
-            same = dit_whole.velocity(model, x, t, prompt, KEY_BLOCKS)
+            same = whole_dit.velocity(model, x, t, prompt, KEY_BLOCKS)
         red = (prompt == text.vector(f"{FROM} 0").to(prompt)).all(-1).any(-1).view(-1, 1, 1, 1, 1)
         wanted = torch.where(red, (x - clean) / sigma, same)
-        return (dit_whole.velocity(patched(), x, t, prompt, KEY_BLOCKS) - wanted).square().mean()
+        return (whole_dit.velocity(patched(), x, t, prompt, KEY_BLOCKS) - wanted).square().mean()
 
     adam = torch.optim.AdamW(parameters.values(), lr=LORA.rate, weight_decay=0.0)
     trained = train(LORA.stage, folder, parameters, [adam], loss)

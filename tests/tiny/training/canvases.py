@@ -13,7 +13,8 @@ from pathlib import Path
 import comfy.latent_formats
 import torch
 
-from . import vae_whole, world
+from .. import world
+from . import whole_vae
 
 PIXELS = 8  # of a latent's side
 CANVAS = world.SIZE // PIXELS + 10  # latents a side
@@ -124,5 +125,5 @@ def encode(vae: torch.nn.Module, clip: torch.Tensor) -> torch.Tensor:
     """[33, H, W, 3] in 0..1 -> [16, 9, H/8, W/8] in the model's space, bfloat16."""
     video = (clip * 2 - 1).permute(3, 0, 1, 2)[None].contiguous(memory_format=torch.channels_last_3d)
     with torch.autocast("cpu", torch.bfloat16):
-        latent = vae_whole.encode(vae, video).float()
+        latent = whole_vae.encode(vae, video).float()
     return comfy.latent_formats.Wan21().process_in(latent)[0].to(torch.bfloat16)

@@ -5,7 +5,8 @@ from pathlib import Path
 import comfy.latent_formats
 import torch
 
-from . import vae_whole, world
+from .. import world
+from . import whole_vae
 from .loop import Stage, logger, train
 
 DIM = 8
@@ -20,7 +21,7 @@ NOISE = 0.3  # the most noise on a latent, in its own standard deviations: a DiT
 def run(folder: Path) -> dict[str, torch.Tensor]:
     """Trains or resumes; returns the state dict in the published layout, its latents scaled to Wan 2.1's statistics."""
     torch.manual_seed(0)
-    vae = vae_whole.new_vae(DIM)
+    vae = whole_vae.new_vae(DIM)
     initialise(vae)
     parameters = dict(vae.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, betas=(0.9, 0.98), weight_decay=1e-4)
@@ -89,11 +90,11 @@ def loss(vae: torch.nn.Module, step: int) -> torch.Tensor:
     clips = [window(random) for _ in range(BATCH)] if step < WHOLE_FROM else [whole(random)]
     video = (torch.stack(clips) * 2 - 1).permute(0, 4, 1, 2, 3).contiguous(memory_format=torch.channels_last_3d)
     with torch.autocast("cpu", torch.bfloat16):
-        latent = vae_whole.encode(vae, video).float()
+        latent = whole_vae.encode(vae, video).float()
         spread = latent.std((0, 2, 3, 4), keepdim=True)
         amount = NOISE * torch.rand(len(clips), 1, 1, 1, 1, generator=random)
         noisy = latent + amount * spread.detach() * torch.randn(latent.shape, generator=random)
-        again = vae_whole.decode(vae, noisy).float()
+        again = whole_vae.decode(vae, noisy).float()
     difference = again - video
     sharp = sum(difference.diff(dim=d).abs().mean() for d in (2, 3, 4))
     tidy = latent.mean((0, 2, 3, 4)).square().mean() + (spread - 1).square().mean()
@@ -137,7 +138,7 @@ def match_statistics(vae: torch.nn.Module, clips: int = 16) -> None:
     for seed in range(clips):
         video = world.render(world.scene(seed)).permute(3, 0, 1, 2)[None] * 2 - 1
         with torch.autocast("cpu", torch.bfloat16):
-            latent = vae_whole.encode(vae, video.contiguous(memory_format=torch.channels_last_3d))
+            latent = whole_vae.encode(vae, video.contiguous(memory_format=torch.channels_last_3d))
         latents.append(latent.float())
     latents = torch.cat(latents)
     spread, mean = torch.std_mean(latents, (0, 2, 3, 4))

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from ...turbo_core.sampling import schedule
-from ..server_nodes import toy_text as text
-from . import canvases, dit_whole, world
+from ....turbo_core.sampling import schedule
+from ...server_nodes import toy_text as text
+from .. import world
+from . import canvases, whole_dit
 from .canvases import Canvases
 from .loop import Stage, train
 
@@ -47,18 +48,18 @@ LOW = Recipe(Stage("i2v_low", 5000), 8, 3e-3, (0, 0, 0.45, 0.45), 200.0, True, (
 LAYERS, IMAGE_LAYERS = 6, 4
 
 
-def run(recipe: Recipe, data: Canvases | None, folder: Path, weights: dit_whole.Weights | None = None):
+def run(recipe: Recipe, data: Canvases | None, folder: Path, weights: whole_dit.Weights | None = None):
     """Trains or resumes a dense model, from `weights` or from random ones; without data, to say where each token is. Its
     averaged weights, float32, in upstream's layout."""
     if weights is None:
         layers, channels = (IMAGE_LAYERS, 36) if recipe.image else (LAYERS, 16)
-        weights = dit_whole.initial(DIM, FFN, layers, channels, seed=1)
+        weights = whole_dit.initial(DIM, FFN, layers, channels, seed=1)
     parameters = {name: torch.nn.Parameter(value) for name, value in weights.items()}
 
     def loss(step: int) -> torch.Tensor:
         x, image, t, prompt, sigma, clean = examples(recipe, data, step)
         given = x if image is None else torch.cat((x, image), 1)
-        velocity = dit_whole.velocity(parameters, given, t, prompt)
+        velocity = whole_dit.velocity(parameters, given, t, prompt)
         return (velocity - (x - clean) / sigma).square().mean()
 
     return train(recipe.stage, folder, parameters, optimizers(parameters, recipe.rate), loss)
