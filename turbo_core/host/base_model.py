@@ -15,6 +15,7 @@ from ..errors import TurboError
 from ..record import RunRecord
 from ..sampling.schedule import in_first_steps
 from .model import TurboWanModel
+from .model_sampling import RCMSampling, rcm_settings
 
 IMAGE_KEY = "concat_latent_image"  # in conditioning; where ComfyUI's WanImageToVideo puts its latent
 CAMERA_KEY = "camera_conditions"  # in conditioning; where ComfyUI's own camera nodes put theirs
@@ -30,10 +31,15 @@ class TurboWAN(comfy.model_base.WAN21):
     network_class = TurboWanModel
 
     def __init__(self, model_config, spec: WanSpec, source: Path, device=None):
+        few_step = spec.turbo and not spec.camera
+        if few_step:  # a copy, since ComfyUI's class holds the original
+            model_config.sampling_settings = rcm_settings(model_config.sampling_settings, spec)
         # WAN21's own constructor fixes the network class, so it is skipped.
         comfy.model_base.BaseModel.__init__(
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=self.network_class
         )
+        if few_step:
+            self.model_sampling = RCMSampling(model_config)
         self.image_to_video = spec.image_embedding
         self.spec, self.source = spec, source
         self.dense_steps = 0  # at the start of each run; nodes change it per model clone by an object patch

@@ -18,20 +18,37 @@ def angles(steps: int, sigma_max: float) -> list[float]:
     """`steps` + 1 falling angles ending in 0. Up to 4 steps the trained ones; beyond, points on the polyline through them
     (an extension: the models were trained for up to 4). Raises TurboError for values out of range."""
     check_schedule(steps, sigma_max)
-    trained = [math.atan(sigma_max), *MIDDLE_ANGLES, 0.0]
+    trained = _trained(sigma_max)
     if steps < len(trained):
         return [*trained[:steps], 0.0]
-    points = []
-    for i in range(steps + 1):
-        segment, offset = divmod((len(trained) - 1) * i, steps)
-        following = trained[min(segment + 1, len(trained) - 1)]
-        points.append(trained[segment] + (following - trained[segment]) * (offset / steps))
-    return points
+    return [_interpolate(trained, (len(trained) - 1) * i / steps) for i in range(steps + 1)]
 
 
 def sigmas(steps: int, sigma_max: float) -> list[float]:
     """The noise levels of a run: `steps` + 1 falling values in [0, 1), the last 0, in float64."""
-    return [math.sin(a) / (math.sin(a) + math.cos(a)) for a in angles(steps, sigma_max)]
+    return [_noise_level(a) for a in angles(steps, sigma_max)]
+
+
+def sigma_at(position: float, sigma_max: float) -> float:
+    """The noise level at a position of the schedule, which falls from 1 (its start) to 0 (its end, no noise): `sigmas(n, sigma_max)[i]`
+    for n = 4 and above is that at 1 - i / n. A position beyond either end is taken as the end."""
+    trained = _trained(sigma_max)
+    return _noise_level(_interpolate(trained, (len(trained) - 1) * (1 - min(max(position, 0.0), 1.0))))
+
+
+def _trained(sigma_max: float) -> list[float]:
+    return [math.atan(sigma_max), *MIDDLE_ANGLES, 0.0]
+
+
+def _interpolate(points: list[float], index: float) -> float:
+    """Linear between the two points beside a fractional index."""
+    below = int(index)
+    above = min(below + 1, len(points) - 1)
+    return points[below] + (points[above] - points[below]) * (index - below)
+
+
+def _noise_level(angle: float) -> float:
+    return math.sin(angle) / (math.sin(angle) + math.cos(angle))
 
 
 def uses_low_expert(sigma: float, boundary: float) -> bool:
