@@ -1,5 +1,6 @@
 """ComfyUI's Wan base model, with the checks a user needs and the timestep a TurboWan network was trained on."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,18 @@ from .model_sampling import RCMSampling, rcm_settings
 
 IMAGE_KEY = "concat_latent_image"  # in conditioning; where ComfyUI's WanImageToVideo puts its latent
 CAMERA_KEY = "camera_conditions"  # in conditioning; where ComfyUI's own camera nodes put theirs
+UNUSED_OVERRIDE = "attention override not used"  # in `TurboWAN.calls`
+OVERRIDING_NODES = "Model Sparse Attention, Model Attention Backend"
+
+logger = logging.getLogger("turbodiffusion")
 
 
 class TurboWAN(comfy.model_base.WAN21):
     """A Wan model that knows its `spec`. It behaves as WAN21 under every stock node.
 
     `calls` counts what its last run (or, without a TurboDiffusion guider, its runs so far) did: passes through the network,
-    dense self-attention, every operator of `kernels` by name, and the blocks' linears that were not int8. `last_run` is the
-    record of that run, if a TurboDiffusion guider ran it; `source` the file whose pages the weights are mapped from."""
+    dense self-attention, every operator of `kernels` by name, the blocks' linears that were not int8, and sparse self-attention for
+    which another node had set another attention (UNUSED_OVERRIDE). `last_run` is the record of that run, if a TurboDiffusion guider ran it; `source` the file whose pages the weights are mapped from."""
 
     network_class = TurboWanModel
 
@@ -56,7 +61,10 @@ class TurboWAN(comfy.model_base.WAN21):
         before = self.calls["int8 linear"]
         with self._attention_of_step(t, transformer_options), counting(self.calls):
             self.calls["network"] += 1
-            self.calls["dense attention"] += sum(block.self_attn.sla is None for block in self.diffusion_model.blocks)
+            dense = sum(block.self_attn.sla is None for block in self.diffusion_model.blocks)
+            self.calls["dense attention"] += dense
+            if transformer_options.get("optimized_attention_override") is not None:
+                self._count_unused_override(len(self.diffusion_model.blocks) - dense)
             velocity = super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         self.calls["float linear"] += max(0, self._linears - (self.calls["int8 linear"] - before))
         return velocity
@@ -80,6 +88,22 @@ class TurboWAN(comfy.model_base.WAN21):
         finally:
             for layer, setting in zip(layers, settings, strict=True):
                 layer.sla = setting
+
+    def _count_unused_override(self, blocks: int) -> None:
+        """Counts the blocks of a call that run sparse-linear attention although another node set an attention for the model, which
+        reaches dense attention only; the first time logs what to do."""
+        if not blocks:
+            return
+        if not self.calls[UNUSED_OVERRIDE]:
+            logger.warning(
+                "%s: another node sets the model's attention (%s), which cannot take effect in the %d of %d blocks whose self-attention "
+                "is TurboDiffusion's sparse one: take that node out, or choose dense in TurboDiffusion SLA.",
+                self.source.name,
+                OVERRIDING_NODES,
+                blocks,
+                len(self.diffusion_model.blocks),
+            )
+        self.calls[UNUSED_OVERRIDE] += blocks
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs) -> torch.Tensor:
         """1000 * sigma, rounded to bfloat16 for a TurboWan network, which saw no other values in training."""

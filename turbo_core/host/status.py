@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections import Counter
 
 import comfy.model_management
 import comfy.model_patcher
@@ -12,7 +13,7 @@ from ...kernels import OPERATORS, NoBackendError, eight_bit_format
 from ..checkpoint.layout import TEXT_WIDTH, WanSpec
 from ..memory import STEP_FORMULA, step_bytes, tokens, weight_bytes
 from ..record import RUN, RunRecord, amount
-from .base_model import TurboWAN
+from .base_model import OVERRIDING_NODES, UNUSED_OVERRIDE, TurboWAN
 
 _GB = 1e9
 _CALLS = (
@@ -86,6 +87,7 @@ def _models(patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:
         ]
         if model.last_run is None and model.calls:
             lines.append(f"  since it was loaded, under other samplers: {_calls(model.calls)}")
+            lines += [f"  {line}" for line in _unused_override(model.calls)]
     return lines or ["none: run a workflow, and link its latent to this node"]
 
 
@@ -117,12 +119,22 @@ def _run(linked: object, patchers: list[comfy.model_patcher.ModelPatcher]) -> li
 
 def _describe(record: RunRecord) -> list[str]:
     lines = record.lines()
-    lines += [f"{expert}: {_calls(calls)}" for expert, calls in record.calls.items()]
+    for expert, calls in record.calls.items():
+        lines += [f"{expert}: {_calls(calls)}", *_unused_override(calls)]
     return lines
 
 
-def _calls(calls) -> str:
-    return ", ".join(f"{name} {calls[name]}" for name in [*_CALLS, *sorted(set(calls) - set(_CALLS))])
+def _calls(calls: Counter) -> str:
+    return ", ".join(f"{name} {calls[name]}" for name in [*_CALLS, *sorted(set(calls) - {*_CALLS, UNUSED_OVERRIDE})])
+
+
+def _unused_override(calls: Counter) -> list[str]:
+    if not calls[UNUSED_OVERRIDE]:
+        return []
+    return [
+        f"  in {calls[UNUSED_OVERRIDE]} sparse attention calls the attention that another node sets ({OVERRIDING_NODES}) could not take "
+        "effect: take that node out, or choose dense in TurboDiffusion SLA"
+    ]
 
 
 def _free(device: torch.device) -> str:
