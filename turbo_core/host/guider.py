@@ -12,6 +12,7 @@ import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..checkpoint.layout import WanSpec
 from ..errors import TurboError
@@ -93,13 +94,17 @@ class ExpertGuider(comfy.samplers.CFGGuider):
 
     def set_cfg(self, high: float, low: float) -> None:
         """Raises TurboError for a cfg other than 1 without a negative conditioning (call `set_conds` first)."""
-        needs_negative = not math.isclose(high, 1.0) or (self._low is not None and not math.isclose(low, 1.0))
-        if needs_negative and "negative" not in self.original_conds:
-            raise TurboError(
-                "cfg_high or cfg_low is not 1, which needs a negative conditioning: connect one, or set them to 1 "
-                "(TurboWan models are made for 1)."
-            )
+        self._check_negative(high)
+        if self._low is not None:
+            self._check_negative(low)
         self._cfg_high, self._cfg_low = high, low
+
+    def _check_negative(self, cfg: float) -> None:
+        if not math.isclose(cfg, 1.0) and "negative" not in self.original_conds:
+            raise TurboError(
+                "cfg_high or cfg_low is not 1 (or CFG Override changes it), which needs a negative conditioning: connect one, or set "
+                "them to 1 (TurboWan models are made for 1)."
+            )
 
     def get_models(self) -> list[comfy.model_patcher.ModelPatcher]:
         """Both experts: ComfyUI keeps the memory of models that the current prompt uses."""
@@ -167,7 +172,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             latent_shapes=latent_shapes,
         )
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 - ComfyUI's signature
+    def outer_predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 - ComfyUI's signature
+        """Enters the step's expert and runs the wrappers that other nodes put around its predictions; they may change `cfg`."""
         sigma = float(timestep.max())  # this waits for the device, so that a phase's seconds are its own
         expert, record, low = self._expert_for(sigma), self._record, self._is_low(sigma)
         name = "sample" if self._low is None else "low" if low else "high"
@@ -186,8 +192,18 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         if name == "high":
             self._read_low_ahead(sigma)
         if base:
+            return super().outer_predict_noise(x, timestep, model_options, seed)
+        options = self._other.options
+        wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, options, is_model_options=True)
+        return WrapperExecutor.new_class_executor(self.predict_noise, self, wrappers).execute(
+            x, timestep, options, seed
+        )
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 - ComfyUI's signature
+        self._check_negative(self.cfg)
+        if self._other is None or not self._other.active:
             return super().predict_noise(x, timestep, model_options, seed)
-        return self._other.predict(x, timestep, self.cfg, seed)
+        return self._other.predict(x, timestep, self.cfg, model_options, seed)
 
     def _read_low_ahead(self, sigma: float) -> None:
         """Begins to read the low expert if this run comes to it and the high one has been read: after its first step, or in its
@@ -234,7 +250,7 @@ class _OtherExpert:
         self.patcher, self.active = patcher, False
         self._run = run
         self._conds = {name: [cond.copy() for cond in conds] for name, conds in original_conds.items()}
-        self._options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
+        self.options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
         self._loaded: list = []
         self._hook_mode = patcher.hook_mode
         self._prepared = False
@@ -246,7 +262,9 @@ class _OtherExpert:
         else:
             self._prepare()
 
-    def predict(self, x: torch.Tensor, timestep: torch.Tensor, cfg: float, seed: int | None) -> torch.Tensor:
+    def predict(
+        self, x: torch.Tensor, timestep: torch.Tensor, cfg: float, options: dict, seed: int | None
+    ) -> torch.Tensor:
         return comfy.samplers.sampling_function(
             self.patcher.model,
             x,
@@ -254,7 +272,7 @@ class _OtherExpert:
             self._conds.get("negative"),
             self._conds.get("positive"),
             cfg,
-            model_options=self._options,
+            model_options=options,
             seed=seed,
         )
 
@@ -263,10 +281,15 @@ class _OtherExpert:
         comfy.samplers.preprocess_conds_hooks(self._conds)
         if comfy.samplers.get_total_hook_groups_in_conds(self._conds) <= 1:
             patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
-        comfy.sampler_helpers.prepare_model_patcher(patcher, self._conds, self._options)
-        comfy.samplers.filter_registered_hooks_on_conds(self._conds, self._options)
+        comfy.sampler_helpers.prepare_model_patcher(patcher, self._conds, self.options)
+        comfy.samplers.filter_registered_hooks_on_conds(self._conds, self.options)
+        if get_all_wrappers(WrappersMP.OUTER_SAMPLE, self.options, is_model_options=True):
+            logger.warning(
+                "A node that wraps a whole run (EasyCache, LazyCache) has no effect on the second expert of a run: to use it there, sample "
+                "the two experts in two samplers."
+            )
         self._load()
-        comfy.samplers.cast_to_load_options(self._options, device=run.device, dtype=patcher.model_dtype())
+        comfy.samplers.cast_to_load_options(self.options, device=run.device, dtype=patcher.model_dtype())
         patcher.pre_run()
         latent_image = run.latent_image
         if latent_image is not None and torch.count_nonzero(latent_image) > 0:
@@ -281,17 +304,17 @@ class _OtherExpert:
             run.seed,
             latent_shapes=run.latent_shapes,
         )
-        self._options.setdefault("transformer_options", {})["sample_sigmas"] = run.sigmas
+        self.options.setdefault("transformer_options", {})["sample_sigmas"] = run.sigmas
         self._prepared = True
 
     def _load(self) -> None:
-        self._loaded = _load(self.patcher, self._run, self._conds, self._options)
+        self._loaded = _load(self.patcher, self._run, self._conds, self.options)
         self.active = True
 
     def release(self) -> None:
         """Undoes what preparing did; the weights stay where ComfyUI keeps them."""
         self.patcher.cleanup()
         comfy.sampler_helpers.cleanup_models(self._conds, self._loaded)
-        comfy.samplers.cast_to_load_options(self._options, device=self.patcher.offload_device)
+        comfy.samplers.cast_to_load_options(self.options, device=self.patcher.offload_device)
         self.patcher.hook_mode = self._hook_mode
         self.patcher.restore_hook_patches()

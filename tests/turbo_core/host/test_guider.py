@@ -5,7 +5,8 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_custom_sampler import CFGOverride, Noise_EmptyNoise, Noise_RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_easycache import EasyCacheNode
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.experts import SHAPE, image_text, latent, sample, text, traced
 from td_pack.tests.support.models import relative_error
@@ -101,6 +102,25 @@ def test_guidance_uses_each_expert_s_cfg(experts):
     # cfg 1 skips the negative pass; cfg 2 runs it, in the same call or in a second one.
     assert [name for name, _ in calls][:2] == ["high", "high"] and set(name for name, _ in calls[2:]) == {"low"}
     assert torch.equal(one, sample(experts[0], image_text(), experts[1], negative=negative))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_node_that_overrides_cfg_is_heard_on_its_own_expert(experts, which):
+    negative = image_text("other")
+    guided = sample(experts[0], image_text(), experts[1], negative=negative, **{("cfg_high", "cfg_low")[which]: 3.0})
+    overridden = list(experts)
+    overridden[which] = CFGOverride.execute(experts[which], 3.0, 0.0, 1.0)[0]
+    assert torch.equal(sample(overridden[0], image_text(), overridden[1], negative=negative), guided)
+    with pytest.raises(TurboError, match="CFG Override changes it"):
+        sample(overridden[0], image_text(), overridden[1])
+
+
+@pytest.mark.parametrize("which,said", [(0, False), (1, True)])
+def test_a_node_that_wraps_a_run_and_misses_the_second_expert_is_named(experts, caplog, which, said):
+    wrapped = list(experts)
+    wrapped[which] = EasyCacheNode.execute(experts[which], 0.2, 0.1, 0.9, False)[0]
+    sample(wrapped[0], image_text(), wrapped[1])
+    assert ("no effect on the second expert" in caplog.text) is said
 
 
 def test_one_model_as_both_experts_has_both_cfgs(t2v):
