@@ -11,12 +11,10 @@ import comfy.hooks
 import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
-import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..checkpoint.layout import WanSpec
 from ..errors import TurboError
-from ..read_ahead import ReadAhead
 from ..record import BEFORE, RunRecord
 from ..sampling.schedule import check_boundary, uses_low_expert
 from .base_model import (
@@ -29,6 +27,7 @@ from .base_model import (
     check_latent_shape,
     check_text,
 )
+from .other_expert import OtherExpert, Run, load
 from .prefetch import read_ahead
 from .prompt import seconds_before
 
@@ -63,8 +62,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         super().__init__(high)
         self._high, self._low, self._boundary = high, low, boundary
         self._cfg_high = self._cfg_low = 1.0
-        self._other: _OtherExpert | None = None
-        self._run: _Run | None = None
+        self._other: OtherExpert | None = None
+        self._run: Run | None = None
         self._record, self._before = RunRecord(), []  # the latter: what came before a run, in its conditioning
 
     def set_conds(self, positive, negative=None) -> None:
@@ -110,9 +109,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         """Both experts: ComfyUI keeps the memory of models that the current prompt uses."""
         return [expert for expert in (self._high, self._low) if expert is not None]
 
-    def sample(
-        self, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None
-    ):
+    def sample(self, noise, latent_image, sampler, sigmas, *args, **kwargs):
         if latent_image.is_nested:
             raise TurboError("The latent holds several tensors (video with audio); Wan needs a plain video latent.")
         check_latent_shape(latent_image.shape)
@@ -126,7 +123,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             expert.model.last_run, expert.model.calls = record, Counter()
         record.enter("load")
         try:
-            result = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+            result = super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             record.enter(None)
             for expert in self.get_models():  # other samplers count on, and not into this run's record
@@ -157,8 +154,9 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         disable_pbar,
         seed,
         latent_shapes=None,
+        **kwargs,
     ):
-        self._run = _Run(noise, latent_image, device, sigmas, denoise_mask, seed, latent_shapes)
+        self._run = Run(noise, latent_image, device, sigmas, denoise_mask, seed, latent_shapes)
         return super().inner_sample(
             noise,
             latent_image,
@@ -170,9 +168,10 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             disable_pbar,
             seed,
             latent_shapes=latent_shapes,
+            **kwargs,
         )
 
-    def outer_predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 - ComfyUI's signature
+    def outer_predict_noise(self, x, timestep, model_options={}, seed=None, **kwargs):  # noqa: B006 - ComfyUI's signature
         """Enters the step's expert and runs the wrappers that other nodes put around its predictions; they may change `cfg`."""
         sigma = float(timestep.max())  # this waits for the device, so that a phase's seconds are its own
         expert, record, low = self._expert_for(sigma), self._record, self._is_low(sigma)
@@ -182,28 +181,28 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         if base and self._other is not None and self._other.active:  # a sampler that went back above the boundary
             record.enter("switch")
             self._other.active = False
-            _load(expert, self._run, self.conds, self.model_options)
+            load(expert, self._run, self.conds, self.model_options)
         elif not base and (self._other is None or not self._other.active):
             record.enter("switch")
             if self._other is None:
-                self._other = _OtherExpert(expert, self.original_conds, self._run)
+                self._other = OtherExpert(expert, self.original_conds, self._run)
             self._other.activate()
         expert.model.calls = record.begin_pass(name, sigma)
         if name == "high":
             self._read_low_ahead(sigma)
         if base:
-            return super().outer_predict_noise(x, timestep, model_options, seed)
+            return super().outer_predict_noise(x, timestep, model_options, seed, **kwargs)
         options = self._other.options
         wrappers = get_all_wrappers(WrappersMP.PREDICT_NOISE, options, is_model_options=True)
         return WrapperExecutor.new_class_executor(self.predict_noise, self, wrappers).execute(
             x, timestep, options, seed
         )
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 - ComfyUI's signature
+    def predict_noise(self, x, timestep, model_options={}, seed=None, **kwargs):  # noqa: B006 - ComfyUI's signature
         self._check_negative(self.cfg)
         if self._other is None or not self._other.active:
-            return super().predict_noise(x, timestep, model_options, seed)
-        return self._other.predict(x, timestep, self.cfg, model_options, seed)
+            return super().predict_noise(x, timestep, model_options, seed, **kwargs)
+        return self._other.predict(x, timestep, self.cfg, model_options, seed, **kwargs)
 
     def _read_low_ahead(self, sigma: float) -> None:
         """Begins to read the low expert if this run comes to it and the high one has been read: after its first step, or in its
@@ -224,97 +223,3 @@ class ExpertGuider(comfy.samplers.CFGGuider):
 
     def _activate(self, patcher: comfy.model_patcher.ModelPatcher) -> None:
         self.model_patcher, self.model_options = patcher, patcher.model_options
-
-
-class _Run:
-    """What the base class was given for this run, to prepare the other expert's conditioning with."""
-
-    def __init__(self, noise, latent_image, device, sigmas, denoise_mask, seed, latent_shapes):
-        self.noise, self.latent_image, self.device, self.sigmas = noise, latent_image, device, sigmas
-        self.denoise_mask, self.seed, self.latent_shapes = denoise_mask, seed, latent_shapes
-        self.looked_ahead = False
-        self.ahead: ReadAhead | None = None  # the low expert's file, being read
-
-
-def _load(patcher: comfy.model_patcher.ModelPatcher, run: _Run, conds: dict, options: dict) -> list:
-    """Has ComfyUI load an expert (making room as it sees fit) and returns the models loaded along with it."""
-    loaded = comfy.sampler_helpers.prepare_sampling(patcher, run.noise.shape, conds, options)[2]
-    patcher.model.current_patcher = patcher  # two patched clones of one file share their model
-    return loaded
-
-
-class _OtherExpert:
-    """The expert the base class does not run, set up as CFGGuider.sample sets up its own: own options, own hooks."""
-
-    def __init__(self, patcher: comfy.model_patcher.ModelPatcher, original_conds: dict, run: _Run):
-        self.patcher, self.active = patcher, False
-        self._run = run
-        self._conds = {name: [cond.copy() for cond in conds] for name, conds in original_conds.items()}
-        self.options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
-        self._loaded: list = []
-        self._hook_mode = patcher.hook_mode
-        self._prepared = False
-
-    def activate(self) -> None:
-        """Has the expert loaded; the first time also sets up its conditioning and hooks."""
-        if self._prepared:
-            self._load()
-        else:
-            self._prepare()
-
-    def predict(
-        self, x: torch.Tensor, timestep: torch.Tensor, cfg: float, options: dict, seed: int | None
-    ) -> torch.Tensor:
-        return comfy.samplers.sampling_function(
-            self.patcher.model,
-            x,
-            timestep,
-            self._conds.get("negative"),
-            self._conds.get("positive"),
-            cfg,
-            model_options=options,
-            seed=seed,
-        )
-
-    def _prepare(self) -> None:
-        run, patcher = self._run, self.patcher
-        comfy.samplers.preprocess_conds_hooks(self._conds)
-        if comfy.samplers.get_total_hook_groups_in_conds(self._conds) <= 1:
-            patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
-        comfy.sampler_helpers.prepare_model_patcher(patcher, self._conds, self.options)
-        comfy.samplers.filter_registered_hooks_on_conds(self._conds, self.options)
-        if get_all_wrappers(WrappersMP.OUTER_SAMPLE, self.options, is_model_options=True):
-            logger.warning(
-                "A node that wraps a whole run (EasyCache, LazyCache) has no effect on the second expert of a run: to use it there, sample "
-                "the two experts in two samplers."
-            )
-        self._load()
-        comfy.samplers.cast_to_load_options(self.options, device=run.device, dtype=patcher.model_dtype())
-        patcher.pre_run()
-        latent_image = run.latent_image
-        if latent_image is not None and torch.count_nonzero(latent_image) > 0:
-            latent_image = patcher.model.process_latent_in(latent_image)
-        self._conds = comfy.samplers.process_conds(
-            patcher.model,
-            run.noise,
-            self._conds,
-            run.device,
-            latent_image,
-            run.denoise_mask,
-            run.seed,
-            latent_shapes=run.latent_shapes,
-        )
-        self.options.setdefault("transformer_options", {})["sample_sigmas"] = run.sigmas
-        self._prepared = True
-
-    def _load(self) -> None:
-        self._loaded = _load(self.patcher, self._run, self._conds, self.options)
-        self.active = True
-
-    def release(self) -> None:
-        """Undoes what preparing did; the weights stay where ComfyUI keeps them."""
-        self.patcher.cleanup()
-        comfy.sampler_helpers.cleanup_models(self._conds, self._loaded)
-        comfy.samplers.cast_to_load_options(self.options, device=self.patcher.offload_device)
-        self.patcher.hook_mode = self._hook_mode
-        self.patcher.restore_hook_patches()
