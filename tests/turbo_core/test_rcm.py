@@ -3,6 +3,7 @@
 import pytest
 import torch
 from td_pack.tests.support import checkpoints
+from td_pack.tests.support.other_device import OtherDevice
 from td_pack.turbo_core.sampling import rcm, schedule
 
 SHAPE = torch.Size((1, 4, 2, 3, 5))
@@ -75,6 +76,18 @@ def test_state_is_float64_between_steps(mode):
     levels = torch.tensor(sigmas, dtype=torch.float64)
     out = rcm.sample(denoise, x.double(), levels, mode, iter(noise).__next__, lambda *_: None)
     torch.testing.assert_close(out, upstream(mode, sigmas, x, noise), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("mode", ["sde", "ode"])
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_a_device_without_float64_gives_the_bits_of_the_cpu(kind, mode):
+    sigmas = schedule.sigmas(4, 80)
+    x, *noise = draws(5)
+    expected, _ = run(mode, sigmas, x, noise)
+    with OtherDevice(kind) as other:
+        out, _ = run(mode, sigmas, x.to(other.device), [each.to(other.device) for each in noise])
+        assert out.device == other.device
+        assert torch.equal(out.cpu(), expected)
 
 
 def test_steps_too_small_for_the_latents_precision_add_up():
