@@ -22,11 +22,15 @@ def speed_line(
     try:
         attention, int8 = (_choose(operators[title], device) for title in (_ATTENTION, _INT8))
     except torch.OutOfMemoryError:
-        return "Not known: the device had no free memory to test the kernels; unload the models and run this node again."
+        return (
+            "Not known: the device had no free memory to test the kernels; unload the models and run this node again."
+        )
     if attention is not None and attention.backend == "triton":
         return _fast(device, int8)
     sparse = "runs in plain torch" if attention is not None and attention.backend == "torch" else "cannot run"
-    both = "and int8 run in plain torch" if sparse == "runs in plain torch" else f"{sparse} and int8 runs in plain torch"
+    both = (
+        "and int8 run in plain torch" if sparse == "runs in plain torch" else f"{sparse} and int8 runs in plain torch"
+    )
     cause, remedy = _cause(device, started_with_cpu, (attention or Choice("", {})).rejected.get("triton", ""))
     return f"Slow: {cause}, so sparse attention {both}; {remedy}"
 

@@ -6,14 +6,16 @@ runs twice: on fake tensors, which know their device, and on the values. So a mi
 whose result has a dtype that the device lacks. Operators among CPU tensors alone run as they are.
 
 What fake tensors cannot do, and what is done instead:
-- Reads to the host (`item`, `tolist`, `float`, `bool`, `equal`): they read the values.
-- torch's C++ code asks for the driver of a device that it was built without, to guard an index or a copy. There a fake tensor says
-  that it is on the CPU. So `to`, `cpu` and `type_as` are turned into plain copies here, and `scaled_dot_product_attention` chooses
-  the CPU's kernel instead of the device's own.
-- Copies into a tensor (`copy_`, `x[...] = y`), which may cross devices, run on the values alone.
-- Operators of `turbodiffusion::`: a fake tensor would run only their shape function; here the function itself runs.
-- Random numbers are drawn by CPU generators: the caller replaces `torch.Generator` (see `cpu_generator`).
-Not found by this: values that a device computes otherwise than a CPU, and operators that its backend does not implement."""
+- Reads to the host (`item`, `tolist`, `equal`, `bool`): a fake tensor has no values, so they read the value beside it.
+- torch's C++ code asks for the driver of a device, which torch here is built without, before it indexes or copies. C++ is told that the
+  tensor is on the CPU. Therefore `to`, `cpu` and `type_as` become plain copies here, `scaled_dot_product_attention` chooses the
+  CPU's kernel instead of the device's own, and a device that C++ passes on is the tensor's.
+- `copy_`, also by `x[...] = y`, may cross devices and runs on the values alone.
+- Operators of `turbodiffusion::` run as they are: FakeTensorMode would run only their shape functions.
+- `torch.tensor(..., device=...)` is made on the CPU and moved.
+- A random generator is one of the CPU: the test replaces `torch.Generator`, which asks for the driver too.
+Not found by this: values that a device computes otherwise than a CPU, operators that its backend does not implement, and quantized
+weights that stay on the device when they are offloaded."""
 
 from contextlib import ExitStack
 from unittest import mock
@@ -34,6 +36,7 @@ LACKS = {"mps": (torch.float64, *_COMPLEX, *_FLOAT8), "xpu": (torch.float64, *_C
 _aten = torch.ops.aten
 _CPU = torch.device("cpu")
 _READS = {_aten.item.default, _aten._local_scalar_dense.default, _aten.equal.default, _aten.is_nonzero.default}
+_COPIES = {torch.Tensor.to, torch.Tensor.type_as}
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
@@ -113,9 +116,8 @@ class _Operators(TorchDispatchMode):
                 return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
         if func in _READS:
             return func(*tree_map_only(FakeTensor, _value, args))
-        name = func._schema.name.partition("::")[2]
-        if (name.startswith("new_") or name.endswith("_like")) and not other.device_given:
-            kwargs |= {"device": args[0].device}  # C++ gives the one that it was told
+        if kwargs.get("device") == _CPU and not other.device_given and isinstance(args[0], FakeTensor):
+            kwargs |= {"device": args[0].device}  # C++ gives the device of args[0] as it was told it
         with self:  # an operator made of others, which in inference mode comes here as a whole
             result = func.decompose(*args, **kwargs)
         return other.run(func, args, kwargs) if result is NotImplemented else result
@@ -139,11 +141,12 @@ class _Functions(TorchFunctionMode):
         if func is torch.tensor and other.is_device(kwargs.get("device")):
             return torch.tensor(*args, **kwargs | {"device": _CPU}).to(other.device)
         if func is torch.Tensor.cpu:
-            return _to(args[0], _CPU)
-        if func in (torch.Tensor.to, torch.Tensor.type_as):
-            return _to(*args, **kwargs)
-        other.device_given = "device" in kwargs
-        return func(*args, **kwargs)
+            func, args = torch.Tensor.to, (args[0], _CPU)
+        other.device_given = "device" in kwargs or func in _COPIES
+        try:
+            return (_to if func in _COPIES else func)(*args, **kwargs)
+        finally:
+            other.device_given = False
 
 
 def _to(x: torch.Tensor, *args, copy: bool = False, other: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
@@ -156,6 +159,4 @@ def _to(x: torch.Tensor, *args, copy: bool = False, other: torch.Tensor | None =
     device, dtype = device or x.device, dtype or x.dtype
     if (x.device, x.dtype) == (device, dtype) and not copy:
         return x
-    return _aten._to_copy.default(
-        x, device=device, dtype=dtype, non_blocking=non_blocking, memory_format=memory_format
-    )
+    return _aten._to_copy.default(x, device=device, dtype=dtype, non_blocking=non_blocking, memory_format=memory_format)

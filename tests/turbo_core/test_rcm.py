@@ -133,6 +133,16 @@ def test_renoise_follows_the_initial_noise(dtype):
     assert all(torch.equal(stream.draw(), want) for want in rest)
 
 
+def test_initial_noise_in_float64_reaches_the_device_in_float32(monkeypatch):
+    generator = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device: generator())
+    first, second = draws(2)
+    with OtherDevice("mps") as other:
+        stream = rcm.NoiseStream(SEED, SHAPE, other.device)
+        stream.continue_after(first.double())
+        assert torch.equal(stream.draw().cpu(), second)
+
+
 @pytest.mark.parametrize("seed", [0, SEED, 2**64 - 1])
 @pytest.mark.parametrize("initial", ["none", "zeros", "second draw", "third draw", "another seed"])
 def test_foreign_initial_noise_is_never_repeated(initial, seed):

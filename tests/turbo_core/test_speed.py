@@ -67,7 +67,9 @@ def test_the_line_fits_the_machine(monkeypatch, name):
     device = torch.device(machine.get("kind", "cuda"), 64 + list(CASES).index(name))
     version, find_spec = machine.get("triton", "3.9.0"), importlib.util.find_spec
     spec = version and importlib.machinery.ModuleSpec("triton", None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda given, *rest: spec if given == "triton" else find_spec(given, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda given, *rest: spec if given == "triton" else find_spec(given, *rest)
+    )
     monkeypatch.setattr(sys.modules["triton"], "__version__", version)
     monkeypatch.setattr(sys, "platform", machine.get("system", "linux"))
     monkeypatch.setattr(torch.version, "hip", "6.4" if "architecture" in machine else None)

@@ -66,6 +66,6 @@ class NoiseStream:
         seed = self._generator.initial_seed()
         for candidate in (seed, (seed + 1) % (1 << 64)):
             self._generator.manual_seed(candidate)
-            if initial is not None and torch.equal(self.draw(), initial.to(self._device)):
+            if initial is not None and torch.equal(self.draw(), initial.float().to(self._device)):
                 return
         self._generator.manual_seed(candidate)

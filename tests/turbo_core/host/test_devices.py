@@ -10,6 +10,7 @@ from comfy.model_management import CPUState, VRAMState
 from td_pack.kernels import use_backend
 from td_pack.nodes.compare import TurboDiffusionCompare
 from td_pack.tests.support import checkpoints, lingbot, vaes
+from td_pack.tests.support.models import relative_error
 from td_pack.tests.support.other_device import DeviceError, OtherDevice
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.decode import decode_images
@@ -36,7 +37,7 @@ def select(kind: str, monkeypatch) -> None:
     monkeypatch.setattr(comfy.model_management, "xpu_available", kind == "xpu")
     monkeypatch.setattr(comfy.model_management, "current_loaded_models", [])
     generator = torch.Generator
-    monkeypatch.setattr(torch, "Generator", lambda device="cpu": generator())  # there is none on a device without its driver
+    monkeypatch.setattr(torch, "Generator", lambda device="cpu": generator())  # on the device it asks for the driver
     for module, name, answer in (
         (comfy.model_management, "mac_version", (15, 0)),
         (torch.mps, "empty_cache", None),
@@ -104,32 +105,34 @@ def sampled(models, mode: str, noise_device: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "load, mode, noise_device",
+    "load, mode, noise_device, backend",
     [
-        (bf16, "ode", "cpu"),
-        (int8, "ode", "cpu"),
-        (sla, "ode", "cpu"),
-        (sagesla, "ode", "cpu"),
-        (lora, "ode", "cpu"),
-        (experts, "sde", "gpu"),
-        (nf4_camera, "sde", "cpu"),
+        (bf16, "ode", "cpu", None),
+        (int8, "ode", "cpu", None),
+        (int8, "ode", "cpu", "torch"),
+        (sla, "sde", "cpu", None),
+        (sagesla, "ode", "cpu", None),
+        (lora, "ode", "cpu", None),
+        (experts, "sde", "gpu", None),
+        (nf4_camera, "ode", "cpu", None),
     ],
 )
-def test_sampling(kind, monkeypatch, load, mode, noise_device, tmp_path):
-    """The device gets nothing that it lacks, and its result is the CPU's: no step left it without need."""
-    with use_backend("dequantized") if load in () else nullcontext():
-        expected = sampled(load(tmp_path), mode, noise_device)
+def test_sampling(kind, monkeypatch, load, mode, noise_device, backend, tmp_path):
+    """The device is given nothing that it lacks, and what it makes is what the CPU makes."""
+    expected = sampled(load(tmp_path), mode, noise_device)
     select(kind, monkeypatch)
-    with OtherDevice(kind) as other:
+    with OtherDevice(kind) as other, nullcontext() if backend is None else use_backend(backend):
         models = load(tmp_path)
         out = sampled(models, mode, noise_device)
-        calls = dict(models[0].model.calls)
-    print(kind, load.__name__, calls, len(other.operators), torch.equal(out, expected), (out-expected).norm()/expected.norm())
-    assert out.device.type == "cpu"
+    assert {"aten.addmm.default", "aten.convolution.default"} <= other.operators  # the network did run there
+    assert models[0].model.calls["sparse attention"] == (load in (int8, sla, sagesla, lora))
+    # A CPU multiplies int8 codes, a GPU without kernels the 16-bit values that they stand for: one percent of rounding.
+    tolerance = 1e-2 if load in (int8, lora) and backend is None else 0
+    assert out.device.type == "cpu" and relative_error(out, expected) <= tolerance
 
 
 def test_decode(kind, monkeypatch):
-    z = checkpoints.draw(1, "z", (1, 16, 3, 2, 3))
+    z = checkpoints.draw(1, "z", (1, 16, 2, 2, 2))
     expected = decode_images(vaes.wan21(), z)
     select(kind, monkeypatch)
     with OtherDevice(kind) as other:
