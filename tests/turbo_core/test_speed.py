@@ -15,7 +15,7 @@ RTX = "use an NVIDIA GPU of compute capability 8.0 or newer (RTX 30 series or ne
 CASES = {
     "nvidia": (
         {"capability": (8, 9)},
-        "Fast: sparse attention and int8 run in Triton kernels on NVIDIA GeForce.",
+        "Fast: sparse attention and int8 run in Triton kernels on Card 1.",
     ),
     "nvidia without triton, linux": (
         {"capability": (8, 9), "triton": None},
@@ -27,7 +27,7 @@ CASES = {
     ),
     "nvidia before ampere": (
         {"capability": (7, 5)},
-        "Slow: the Triton kernels do not run on this GPU (NVIDIA GeForce has no bfloat16 tensor cores (compute capability 8.0 or "
+        "Slow: the Triton kernels do not run on this GPU (Card 1 has no bfloat16 tensor cores (compute capability 8.0 or "
         f"newer is needed)), {PLAIN}for speed {RTX}.",
     ),
     "nvidia whose triton is broken": (
@@ -37,13 +37,13 @@ CASES = {
     ),
     "blackwell server with an old triton": (
         {"capability": (10, 0), "triton": "3.6.0"},
-        "Fast: sparse attention runs in Triton kernels on NVIDIA GeForce; int8 weights are multiplied in 16 bits (before Triton "
+        "Fast: sparse attention runs in Triton kernels on Card 1; int8 weights are multiplied in 16 bits (before Triton "
         "3.9.0 its int8 products do not use this GPU's tensor cores of the fifth generation), update Triton with: "
         "pip install --upgrade triton",
     ),
     "amd": (
         {"architecture": "gfx942"},
-        "Fast: sparse attention and int8 run in Triton kernels on NVIDIA GeForce.",
+        "Fast: sparse attention and int8 run in Triton kernels on Card 1.",
     ),
     "amd not supported": (
         {"architecture": "gfx1030"},
@@ -76,7 +76,7 @@ def test_the_line_fits_the_machine(monkeypatch, name):
     properties = SimpleNamespace(gcnArchName=machine.get("architecture"))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: machine.get("capability"))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card 1")
     faults = {"triton": machine.get("fault")}
     monkeypatch.setattr(self_test, "fault", lambda backend, *rest: faults.get(getattr(backend, "name", backend)))
     assert speed_line(device, machine.get("started_with_cpu", False)) == expected
