@@ -3,6 +3,7 @@
 import pytest
 import torch
 from td_pack.tests.support import checkpoints
+from td_pack.tests.support.other_device import OtherDevice
 from td_pack.turbo_core.sampling import rcm, schedule
 
 SHAPE = torch.Size((1, 4, 2, 3, 5))
@@ -77,6 +78,18 @@ def test_state_is_float64_between_steps(mode):
     torch.testing.assert_close(out, upstream(mode, sigmas, x, noise), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("mode", ["sde", "ode"])
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_a_device_without_float64_gives_the_bits_of_the_cpu(kind, mode):
+    sigmas = schedule.sigmas(4, 80)
+    x, *noise = draws(5)
+    expected, _ = run(mode, sigmas, x, noise)
+    with OtherDevice(kind) as other:
+        out, _ = run(mode, sigmas, x.to(other.device), [each.to(other.device) for each in noise])
+        assert out.device == other.device
+        assert torch.equal(out.cpu(), expected)
+
+
 def test_steps_too_small_for_the_latents_precision_add_up():
     """Constant velocity 1 from 20 in bfloat16, whose spacing there is 0.125: a state rounded after each step of 0.02 would
     not move at all."""
@@ -118,6 +131,16 @@ def test_renoise_follows_the_initial_noise(dtype):
     stream = rcm.NoiseStream(SEED, SHAPE, CPU)
     stream.continue_after(first.to(dtype))
     assert all(torch.equal(stream.draw(), want) for want in rest)
+
+
+def test_initial_noise_in_float64_reaches_the_device_in_float32(monkeypatch):
+    generator = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device: generator())
+    first, second = draws(2)
+    with OtherDevice("mps") as other:
+        stream = rcm.NoiseStream(SEED, SHAPE, other.device)
+        stream.continue_after(first.double())
+        assert torch.equal(stream.draw().cpu(), second)
 
 
 @pytest.mark.parametrize("seed", [0, SEED, 2**64 - 1])

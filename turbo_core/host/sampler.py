@@ -49,4 +49,4 @@ def sample_rcm(
             if callback is not None:
                 callback({"x": state, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
 
-        return rcm.sample(denoise, x, sigmas, mode, lambda: noise.draw().to(x.device), on_step)
+        return rcm.sample(denoise, x, sigmas, mode, noise.draw, on_step)

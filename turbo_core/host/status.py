@@ -7,12 +7,14 @@ from collections import Counter
 import comfy.model_management
 import comfy.model_patcher
 import torch
+from comfy.cli_args import args
 from comfyui_version import __version__ as comfyui_version
 
 from ...kernels import OPERATORS, NoBackendError, eight_bit_format
 from ..checkpoint.layout import TEXT_WIDTH, WanSpec
 from ..memory import STEP_FORMULA, step_bytes, tokens, weight_bytes
 from ..record import RUN, RunRecord, amount
+from ..speed import speed_line
 from .base_model import OVERRIDING_NODES, UNUSED_OVERRIDE, TurboWAN
 
 _GB = 1e9
@@ -32,8 +34,8 @@ _PUBLISHED = {
 
 
 def report(linked: object = None) -> str:
-    """The machine, the backend of each operator with its reasons, memory, and the last run: the one that made `linked` (a LATENT
-    or MODEL), else the latest of the loaded models."""
+    """Whether this device is fast, then the machine, the backend of each operator with its reasons, memory, and the last run: the one
+    that made `linked` (a LATENT or MODEL), else the latest of the loaded models."""
     loaded = [each.model for each in comfy.model_management.current_loaded_models if each.model is not None]
     patchers = [patcher for patcher in loaded if isinstance(patcher.model, TurboWAN)]
     sections = {
@@ -43,7 +45,8 @@ def report(linked: object = None) -> str:
         f"Memory of the published models (estimate; a step: {STEP_FORMULA})": _published(),
         "Last run": _run(linked, patchers),
     }
-    return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items())
+    paragraphs = ["\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items()]
+    return "\n\n".join([speed_line(comfy.model_management.get_torch_device(), args.cpu), *paragraphs])
 
 
 def _machine() -> list[str]:

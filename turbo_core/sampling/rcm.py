@@ -17,25 +17,35 @@ def sample(
     draw_noise: Callable[[], torch.Tensor],
     on_step: Callable[[int, torch.Tensor, float, torch.Tensor], None],
 ) -> torch.Tensor:
-    """Runs a model through the noise levels and returns the last state, in x's dtype.
+    """Runs a model through the noise levels and returns the last state, in x's dtype and on x's device.
 
     denoise(x, sigma) -> x0, all [B, C, T, H, W]; `sigmas` [steps + 1] falling; `draw_noise()` gives standard noise of
-    x's shape and is called once per step in mode "sde"; `on_step(i, x, sigma, x0)` is called after each estimate. The
-    state is float64, as upstream:
+    x's shape, on any device, and is called once per step in mode "sde"; `on_step(i, x, sigma, x0)` is called after each
+    estimate. The state is float64, as upstream:
         sde: x <- (1 - s') x0 + s' noise
         ode: x <- x + (s' - s) (x - x0) / s
+
+    The state is on the CPU whatever x's device: Apple's MPS and Intel Arc have no float64. Each step copies x to the device
+    before `denoise`, and x0 and noise from there to the CPU, all three in their own dtype. `on_step`, and with it the preview,
+    is given the copies on the device.
     """
-    levels = sigmas.double().tolist()
-    state = x.double()
+    levels = sigmas.tolist()  # Python floats are float64
+    state = _on_cpu(x)
     for i, (sigma, following) in enumerate(zip(levels, levels[1:], strict=False)):
-        given = state.to(x.dtype)
+        rounded = state.to(x.dtype)
+        given = rounded.to(x.device)
         x0 = denoise(given, sigma)
         on_step(i, given, sigma, x0)
         if mode == "sde":
-            state = (1 - following) * x0.double() + following * draw_noise().double()
+            state = (1 - following) * _on_cpu(x0) + following * _on_cpu(draw_noise())
         else:
-            state = state + (following - sigma) / sigma * (given.double() - x0.double())
-    return state.to(x.dtype)
+            state = state + (following - sigma) / sigma * (rounded.double() - _on_cpu(x0))
+    return state.to(x.dtype).to(x.device)
+
+
+def _on_cpu(x: torch.Tensor) -> torch.Tensor:
+    """x in float64 on the CPU. It is converted there: the device may have no float64."""
+    return x.cpu().double()
 
 
 class NoiseStream:
@@ -56,6 +66,6 @@ class NoiseStream:
         seed = self._generator.initial_seed()
         for candidate in (seed, (seed + 1) % (1 << 64)):
             self._generator.manual_seed(candidate)
-            if initial is not None and torch.equal(self.draw(), initial.to(self._device)):
+            if initial is not None and torch.equal(self.draw(), initial.float().to(self._device)):
                 return
         self._generator.manual_seed(candidate)
