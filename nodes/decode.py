@@ -1,6 +1,8 @@
 """Decoding video latents with bounded memory, to images or to a video."""
 
 from fractions import Fraction
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import folder_paths
@@ -10,7 +12,7 @@ from comfy_api.latest import InputImpl, Types, io
 from ..turbo_core.host.decode import decode_images, latent_of
 from ..turbo_core.host.decode_video import decode_video
 from ..turbo_core.record import timed
-from ..turbo_core.video import FPS, Mp4Writer, frame_rate
+from ..turbo_core.video import FPS, LazyImages, frame_rate
 from .loader import CATEGORY
 
 
@@ -74,23 +76,36 @@ class TurboDiffusionVAEDecodeVideo(io.ComfyNode):
     def execute(cls, samples: dict, vae, fps: float) -> io.NodeOutput:
         rate = frame_rate(fps)
         with timed(samples, "decode"):
-            path, frames = decode_video(vae, latent_of(vae, samples), rate, Path(folder_paths.get_temp_directory()))
+            latent, folder = latent_of(vae, samples), Path(folder_paths.get_temp_directory())
+            path, frames = decode_video(vae, latent, folder, partial(encode_mp4, frame_rate=rate))
         return io.NodeOutput(DecodedVideo(path, frames, rate))
+
+
+def stock_video(images: LazyImages, frame_rate: Fraction) -> InputImpl.VideoFromComponents:
+    """What Create Video makes of these images. Its `save_to` is ComfyUI's encoder, so settings, colors and tags are the host's."""
+    return InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=frame_rate))
+
+
+def encode_mp4(images: LazyImages, path: Path, frame_rate: Fraction) -> None:
+    """What Save Video writes by default: H.264 in ComfyUI's default quality."""
+    kind = dict(format=Types.VideoContainer.MP4, codec=Types.VideoCodec.H264)
+    stock_video(images, frame_rate).save_to(str(path), **kind)
 
 
 class DecodedVideo(InputImpl.VideoFromFile):
     """The mp4 of a decode, and the frames it was encoded from.
 
-    Saving copies the mp4's stream; another quality is encoded from the frames, not from the mp4. The mp4 stays in ComfyUI's temp
-    folder, which ComfyUI empties when it starts: other VIDEO objects may have been made from its path."""
+    Saving with the settings of the mp4 copies its stream; any other is encoded by ComfyUI from the frames, not from the mp4. The
+    mp4 stays in ComfyUI's temp folder, which ComfyUI empties when it starts: other VIDEO objects may have been made from its path.
+    """
 
     def __init__(self, path: Path, frames: torch.Tensor, frame_rate: Fraction):
         super().__init__(str(path))
-        self._frames, self._frame_rate = frames, frame_rate
+        self._images, self._frame_rate = LazyImages(frames), frame_rate
 
     def get_components(self) -> Types.VideoComponents:
-        """The frames in float32, before any loss to H.264."""
-        return Types.VideoComponents(images=self._frames.float() / 255, frame_rate=self._frame_rate)
+        """The frames in float32, all in memory, before any loss to H.264."""
+        return Types.VideoComponents(images=self._images[:], frame_rate=self._frame_rate)
 
     def save_to(
         self,
@@ -98,13 +113,19 @@ class DecodedVideo(InputImpl.VideoFromFile):
         format=Types.VideoContainer.AUTO,
         codec=Types.VideoCodec.AUTO,
         metadata: dict | None = None,
-        bit_depth: int | None = None,
-        crf: float | None = None,
+        **options,
     ) -> None:
-        as_it_is = crf is None and bit_depth in (None, 8)
-        mp4 = format in (Types.VideoContainer.AUTO, Types.VideoContainer.MP4)
-        if as_it_is or not mp4 or codec not in (Types.VideoCodec.AUTO, Types.VideoCodec.H264):
-            return super().save_to(path, format, codec, metadata, bit_depth, crf)
-        _, height, width, _ = self._frames.shape
-        with Mp4Writer(path, width, height, self._frame_rate, metadata, bit_depth or 8, crf) as writer:
-            writer.write(self._frames)
+        """As VideoInput.save_to. `options` are those that the host has or will have (crf, bit_depth, color_space, preset): they go
+        to the host's encoder, whatever they are."""
+        copied = (
+            all(value is None for value in options.values())
+            and codec in (Types.VideoCodec.AUTO, Types.VideoCodec.H264)
+            and format in (Types.VideoContainer.AUTO, Types.VideoContainer.MP4)
+            and (isinstance(path, BytesIO) or str(path).lower().endswith(".mp4"))
+        )
+        if copied:
+            # ComfyUI writes a buffer in AUTO as the first container that ffmpeg names for the source, which is mov.
+            save, format = super().save_to, Types.VideoContainer.MP4
+        else:
+            save = stock_video(self._images, self._frame_rate).save_to
+        save(path, format=format, codec=codec, metadata=metadata, **options)

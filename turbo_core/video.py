@@ -1,17 +1,15 @@
-"""Frames as a video: 8-bit frames kept in a file of their own, and an mp4 written frame by frame with ComfyUI's settings."""
+"""The frames of a video: 8-bit frames kept in a file of their own, and float32 images made of them one at a time."""
 
-import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from io import BytesIO
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
-import av
 import numpy as np
 import torch
 
@@ -50,57 +48,63 @@ def frame_file(folder: Path, shape: tuple[int, int, int, int]) -> torch.Tensor:
         return torch.from_numpy(np.memmap(file, np.uint8, "w+", shape=shape))
 
 
-class Mp4Writer:
-    """An H.264 mp4 written frame by frame, the same as ComfyUI writes from images (comfy_api's VideoFromComponents.save_to):
-    `crf` None is its default quality, `bit_depth` 8 or 10, `metadata` is stored as JSON.
+class LazyImages:
+    """uint8 frames [n, height, width, 3] in place of an IMAGE: float32, 0 to 1, made of the frames that are asked for.
 
-    A context manager: leaving it by an exception removes the file."""
+    ComfyUI's encoder iterates over an IMAGE and reads its shape, so it holds one float32 frame at a time. Its `* 255` gives back
+    each byte exactly, and its `* 65535` gives 257 times the byte."""
 
-    def __init__(
-        self,
-        path: str | BytesIO,
-        width: int,
-        height: int,
-        frame_rate: Fraction,
-        metadata: Mapping | None = None,
-        bit_depth: int = 8,
-        crf: float | None = None,
-    ):
-        self._path = path
-        to_file = isinstance(path, (str, os.PathLike))
-        # ffmpeg's faststart opens the file again by its name.
-        options = {"movflags": "use_metadata_tags+faststart" if to_file else "use_metadata_tags"}
-        self._container = av.open(path, mode="w", format="mp4", options=options)
-        for key, value in (metadata or {}).items():
-            self._container.metadata[key] = json.dumps(value)
-        self._stream = self._container.add_stream("h264", rate=Fraction(round(frame_rate * 1000), 1000))
-        self._stream.width, self._stream.height = width, height
-        self._stream.pix_fmt = "yuv420p10le" if bit_depth >= 10 else "yuv420p"
-        self._deep = bit_depth >= 10
-        if crf is not None:
-            self._stream.options = {"crf": str(crf)}
+    def __init__(self, frames: torch.Tensor):
+        self._frames = frames
 
-    def write(self, frames: torch.Tensor) -> None:
-        """Adds uint8 frames [n, height, width, 3]."""
-        for frame in frames.numpy():
-            if self._deep:
-                picture = av.VideoFrame.from_ndarray(frame.astype(np.uint16) * 257, format="rgb48le")
-            else:
-                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            self._container.mux(self._stream.encode(picture.reformat(format=self._stream.pix_fmt)))
+    @property
+    def shape(self) -> torch.Size:
+        return self._frames.shape
 
-    def __enter__(self) -> "Mp4Writer":
-        return self
+    def __len__(self) -> int:
+        return len(self._frames)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        whole = False
-        try:
-            try:
-                if kind is None:
-                    self._container.mux(self._stream.encode(None))
-            finally:
-                self._container.close()
-            whole = kind is None
-        finally:
-            if not whole and isinstance(self._path, (str, os.PathLike)):
-                Path(self._path).unlink(missing_ok=True)
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self._frames[index].float().div_(255)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __getattr__(self, name: str) -> Any:
+        # Whatever else a later encoder asks of an IMAGE is answered by the whole tensor, which costs its memory.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self[:], name)
+
+
+class ArrivingImages(LazyImages):
+    """LazyImages of frames that another thread is still making: reading a frame waits until it is there."""
+
+    def __init__(self, frames: torch.Tensor):
+        super().__init__(frames)
+        self._changed = threading.Condition()
+        self._count, self._abandoned = 0, False
+
+    def arrived(self, stop: int) -> None:
+        """The frames before `stop` are there."""
+        with self._changed:
+            self._count = max(self._count, stop)
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """No more frames will come: whoever waits for one, or asks for one that is not there, gets an EOFError."""
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify_all()
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        needed = index + 1 if isinstance(index, int) and index >= 0 else len(self)
+        with self._changed:
+            self._changed.wait_for(lambda: self._abandoned or self._count >= needed)
+            if self._count < needed:
+                raise EOFError("the decoder stopped before this frame")
+        return super().__getitem__(index)
+
+
+# Writes images to a new file, reading each once and in order.
+Encode = Callable[[LazyImages, Path], None]

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 from .memory import GB, resident
@@ -68,6 +69,7 @@ def measure(how: str, dim: int, side: int, frames: int) -> dict:
     load_host()
     import comfy.sd
     import torch
+    from td_pack.nodes.decode import encode_mp4
     from td_pack.tests.support.checkpoints import vae_state_dict
     from td_pack.turbo_core.host.decode import decode_images, stock_decode
     from td_pack.turbo_core.host.decode_video import decode_video
@@ -76,7 +78,7 @@ def measure(how: str, dim: int, side: int, frames: int) -> dict:
         run = {
             "images": decode_images,
             "stock": stock_decode,
-            "video": lambda vae, z: decode_video(vae, z, Fraction(16), Path(folder))[1],
+            "video": lambda vae, z: decode_video(vae, z, Path(folder), partial(encode_mp4, frame_rate=Fraction(16)))[1],
         }[how]
         vae = comfy.sd.VAE(sd=vae_state_dict(dim=dim))
         with torch.inference_mode():

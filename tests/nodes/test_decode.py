@@ -1,22 +1,26 @@
 """The decode nodes: the video equals ComfyUI's own, and failures through a live server leave it working."""
 
+import inspect
 import json
 from fractions import Fraction
+from functools import partial
 from io import BytesIO
 
-import av
 import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
-from td_pack.nodes.decode import DecodedVideo
-from td_pack.tests.support import checkpoints, vaes
+from td_pack.nodes.decode import DecodedVideo, encode_mp4
+from td_pack.tests.support import checkpoints, graph, vaes
+from td_pack.tests.support.allocations import PeakBytes
 from td_pack.tests.support.client import ExecutionFailed
 from td_pack.tests.support.jobs import node
-from td_pack.tests.support.videos import packets, rate_and_metadata
+from td_pack.tests.support.videos import packets, pixels, rate_and_metadata, tags
 from td_pack.turbo_core.host.decode import decode_images, stock_decode
 from td_pack.turbo_core.host.decode_video import decode_video
 
 RATE = Fraction(16)
+ENCODE = partial(encode_mp4, frame_rate=RATE)
+AUTO = {"format": "auto", "codec": "auto"}
 
 
 @pytest.fixture(scope="module")
@@ -30,51 +34,86 @@ def images(latent) -> torch.Tensor:
         return stock_decode(vaes.wan21(), latent)
 
 
-@pytest.fixture(scope="module")
-def stock(images) -> InputImpl.VideoFromComponents:
-    """What Create Video makes of the images."""
+def create_video(images: torch.Tensor) -> InputImpl.VideoFromComponents:
+    """What ComfyUI's Create Video makes of the images."""
     return InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=RATE))
 
 
 def decoded(latent: torch.Tensor, folder, vae=None) -> DecodedVideo:
     with torch.inference_mode():
-        return DecodedVideo(*decode_video(vae or vaes.wan21(), latent, RATE, folder), RATE)
+        return DecodedVideo(*decode_video(vae or vaes.wan21(), latent, folder, ENCODE), RATE)
 
 
-@pytest.fixture
-def video(latent, tmp_path) -> DecodedVideo:
-    return decoded(latent, tmp_path / "temp")
+@pytest.fixture(scope="module")
+def video(latent, tmp_path_factory) -> DecodedVideo:
+    return decoded(latent, tmp_path_factory.mktemp("temp"))
 
 
-@pytest.mark.parametrize("how", [{}, {"crf": 40.0}, {"crf": 3.0}, {"bit_depth": 10}, {"bit_depth": 8}], ids=str)
-def test_the_saved_video_is_the_one_comfyui_makes(video, stock, tmp_path, how):
-    kind = dict(format=Types.VideoContainer.MP4, codec=Types.VideoCodec.H264, metadata={"prompt": {"1": "fox"}})
+KINDS = [
+    {},
+    {"format": "mp4", "codec": "h264"},
+    {"crf": 40.0},
+    {"crf": 3.0},
+    {"bit_depth": 8},
+    {"bit_depth": 10},
+    {"color_space": "sRGB"},
+    {"color_space": "HDR"},
+    {"preset": "ultrafast"},
+    {"codec": "av1"},
+    {"format": "mkv"},
+    {"format": "webm"},
+]
+
+
+def is_known(kind: dict) -> bool:
+    """Whether this host can save a video so."""
+    named = {"format": Types.VideoContainer, "codec": Types.VideoCodec}
+    keywords = inspect.signature(InputImpl.VideoFromComponents.save_to).parameters
+    return all(value in named[key].as_input() if key in named else key in keywords for key, value in kind.items())
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", None])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if is_known(kind)], ids=str)
+def test_the_saved_video_is_the_one_comfyui_makes(video, images, tmp_path, kind, suffix):
+    # ComfyUI makes a 10-bit video of its float frames; ours have 8 bits.
+    deep = kind.get("bit_depth") == 10 or kind.get("color_space") == "HDR"
+    stock = create_video(video.get_components().images if deep else images)
+    saved = {}
     for name, source in (("ours", video), ("stock", stock)):
-        source.save_to(str(tmp_path / f"{name}.mp4"), **kind, **how)
-    ours, theirs = tmp_path / "ours.mp4", tmp_path / "stock.mp4"
-    if how.get("bit_depth") != 10:  # ComfyUI takes 16 bits from its float frames for a 10-bit video; ours have 8
-        assert packets(ours) == packets(theirs)
-    assert len(packets(ours)) == 9
-    (rate, metadata), (stock_rate, stock_metadata) = rate_and_metadata(ours), rate_and_metadata(theirs)
-    assert rate == stock_rate == 16 and json.loads(metadata["prompt"]) == {"1": "fox"} == json.loads(
-        stock_metadata["prompt"]
-    )
-    with av.open(str(ours)) as container:
-        assert container.streams.video[0].pix_fmt == ("yuv420p10le" if how.get("bit_depth") == 10 else "yuv420p")
+        saved[name] = BytesIO() if suffix is None else str(tmp_path / f"{name}.{suffix}")
+        source.save_to(saved[name], metadata={"prompt": {"1": "fox"}}, **kind)
+    ours, theirs = saved["ours"], saved["stock"]
+    assert packets(ours) == packets(theirs) and len(packets(ours)) == 9
+    assert tags(ours) == tags(theirs) and pixels(ours) == pixels(theirs)
+    assert tags(ours)["pix_fmt"] == ("yuv420p10le" if deep else "yuv420p")
+    rate, metadata = rate_and_metadata(ours)
+    assert (rate, metadata) == rate_and_metadata(theirs)
+    assert rate == 16 and json.loads({key.lower(): value for key, value in metadata.items()}["prompt"]) == {"1": "fox"}
 
 
-def test_saving_to_a_buffer_works_as_comfyuis(video, stock):
-    for how in ({}, {"crf": 10.0}):
-        ours, theirs = BytesIO(), BytesIO()
-        video.save_to(ours, **how)
-        stock.save_to(theirs, **how)
-        assert packets_of(ours) == packets_of(theirs)
+@pytest.mark.parametrize("value", [None, 1])
+def test_a_keyword_of_another_comfyui_reaches_the_stock_method(video, tmp_path, value):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'of_another_comfyui'"):
+        video.save_to(str(tmp_path / "a.mp4"), of_another_comfyui=value)
 
 
-def packets_of(buffer: BytesIO) -> list[bytes]:
-    buffer.seek(0)
-    with av.open(buffer) as container:
-        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+def test_the_stream_is_copied_unless_it_is_to_be_another(latent, tmp_path):
+    with torch.inference_mode():
+        path, frames = decode_video(vaes.wan21(), latent, tmp_path / "temp", ENCODE)
+        frames.zero_()
+    video = DecodedVideo(path, frames, RATE)
+    video.save_to(str(tmp_path / "copied.mp4"), crf=None)
+    video.save_to(str(tmp_path / "encoded.mp4"), crf=3)
+    assert packets(tmp_path / "copied.mp4") == packets(path)
+    assert len(packets(tmp_path / "encoded.mp4")[0][1]) < len(packets(path)[0][1])  # a black picture
+
+
+def test_encoding_anew_holds_one_frame_in_float32(video, tmp_path):
+    with PeakBytes() as memory:
+        video.save_to(str(tmp_path / "a.mp4"), crf=3)
+        assert video.get_dimensions() == (48, 32) and video.get_duration() == 9 / 16
+    mapped, image = 9 * 3 * 48 * 32, 4 * 3 * 48 * 32
+    assert mapped < memory.peak <= mapped + 4 * image
 
 
 def test_frames_come_back_in_eight_bits_without_loss_to_h264(video, images):
@@ -88,14 +127,16 @@ def test_it_knows_itself_without_its_frames(video):
     assert video.get_frame_rate() == RATE and video.get_duration() == 9 / 16 and video.get_bit_depth() == 8
 
 
-def test_a_trimmed_part_outlives_it(video, tmp_path):
+def test_a_trimmed_part_outlives_it(latent, tmp_path):
+    video = decoded(latent, tmp_path)
     part = video.as_trimmed(0, 0.25)
     del video
     part.save_to(str(tmp_path / "part.mp4"))
     assert len(packets(tmp_path / "part.mp4")) == 4
 
 
-def test_only_the_mp4_is_left_in_the_folder(video, tmp_path):
+def test_only_the_mp4_is_left_in_the_folder(latent, tmp_path):
+    decoded(latent, tmp_path / "temp")
     assert [path.suffix for path in (tmp_path / "temp").iterdir()] == [".mp4"]
 
 
@@ -121,14 +162,12 @@ def random_latent(**changes) -> dict:
     return node("TestRandomLatent", **dict(channels=16, length=3, height=4, width=6, seed=1) | changes)
 
 
-def video_job(prefix: str, codec: dict | None = None, **changes: dict) -> dict:
+def video_job(prefix: str, how: dict | None = None, **changes: dict) -> dict:
     return {
         "latent": random_latent(),
         "vae": node("VAELoader", vae_name=checkpoints.VAE),
         "video": node("TurboDiffusionVAEDecodeVideo", samples=["latent", 0], vae=["vae", 0], fps=16),
-        "save": node(
-            "SaveVideo", video=["video", 0], filename_prefix=prefix, format="auto", **(codec or {"codec": "auto"})
-        ),
+        "save": node("SaveVideo", video=["video", 0], filename_prefix=prefix, **(how or AUTO)),
     } | changes
 
 
@@ -145,32 +184,70 @@ def failing(at: int, above: int) -> dict:
     return node("TestFailingVAE", vae_name=checkpoints.VAE, at=at, above=above)
 
 
-def output(server, result):
-    (file,) = result.files
-    return server.output_dir / file["subfolder"] / file["filename"]
+def settings(specs: dict, prefix: str = "") -> list[dict]:
+    """The first choice of every widget, and then every other choice of each, as inputs of a prompt."""
+    found = [{}]
+    for name, kind, options in graph.specs(specs):
+        key = prefix + name
+        if kind == graph.DYNAMIC and not options.get("hidden"):
+            choices = [{key: o["key"]} | more for o in options["options"] for more in settings(o["inputs"], f"{key}.")]
+        elif kind == "COMBO":
+            choices = [{key: value} for value in options["options"]]
+        elif kind == "FLOAT":
+            choices = [{key: 10.0}]
+        else:
+            continue
+        found = [one | choices[0] for one in found] + [found[0] | choice for choice in choices[1:]]
+    return found
 
 
 @pytest.mark.server
-def test_a_job_saves_what_the_stock_nodes_save(server):
-    ours = server.client.run(video_job("ours"))
-    stock = video_job("stock", video=node("CreateVideo", images=["frames", 0], fps=16))
-    stock["frames"] = node("VAEDecode", samples=["latent", 0], vae=["vae", 0])
-    theirs = server.client.run(stock)
-    one, other = output(server, ours), output(server, theirs)
-    assert packets(one) == packets(other) and len(packets(one)) == 9
-    rate, metadata = rate_and_metadata(one)
-    assert rate == 16 and json.loads(metadata["prompt"])["video"]["class_type"] == "TurboDiffusionVAEDecodeVideo"
-    assert [(p["value"], p["max"]) for p in ours.of("progress") if p["node"] == "video"] == [(1, 2), (2, 2)]
+def test_every_node_and_setting_gives_what_it_gives_for_a_stock_video(server):
+    saves = settings(saves_of(server))
+    assert {"auto", "mp4"} <= {save["format"] for save in saves} and len(saves) > 3
+    job = video_job("ours") | {
+        "frames": node("VAEDecode", samples=["latent", 0], vae=["vae", 0]),
+        "stock": node("CreateVideo", images=["frames", 0], fps=16),
+        "parts": node("GetVideoComponents", video=["video", 0]),
+        "again": node("CreateVideo", images=["parts", 0], fps=["parts", 2]),
+    }
+    for name in ("video", "stock"):
+        cut = dict(start_time=0.125, duration=0.25, strict_duration=True)
+        job[f"cut {name}"] = node("Video Slice", video=[name, 0], **cut)
+        job[f"saved cut {name}"] = node("SaveVideo", video=[f"cut {name}", 0], filename_prefix="cut", **AUTO)
+    pairs = {"saved cut video": "saved cut stock"}
+    for i, save in enumerate(saves):
+        # HDR is made of more than 8 bits, which only the stock frames have.
+        deep = any(str(value).startswith("HDR") for value in save.values())
+        for name in ("video", "again" if deep else "stock"):
+            job[f"save {i} {name}"] = node("SaveVideo", video=[name, 0], filename_prefix=name, **save)
+        pairs[f"save {i} video"] = f"save {i} {name}"
+    del job["save"]
+    result = server.client.run(job)
+    for one, other in pairs.items():
+        ours, theirs = (saved_by(server, result, name) for name in (one, other))
+        assert ours.suffix == theirs.suffix and tags(ours) == tags(theirs), job[one]
+        assert packets(ours) == packets(theirs) and pixels(ours) == pixels(theirs), job[one]
+        assert len(packets(ours)) == (4 if "cut" in one else 9)
+        assert rate_and_metadata(ours) == rate_and_metadata(theirs), job[one]
+    progress = [(p["value"], p["max"]) for p in result.of("progress") if p["node"] == "video"]
+    assert progress == [(1, 2), (2, 2)]
+
+
+def saves_of(server) -> dict:
+    return server.client.object_info("SaveVideo")["input"]
+
+
+def saved_by(server, result, name: str):
+    (file,) = result.outputs[name]["images"]
+    return server.output_dir / file["subfolder"] / file["filename"]
 
 
 @pytest.mark.server
 def test_a_cached_video_is_saved_again(server):
     server.client.run(video_job("once", latent=random_latent(seed=2)))
-    job = video_job(
-        "again",
-        latent=random_latent(seed=2),
-        codec={"codec": "h264", "codec.encoding": "re-encode", "codec.encoding.crf": 5},
-    )
+    how = next(save for save in settings(saves_of(server)) if any(key.endswith(".crf") for key in save))
+    job = video_job("again", how, latent=random_latent(seed=2))
     job["frames"] = node("GetVideoComponents", video=["video", 0])
     job["pictures"] = node("SaveImage", images=["frames", 0], filename_prefix="again")
     again = server.client.run(job)

@@ -12,12 +12,12 @@ COMPANIONS = ("control_after_generate", "image_upload", "video_upload")
 SEEDS = {"seed", "noise_seed"}
 
 
-def _specs(inputs: dict, order: dict | None = None) -> Iterator[tuple[str, str, dict]]:
+def specs(inputs: dict, order: dict | None = None) -> Iterator[tuple[str, str, dict]]:
     """(name, type, options) of each input; a V1 combo is written as the list of its options instead of a type."""
     for section in ("required", "optional"):
-        specs = inputs.get(section, {})
-        for name in (order or {}).get(section, specs):
-            kind, *options = specs[name]
+        found = inputs.get(section, {})
+        for name in (order or {}).get(section, found):
+            kind, *options = found[name]
             yield name, "COMBO" if isinstance(kind, list) else kind, options[0] if options else {}
 
 
@@ -25,18 +25,20 @@ def _is_widget(kind: str, options: dict) -> bool:
     return kind in WIDGETS and not options.get("forceInput")
 
 
-def _widget_values(specs: Iterator[tuple[str, str, dict]], values: Iterator, prefix: str = "") -> Iterator[tuple]:
+def _widget_values(inputs: Iterator[tuple[str, str, dict]], values: Iterator, prefix: str = "") -> Iterator[tuple]:
     """(name, value) of each widget, read off the positional `values`."""
-    for name, kind, options in specs:
+    for name, kind, options in inputs:
         if not _is_widget(kind, options):
             continue
         # A workflow saved before the input existed lacks its value; the editor then takes the default too.
         value = next(values, options.get("default"))
+        if kind == DYNAMIC and value is None:
+            value = options["options"][0]["key"]
         yield prefix + name, value
         if kind == DYNAMIC:
             # The chosen option's own widgets follow, named `codec.encoding`.
             chosen = next(o["inputs"] for o in options["options"] if o["key"] == value)
-            yield from _widget_values(_specs(chosen), values, f"{prefix}{name}.")
+            yield from _widget_values(specs(chosen), values, f"{prefix}{name}.")
         elif any(options.get(c) for c in COMPANIONS) or (kind == "INT" and name in SEEDS):
             next(values, None)
 
@@ -59,7 +61,7 @@ def ui_to_api(workflow: dict, object_info: dict) -> dict:
     for node in nodes.values():
         info = object_info[node["type"]]
         values = iter(node.get("widgets_values", []))
-        inputs = dict(_widget_values(_specs(info["input"], info["input_order"]), values))
+        inputs = dict(_widget_values(specs(info["input"], info["input_order"]), values))
         if rest := list(values):
             raise ValueError(f"node {node['id']} ({node['type']}): {rest} belong to no widget")
         # A widget's socket may be linked; then the link takes the place of its value.

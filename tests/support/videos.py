@@ -1,17 +1,64 @@
-"""What is in an mp4."""
+"""What is in a video file, and what it takes to make one."""
 
+import resource
+from contextlib import contextmanager
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 
 import av
+import torch
+
+# What a player reads of a stream before it decodes it.
+TAGS = ("pix_fmt", "profile", "color_primaries", "color_trc", "colorspace", "color_range", "width", "height")
 
 
-def packets(video: Path) -> list[tuple[int, bytes]]:
+def _rewound(video: Path | str | BytesIO) -> str | BytesIO:
+    if not isinstance(video, BytesIO):
+        return str(video)
+    video.seek(0)
+    return video
+
+
+def packets(video: Path | str | BytesIO) -> list[tuple[int, bytes]]:
     """Time and bytes of every packet of the video stream: equal lists are the same video, bit for bit."""
-    with av.open(str(video)) as container:
+    with av.open(_rewound(video)) as container:
         return [(packet.pts, bytes(packet)) for packet in container.demux(video=0) if packet.size]
 
 
-def rate_and_metadata(video: Path) -> tuple[Fraction, dict[str, str]]:
-    with av.open(str(video)) as container:
+def rate_and_metadata(video: Path | str | BytesIO) -> tuple[Fraction, dict[str, str]]:
+    with av.open(_rewound(video)) as container:
         return container.streams.video[0].average_rate, dict(container.metadata)
+
+
+def tags(video: Path | str | BytesIO) -> dict:
+    """What the file says of itself: container, codec and colours."""
+    with av.open(_rewound(video)) as container:
+        stream = container.streams.video[0]
+        about = {name: getattr(stream.codec_context, name) for name in TAGS}
+        streams = [stream.type for stream in container.streams]
+        about |= {"container": container.format.name, "codec": stream.codec.name, "streams": streams}
+    about["brand"] = (video.getvalue() if isinstance(video, BytesIO) else Path(video).read_bytes())[:12]
+    return about
+
+
+def pixels(video: Path | str | BytesIO) -> list[tuple[float, bytes]]:
+    """Time and samples of every decoded frame, in the file's own pixel format."""
+    with av.open(_rewound(video)) as container:
+        return [(frame.time, frame.to_ndarray().tobytes()) for frame in container.decode(video=0)]
+
+
+@contextmanager
+def largest_file(size: int):
+    """A limit on the size of a file, which stands for a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def noise(count: int = 40) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8, generator=generator)

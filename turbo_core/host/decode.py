@@ -25,8 +25,10 @@ _ELEMENTS = {wan21.WanVAE: (6, 43), wan22.WanVAE: (8, 21)}
 
 
 def can_stream(vae: comfy.sd.VAE) -> bool:
-    """Whether `decode` knows this VAE: those of Wan 2.1 (also narrower ones) and Wan 2.2 5B."""
-    return type(vae.first_stage_model) in _ELEMENTS
+    """Whether `decode` knows this VAE: those of Wan 2.1 (also narrower ones) and Wan 2.2 5B.
+
+    Later hosts also load Qwen Image 2.1 into Wan 2.2's class: its latents are images [B, C, h, w], so the host's latent_dim is 2."""
+    return type(vae.first_stage_model) in _ELEMENTS and vae.latent_dim == 3
 
 
 def latent_of(vae: comfy.sd.VAE, samples: dict) -> torch.Tensor:

@@ -10,6 +10,7 @@ from td_pack.tests.support.allocations import PeakBytes
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host import decode as module
 from td_pack.turbo_core.host.decode import (
+    can_stream,
     chunk_memory,
     decode,
     decode_images,
@@ -64,6 +65,16 @@ def test_another_vae_is_decoded_by_comfyui():
     vae = vaes.taesd()
     z = torch.randn(2, 4, 2, 2)
     assert torch.equal(decode_images(vae, latent_of(vae, {"samples": z})), vae.decode(z))
+
+
+def test_an_image_model_in_wan_22s_class_is_decoded_by_comfyui(monkeypatch):
+    """Later hosts load Qwen Image 2.1 into it, whose latents are images [B, C, h, w]: there latent_dim is 2. The hosts that are
+    tested have no such decode, so its call is what can be seen."""
+    vae, z, image = vaes.wan22(), torch.randn(1, 48, 2, 2), torch.rand(1, 32, 32, 4)
+    assert can_stream(vae)
+    vae.latent_dim = 2
+    monkeypatch.setattr(vae, "decode", lambda latent: image if latent is z else None)
+    assert not can_stream(vae) and decode_images(vae, latent_of(vae, {"samples": z})) is image
 
 
 def test_eight_bit_frames_come_in_order_and_as_they_are_done(wan21):
