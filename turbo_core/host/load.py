@@ -23,6 +23,7 @@ from .camera_model import CameraWAN
 from .hooks import refuse_on_quantised
 from .nf4 import nf4_operations, patch_at_run_time
 from .quant import block_int8_operations
+from .saving import with_save_check
 
 logger = logging.getLogger("turbodiffusion")
 
@@ -59,7 +60,7 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
 
     model = (CameraWAN if spec.camera else TurboWAN)(config, spec, Path(path))
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = patcher_class(model, load_device=device, offload_device=offload_device)
+    patcher = with_save_check(patcher_class)(model, load_device=device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
     if not patcher.is_dynamic():
