@@ -143,6 +143,7 @@ def test_what_differs_between_hosts_is_in_one_file():
         "comfy_force_cast_weights",
         '"_v"',
         "cast_bias_weight",
+        "_comfy_model_dtype",
         "add_on_prompt_handler",
         'node_replacement"',
         'NodeReplace"',

@@ -44,6 +44,18 @@ class _Fetched:
         comfy.ops.uncast_bias_weight(self.layer, *self.fetched)
 
 
+def declared_dtypes(network: torch.nn.Module) -> dict[str, torch.dtype]:
+    """The dtype that each parameter was built with, by its name. While dynamic VRAM is on, ComfyUI builds linears without
+    tensors and keeps the dtype in an attribute."""
+    dtypes = {name: parameter.dtype for name, parameter in network.named_parameters()}
+    for name, layer in network.named_modules():
+        for kind in ("weight", "bias"):
+            dtype = getattr(layer, f"{kind}_comfy_model_dtype", None)
+            if dtype is not None:
+                dtypes[f"{name}.{kind}"] = dtype
+    return dtypes
+
+
 def before_each_prompt(handler: Callable[[dict], dict]) -> bool:
     """Has the server pass each request of POST /prompt through `handler`; False where it cannot."""
     add = getattr(PromptServer.instance, "add_on_prompt_handler", None)

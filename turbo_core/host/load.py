@@ -20,6 +20,7 @@ from ..checkpoint.shards import read_parts
 from ..errors import CheckpointError
 from .base_model import TurboWAN
 from .camera_model import CameraWAN
+from .features import declared_dtypes
 from .hooks import refuse_on_quantised
 from .nf4 import nf4_operations, patch_at_run_time
 from .quant import block_int8_operations
@@ -106,5 +107,6 @@ def _default_dtype(device: torch.device) -> torch.dtype:
 
 def _match_dtypes(network: torch.nn.Module, tensors: dict[str, torch.Tensor], device: torch.device) -> None:
     """Converts tensors to what their layer declares, in place in the dictionary. One that fits stays mapped from the file."""
-    for name, declared in network.named_parameters():
-        tensors[name] = tensors[name].to(device=device, dtype=declared.dtype)
+    for name, dtype in declared_dtypes(network).items():
+        if name in tensors:
+            tensors[name] = tensors[name].to(device=device, dtype=dtype)
