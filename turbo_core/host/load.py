@@ -82,6 +82,9 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if path.suffix.lower() not in read.SAFETENSORS_SUFFIXES:
         return read.read_pth(path), {}
     try:
+        # The reader that ComfyUI has for dynamic VRAM checks neither the header nor the length of the file.
+        with safetensors.safe_open(path, framework="pt"):
+            pass
         tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         raise read.damaged(path, error) from error
