@@ -139,7 +139,15 @@ except ImportError as error:
 
 def test_what_differs_between_hosts_is_in_one_file():
     """Names that another ComfyUI may lack stand in turbo_core/host/features.py alone."""
-    names = ("comfy_force_cast_weights", '"_v"', "add_on_prompt_handler", 'node_replacement"', 'NodeReplace"')
+    names = (
+        "comfy_force_cast_weights",
+        '"_v"',
+        "cast_bias_weight",
+        "_comfy_model_dtype",
+        "add_on_prompt_handler",
+        'node_replacement"',
+        'NodeReplace"',
+    )
     found = {path for path in SOURCES for name in names if name in (ROOT / path).read_text()}
     assert found == {Path("turbo_core/host/features.py")}
 

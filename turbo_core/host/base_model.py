@@ -17,6 +17,7 @@ from ..record import RunRecord
 from ..sampling.schedule import in_first_steps
 from .model import TurboWanModel
 from .model_sampling import RCMSampling, rcm_settings
+from .saving import check_branches
 
 IMAGE_KEY = "concat_latent_image"  # in conditioning; where ComfyUI's WanImageToVideo puts its latent
 CAMERA_KEY = "camera_conditions"  # in conditioning; where ComfyUI's own camera nodes put theirs
@@ -110,12 +111,8 @@ class TurboWAN(comfy.model_base.WAN21):
         return timestep.to(torch.bfloat16).float() if self.spec.turbo else timestep
 
     def state_dict_for_saving(self, *args, **kwargs):
-        """As ComfyUI's. Raises TurboError while a LoRA runs beside quantised weights: they would be saved without it."""
-        if any(getattr(layer, "branches", ()) for layer in self.diffusion_model.modules()):
-            raise TurboError(
-                "A quantised model cannot be saved with a LoRA of TurboDiffusionLoRA on it: save it without the LoRA, or merge the "
-                "LoRA into the file with TurboDiffusionConvert."
-            )
+        """As ComfyUI's. Raises TurboError as `check_branches`, also for a patcher that is not from our loader."""
+        check_branches(self.diffusion_model)
         return super().state_dict_for_saving(*args, **kwargs)
 
     def extra_conds(self, **kwargs):

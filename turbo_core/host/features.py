@@ -4,19 +4,56 @@ Too old hosts are refused before anything is imported (`environment.check_comfyu
 marks on layers, whose absence means the plain way, and offers of the server that only make things easier."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
+import comfy.ops
 import torch
 from server import PromptServer
 
 
 def is_streamed(layer: torch.nn.Module) -> bool:
     """Whether dynamic VRAM holds the layer's weight and has to hand it out at each run (comfy/ops.py)."""
-    return hasattr(layer, "_v")
+    return getattr(layer, "_v", None) is not None
 
 
 def is_cast(layer: torch.nn.Module) -> bool:
     """Whether ComfyUI changes the layer's weight on its way to the device: hooks, a LoRA on an offloaded weight."""
     return getattr(layer, "comfy_force_cast_weights", False)
+
+
+def fetched(
+    layer: torch.nn.Module, *args, **kwargs
+) -> AbstractContextManager[tuple[torch.Tensor, torch.Tensor | None]]:
+    """A context that gives weight and bias of a layer as ComfyUI would run it with: on the device, patched, of the right dtype.
+    It takes the arguments of `comfy.ops.cast_bias_weight`. Afterwards the memory may be used for the next layer, also if the block
+    has raised."""
+    context = getattr(comfy.ops, "CastBiasWeightContext", _Fetched)
+    return context(layer, *args, offloadable=True, **kwargs)
+
+
+class _Fetched:
+    """ComfyUI's CastBiasWeightContext for hosts before 0.34. A class, because torch.compile traces one without a graph break."""
+
+    def __init__(self, layer: torch.nn.Module, *args, **kwargs):
+        self.layer, self.fetched = layer, comfy.ops.cast_bias_weight(layer, *args, **kwargs)
+
+    def __enter__(self):
+        return self.fetched[:2]
+
+    def __exit__(self, *_):
+        comfy.ops.uncast_bias_weight(self.layer, *self.fetched)
+
+
+def declared_dtypes(network: torch.nn.Module) -> dict[str, torch.dtype]:
+    """The dtype that each parameter was built with, by its name. While dynamic VRAM is on, ComfyUI builds linears without
+    tensors and keeps the dtype in an attribute."""
+    dtypes = {name: parameter.dtype for name, parameter in network.named_parameters()}
+    for name, layer in network.named_modules():
+        for kind in ("weight", "bias"):
+            dtype = getattr(layer, f"{kind}_comfy_model_dtype", None)
+            if dtype is not None:
+                dtypes[f"{name}.{kind}"] = dtype
+    return dtypes
 
 
 def before_each_prompt(handler: Callable[[dict], dict]) -> bool:

@@ -5,7 +5,6 @@ the same order but for these roundings, which a float32 model does not have: lay
 (ComfyUI rounds the norm first, and so does upstream), and gate and residual are added to the rounded product by one fused
 multiply-add, as `addcmul` does. Codes and scales are those that a separate quantiser makes of the same rounded values."""
 
-import comfy.ops
 import torch
 import torch.nn.functional as F
 from comfy.ldm.wan.model import repeat_e
@@ -18,6 +17,7 @@ from ...kernels import (
     layer_norm_modulate_quantize,
     rms_norm_rope,
 )
+from .features import fetched
 from .quant import Quantized, takes_codes
 
 
@@ -33,10 +33,8 @@ def norm_modulate(
 
 def norm_rope(norm: torch.nn.RMSNorm, x: torch.Tensor, freqs: torch.Tensor, heads: int) -> torch.Tensor:
     """Rotary embedding of norm(x), x [B, L, H * D] -> [B, L, H, D]."""
-    weight, bias, stream = comfy.ops.cast_bias_weight(norm, x, offloadable=True)
-    y = rms_norm_rope(x, weight, freqs, heads, norm.eps)
-    comfy.ops.uncast_bias_weight(norm, weight, bias, stream)
-    return y
+    with fetched(norm, x) as (weight, _):
+        return rms_norm_rope(x, weight, freqs, heads, norm.eps)
 
 
 def linear_gelu(

@@ -20,9 +20,11 @@ from ..checkpoint.shards import read_parts
 from ..errors import CheckpointError
 from .base_model import TurboWAN
 from .camera_model import CameraWAN
+from .features import declared_dtypes
 from .hooks import refuse_on_quantised
 from .nf4 import nf4_operations, patch_at_run_time
 from .quant import block_int8_operations
+from .saving import with_save_check
 
 logger = logging.getLogger("turbodiffusion")
 
@@ -59,7 +61,7 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
 
     model = (CameraWAN if spec.camera else TurboWAN)(config, spec, Path(path))
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = patcher_class(model, load_device=device, offload_device=offload_device)
+    patcher = with_save_check(patcher_class)(model, load_device=device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
     if not patcher.is_dynamic():
@@ -80,6 +82,9 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if path.suffix.lower() not in read.SAFETENSORS_SUFFIXES:
         return read.read_pth(path), {}
     try:
+        # The reader that ComfyUI has for dynamic VRAM checks neither the header nor the length of the file.
+        with safetensors.safe_open(path, framework="pt"):
+            pass
         tensors, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         raise read.damaged(path, error) from error
@@ -105,5 +110,6 @@ def _default_dtype(device: torch.device) -> torch.dtype:
 
 def _match_dtypes(network: torch.nn.Module, tensors: dict[str, torch.Tensor], device: torch.device) -> None:
     """Converts tensors to what their layer declares, in place in the dictionary. One that fits stays mapped from the file."""
-    for name, declared in network.named_parameters():
-        tensors[name] = tensors[name].to(device=device, dtype=declared.dtype)
+    for name, dtype in declared_dtypes(network).items():
+        if name in tensors:
+            tensors[name] = tensors[name].to(device=device, dtype=dtype)

@@ -17,6 +17,7 @@ from ...kernels import sparse_linear_attention
 from ..attention import SLA
 from ..checkpoint.layout import HEAD_WIDTH
 from ..errors import TurboError
+from .features import fetched
 from .fused import add_gated, add_gated_linear, linear_gelu, norm_modulate, norm_rope
 from .quant import Quantized, is_replaced
 
@@ -68,11 +69,8 @@ class TurboSelfAttention(WanSelfAttention):
             )
         comfy.ops.run_every_op()
         # The operator fuses the projection, so its weights are fetched (offload, LoRA) as the layer itself would.
-        projection = self.attn_op.local_attn.proj_l
-        weight, bias, stream = comfy.ops.cast_bias_weight(projection, q, offloadable=True)
-        out = sparse_linear_attention(q, k, v, weight, bias, self.sla.topk, self.sla.pv)
-        comfy.ops.uncast_bias_weight(projection, weight, bias, stream)
-        return out
+        with fetched(self.attn_op.local_attn.proj_l, q) as (weight, bias):
+            return sparse_linear_attention(q, k, v, weight, bias, self.sla.topk, self.sla.pv)
 
 
 class TurboBlock(WanAttentionBlock):

@@ -6,6 +6,7 @@ it; it stays int8 on disk, in memory, in VRAM and in transfer."""
 import dataclasses
 from typing import NamedTuple
 
+import comfy.model_management
 import comfy.ops
 import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
@@ -14,7 +15,7 @@ from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, register_lay
 from ...kernels import dequantize_block, int8_linear, int8_matmul, multiplies_codes, quantize_block
 from ..lora import LowRank
 from .branches import add_branches
-from .features import is_cast, is_streamed
+from .features import fetched, is_cast, is_streamed
 
 LAYOUT = "TurboDiffusionBlockINT8Layout"
 FORMAT = "turbodiffusion_int8_block128"
@@ -90,7 +91,7 @@ def takes_codes(device: torch.device, *layers: torch.nn.Module) -> bool:
             not is_block_int8(getattr(layer, "weight", None))
             or len(layer.branches) + len(layer.weight_function) + len(layer.bias_function) > 0
             or is_cast(layer)
-            or (is_streamed(layer) and device.type == "cpu")
+            or (is_streamed(layer) and comfy.model_management.is_device_cpu(device))
             or is_replaced(layer)
         ):
             return False
@@ -184,17 +185,14 @@ def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict | None 
                 if self._is_resident(x.codes.device):
                     weight = self.weight
                     return operator(x.codes, x.scales, weight._qdata, weight._params.scale, self.bias, **options)
-                weight, bias, stream = comfy.ops.cast_bias_weight(
+                with fetched(
                     self,
                     dtype=self.weight.dtype,
                     device=x.codes.device,
                     bias_dtype=x.dtype,
-                    offloadable=True,
                     compute_dtype=x.dtype,
                     want_requant=True,
-                )
-                y = operator(x.codes, x.scales, weight._qdata, weight._params.scale, bias, **options)
-                comfy.ops.uncast_bias_weight(self, weight, bias, stream)
-                return y
+                ) as (weight, bias):
+                    return operator(x.codes, x.scales, weight._qdata, weight._params.scale, bias, **options)
 
     return BlockInt8Operations
