@@ -154,7 +154,7 @@ def _kitchen_unavailable(device: torch.device) -> str | None:
         return f"its compiled kernels do not reach a {device.type} device"
     if importlib.util.find_spec("comfy_kitchen") is None:
         return "it is not installed"
-    return importlib.import_module(".kitchen.norm", __package__).unavailable()
+    return importlib.import_module(".norm.comfy_kitchen", __package__).unavailable()
 
 
 def eight_bit_format(device: torch.device) -> tuple[str, str]:
@@ -164,6 +164,6 @@ def eight_bit_format(device: torch.device) -> tuple[str, str]:
         return "fp16", f"the most exact, since Triton does not run: {reason}"
     if torch.version.hip is not None:
         return "fp16", "the others are not tried on this kind of GPU"
-    sage = importlib.import_module(".triton.sage_attention", __package__)
+    sage = importlib.import_module(".attention.triton.sage", __package__)
     choice = sage.default_pv(torch.cuda.get_device_capability(device), triton_version())
     return choice[0] or "fp16", choice[2]

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 
 import torch
 
+from .attention import custom_ops as attention
 from .backends import Operator, eight_bit_format
-from .ops import attention, int8, norm
-from .ops.nf4 import NF4
-from .reference.int8 import dequantize_block, quantize_block
+from .int8 import custom_ops as int8
+from .int8.reference import dequantize_block, quantize_block
+from .nf4.custom_ops import NF4
+from .norm import custom_ops as norm
 
 # bf16 inputs and output carry 2^-9 relative error each; a broken kernel is off by tens of per cent.
 _TOLERANCE = 2e-2

@@ -22,6 +22,8 @@ TOP_LEVEL = {"nodes", "turbo_core", "kernels", "tests"}
 def layer(path: Path) -> str:
     """The row of ALLOWED that a file belongs to."""
     parts = path.with_suffix("").parts
+    if parts[0] == "kernels" and parts[-1] == "comfy_kitchen":
+        return "kernels/comfy_kitchen"
     return next((row for row in ALLOWED if "/" in row and parts[:2] == tuple(row.split("/"))), parts[0])
 
 
@@ -33,7 +35,7 @@ ALLOWED = {
     "turbo_core/host": ({"turbo_core", "turbo_core/host", "kernels"}, {"folder_paths", "comfy_api", "triton"}),
     "turbo_core": ({"turbo_core", "kernels"}, HOST | {"folder_paths", "triton"}),
     "kernels": ({"kernels"}, HOST | {"folder_paths"}),
-    "kernels/kitchen": ({"kernels"}, HOST - {"comfy_kitchen"} | {"folder_paths", "triton"}),
+    "kernels/comfy_kitchen": ({"kernels"}, HOST - {"comfy_kitchen"} | {"folder_paths", "triton"}),
 }
 
 

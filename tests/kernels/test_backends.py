@@ -8,9 +8,11 @@ import pytest
 import torch
 from td_pack import kernels
 from td_pack.kernels import OPERATORS, NoBackendError, backends, counting, self_test, use_backend
+from td_pack.kernels.attention import custom_ops as attention
+from td_pack.kernels.attention.reference import sla
 from td_pack.kernels.backends import Operator, slow_int8, triton_unavailable, unavailable
-from td_pack.kernels.ops import attention, int8, norm
-from td_pack.kernels.reference import sla
+from td_pack.kernels.int8 import custom_ops as int8
+from td_pack.kernels.norm import custom_ops as norm
 from td_pack.tests.support.fresh import fresh
 from td_pack.tests.support.interpreter import DEVICE
 
@@ -88,7 +90,7 @@ def test_a_dequantized_weight_is_multiplied_in_float_and_counted_so(dtype):
     generator = torch.Generator().manual_seed(2)
     x, bias = torch.randn(2, 9, 200, generator=generator).to(dtype), torch.randn(140, generator=generator)
     codes, scales = kernels.quantize_block(torch.randn(140, 200, generator=generator))
-    counter = kernels.tally.Counter()
+    counter = kernels.call_counter.Counter()
     with use_backend("dequantized"), counting(counter):
         actual = kernels.int8_linear(x, codes, scales, bias)
     weight = kernels.dequantize_block(codes, scales, dtype)
@@ -153,7 +155,7 @@ def test_the_self_test_runs_once_per_device(monkeypatch):
 
 def test_full_attention_stands_in_with_one_warning(caplog):
     """Where not even the definition runs: more than was asked for, said once and counted as what it is."""
-    counter = kernels.tally.Counter()
+    counter = kernels.call_counter.Counter()
     with use_backend("dense"), counting(counter), caplog.at_level(logging.WARNING, "turbodiffusion"):
         for _ in range(2):
             actual = kernels.sparse_linear_attention(*qkv(), torch.eye(128), torch.zeros(128), 0.4)
@@ -186,7 +188,8 @@ x, weight = torch.randn(1, 140, 256), kernels.quantize_block(torch.randn(128, 25
 kernels.int8_linear(x, *weight)
 codes = kernels.layer_norm_modulate_quantize(x, *torch.randn(2, 1, 1, 256))
 kernels.int8_matmul_gelu_quantize(*codes, *weight, None, torch.bfloat16)
-print(*(name for name in sys.modules if name.startswith(("triton.", "pack.kernels.triton", "pack.kernels.kitchen"))))
+loaded = (name.split(".") for name in sys.modules)
+print(*(name for name in loaded if name[0] == "triton" or (name[0] == "pack" and {"triton", "comfy_kitchen"} & set(name))))
 print(triton_unavailable(torch.device("cuda")))
 for title, operator in kernels.OPERATORS.items():
     print(operator.choose(torch.device("cpu")))
@@ -230,7 +233,7 @@ class TestComfyKitchen:
     @pytest.fixture
     def installed(self):
         pytest.importorskip("comfy_kitchen", reason="comfy_kitchen comes with ComfyUI")
-        from td_pack.kernels.kitchen import norm as kitchen
+        from td_pack.kernels.norm import comfy_kitchen as kitchen
 
         kitchen._backend.cache_clear()
         yield kitchen
@@ -262,7 +265,7 @@ class TestComfyKitchen:
         monkeypatch.setattr(backends, "_kitchen_unavailable", lambda device: kitchen.unavailable())
         assert norm.RMS_NORM_ROPE.choose(CPU) == ("comfy_kitchen", {"triton": "it is not installed"})
         x, (shift, scale) = torch.randn(2, 9, 200), torch.randn(2, 2, 3, 200)
-        expected = kernels.reference.norm.layer_norm_modulate(x, shift, scale, eps=1e-6)
+        expected = kernels.norm.reference.layer_norm_modulate(x, shift, scale, eps=1e-6)
         assert torch.equal(kernels.layer_norm_modulate(x, shift, scale), expected), (
             "a modulation by frame is not its own"
         )

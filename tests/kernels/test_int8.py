@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from td_pack.kernels.reference import int8
+from td_pack.kernels.int8 import reference as int8
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.tensors import decode, draw, relative, spread
 

@@ -3,13 +3,13 @@
 import ast
 import importlib
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from td_pack.tests.support.aot import KernelCase
+from td_pack.tests.support.kernels import ROOT, TRITON_FILES, module_name
 
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
-FILES = sorted((KERNELS / "triton").glob("[!_]*.py"))
 BANNED = {"make_block_ptr", "libdevice", "autotune"}
 
 
@@ -69,36 +69,37 @@ def case_faults(text: str, cases: list[KernelCase]) -> list[str]:
     return faults
 
 
-def public_functions(folder: str) -> dict:
-    """What the modules of the folder define for others, by name."""
+def public_functions(paths: Iterable[Path]) -> dict:
+    """What the modules define for others, by name."""
     found = {}
-    for path in sorted((KERNELS / folder).glob("[!_]*.py")):
-        module = importlib.import_module(f"td_pack.kernels.{folder}.{path.stem}")
+    for path in paths:
+        module = importlib.import_module(f"td_pack.{module_name(path)}")
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ == module.__name__ and not name.startswith("_"):
                 found[name] = function
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRITON_FILES, ids=module_name)
 def test_kernel_file(path):
     assert not file_faults(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRITON_FILES, ids=module_name)
 def test_kernels_have_cases_and_do_not_recompile_for_a_length(path):
     modules = Path(__file__).with_name("aot_cases").glob("[!_]*.py")
     cases = [
         case
         for module in modules
         for case in importlib.import_module(f"td_pack.tests.kernels.aot_cases.{module.stem}").CASES
-        if case.module == f"kernels.triton.{path.stem}"
+        if case.module == module_name(path)
     ]
     assert not case_faults(path.read_text(encoding="utf-8"), cases)
 
 
 def test_launchers_have_the_signature_of_their_reference():
-    fast, plain = public_functions("triton"), public_functions("reference")
+    references = {*ROOT.glob("kernels/*/reference/[!_]*.py"), *ROOT.glob("kernels/*/reference.py")}
+    fast, plain = public_functions(TRITON_FILES), public_functions(references)
     shared = fast.keys() & plain.keys()
     assert shared
     for name in shared:
@@ -114,7 +115,7 @@ def _kernel(p_x, L, N, x_b, W: tl.constexpr):
 def run(x):
     _kernel[(1,)](x, enable_fp_fusion=True)
 """
-CASE = KernelCase("kernel", "kernels.triton.x", "_kernel", {}, {}, {}, divisible=("N",))
+CASE = KernelCase("kernel", "kernels.x.triton", "_kernel", {}, {}, {}, divisible=("N",))
 
 
 @pytest.mark.parametrize("old, new, message", [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from td_pack.kernels import counting, nf4_dequantize, use_backend
 from td_pack.kernels.backends import NoBackendError
-from td_pack.kernels.reference import nf4 as reference
+from td_pack.kernels.nf4 import reference
 from td_pack.tests.support import lingbot
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.turbo_core.checkpoint.packed import packed_weights

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from td_pack.kernels.reference import norm
-from td_pack.kernels.reference.norm import layer_norm_modulate, layer_norm_modulate_quantize, rms_norm_rope
+from td_pack.kernels.norm import reference as norm
+from td_pack.kernels.norm.reference import layer_norm_modulate, layer_norm_modulate_quantize, rms_norm_rope
 from td_pack.tests.support.norms import (
     EPS,
     assert_as_good_as,

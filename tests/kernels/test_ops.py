@@ -6,7 +6,9 @@ import pytest
 import torch
 from td_pack import kernels
 from td_pack.kernels import counting, dequantize_block, quantize_block, use_backend
-from td_pack.kernels.reference import int8, norm, sage, sla
+from td_pack.kernels.attention.reference import sage, sla
+from td_pack.kernels.int8 import reference as int8
+from td_pack.kernels.norm import reference as norm
 from td_pack.tests.support.interpreter import DEVICE
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from td_pack import kernels
 from td_pack.kernels import use_backend
-from td_pack.kernels.reference import sla
+from td_pack.kernels.attention.reference import sla
 from td_pack.tests.support.interpreter import DEVICE
 
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=12)

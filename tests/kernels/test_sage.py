@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from td_pack.kernels.reference import sage, sla
+from td_pack.kernels.attention.reference import sage, sla
 
 # Relative L2 and cosine of 8-bit attention against float64: what the formats cost (measured, times about 1.7).
 BOUNDS = {"fp16": (2.5e-2, 0.9997), "int8": (3.5e-2, 0.9995), "fp8": (6.5e-2, 0.998)}

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from td_pack.kernels.reference import sla
-from td_pack.kernels.reference.sla import block_map, block_sparse_attention, linear_attention
+from td_pack.kernels.attention.reference import sla
+from td_pack.kernels.attention.reference.sla import block_map, block_sparse_attention, linear_attention
 from td_pack.tests.support import checkpoints
 
 LENGTHS = (1, 63, 64, 65, 127, 128, 129, 500, 640, 1000)

@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from td_pack.kernels.reference import sla as reference
-from td_pack.kernels.triton import block_map as maps
-from td_pack.kernels.triton.block_map import block_map
+from td_pack.kernels.attention.reference import sla as reference
+from td_pack.kernels.attention.triton import block_selection as maps
+from td_pack.kernels.attention.triton.block_selection import block_map
 from td_pack.tests.support import tensors
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.poison import poisoned_memory

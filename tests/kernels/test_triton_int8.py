@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from td_pack.kernels.reference import int8 as reference
-from td_pack.kernels.triton import int8_linear, int8_quantize
+from td_pack.kernels.int8 import reference
+from td_pack.kernels.int8.triton import linear, quantize
 from td_pack.tests.kernels.aot_cases.int8 import CASES
 from td_pack.tests.support import tensors
 from td_pack.tests.support.interpreter import DEVICE
@@ -20,7 +20,7 @@ QUANTISERS = pytest.mark.parametrize("quantise", ["quantize_block", "quantize_ro
 
 @pytest.fixture(autouse=True)
 def poisoned():
-    with poisoned_memory(int8_quantize, int8_linear):
+    with poisoned_memory(quantize, linear):
         yield
 
 
@@ -64,23 +64,23 @@ def assert_near_codes(got, want):
 @pytest.mark.parametrize("shape", [(1, 1), (127, 128), (2, 128, 129), (3, 200), (2, 1, 130, 64)])
 def test_quantisers(quantise, dtype, shape):
     x = draw(*shape, dtype=dtype)
-    got = getattr(int8_quantize, quantise)(x)
+    got = getattr(quantize, quantise)(x)
     assert_equal(got, getattr(reference, quantise)(x))
-    assert_equal(getattr(int8_quantize, quantise)(x), got)
+    assert_equal(getattr(quantize, quantise)(x), got)
 
 
 @QUANTISERS
 def test_quantisers_on_strided_views(quantise):
     x = draw(2, 40, 140)
     for view in (x.transpose(1, 2)[:, :20], x[:, ::2], x[..., 1:], x[:1].expand(3, 40, 140)):
-        assert_equal(getattr(int8_quantize, quantise)(view), getattr(reference, quantise)(view))
+        assert_equal(getattr(quantize, quantise)(view), getattr(reference, quantise)(view))
 
 
 @QUANTISERS
 def test_quantisers_on_a_batch_equal_single_runs(quantise):
     x = draw(2, 130, 140)
-    singles = [getattr(int8_quantize, quantise)(item) for item in x]
-    assert_equal(getattr(int8_quantize, quantise)(x), [torch.stack(parts) for parts in zip(*singles, strict=True)])
+    singles = [getattr(quantize, quantise)(item) for item in x]
+    assert_equal(getattr(quantize, quantise)(x), [torch.stack(parts) for parts in zip(*singles, strict=True)])
 
 
 @QUANTISERS
@@ -101,7 +101,7 @@ def test_quantisers_on_a_batch_equal_single_runs(quantise):
 def test_quantisers_on_extreme_values(quantise, values):
     x = torch.zeros(130, 200, device=DEVICE)
     x[129, : len(values)] = torch.tensor(values)
-    got, want = getattr(int8_quantize, quantise)(x[64:]), getattr(reference, quantise)(x[64:])
+    got, want = getattr(quantize, quantise)(x[64:]), getattr(reference, quantise)(x[64:])
     assert torch.equal(got[0], want[0])
     torch.testing.assert_close(got[1], want[1], rtol=0, atol=0, equal_nan=True)
 
@@ -110,7 +110,7 @@ def test_quantisers_on_extreme_values(quantise, values):
 @pytest.mark.parametrize("shape", [(0, 128), (2, 0, 128), (0, 3, 128)])
 def test_quantisers_without_rows(quantise, shape):
     x = torch.zeros(shape, device=DEVICE)
-    assert_equal(getattr(int8_quantize, quantise)(x), getattr(reference, quantise)(x))
+    assert_equal(getattr(quantize, quantise)(x), getattr(reference, quantise)(x))
 
 
 # --- the product ------------------------------------------------------------------------------------------------------
@@ -126,9 +126,9 @@ TILES = {
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("m, n, k", [(1, 1, 1), (127, 128, 129), (129, 200, 256), (300, 65, 300)])
 def test_product(monkeypatch, quantise, tile, m, n, k):
-    monkeypatch.setattr(int8_linear, "tile", lambda *_, **__: TILES[tile])
+    monkeypatch.setattr(linear, "tile", lambda *_, **__: TILES[tile])
     given = operands(m, n, k, quantise)
-    got = int8_linear.int8_matmul(*given, out_dtype=torch.float32)
+    got = linear.int8_matmul(*given, out_dtype=torch.float32)
     assert_product(got, reference.int8_matmul(*given, out_dtype=torch.float32))
     # float32 rounds the scales, their product and at most 3 additions
     exact, bound = decode(*given[:2]) @ decode(*given[2:]).T, decode(*given[:2]).abs() @ decode(*given[2:]).abs().T
@@ -141,22 +141,22 @@ def test_product(monkeypatch, quantise, tile, m, n, k):
 def test_product_with_bias_on_a_batch(quantise, dtype, bias_dtype):
     given = operands(130, 140, 200, quantise, batch=(2,))
     bias = None if bias_dtype is None else draw(140, seed=2, dtype=bias_dtype)
-    got = int8_linear.int8_matmul(*given, bias, out_dtype=dtype)
+    got = linear.int8_matmul(*given, bias, out_dtype=dtype)
     assert_product(got, reference.int8_matmul(*given, bias, out_dtype=dtype))
-    assert torch.equal(int8_linear.int8_matmul(*given, bias, out_dtype=dtype), got)
+    assert torch.equal(linear.int8_matmul(*given, bias, out_dtype=dtype), got)
     for i in range(2):
-        single = int8_linear.int8_matmul(given[0][i], given[1][i], *given[2:], bias, out_dtype=dtype)
+        single = linear.int8_matmul(given[0][i], given[1][i], *given[2:], bias, out_dtype=dtype)
         assert torch.equal(got[i], single)
 
 
 @pytest.mark.parametrize("tile", ["plain", "magic"])
 def test_the_largest_sums_are_exact(monkeypatch, tile):
-    monkeypatch.setattr(int8_linear, "tile", lambda *_, **__: TILES[tile])
+    monkeypatch.setattr(linear, "tile", lambda *_, **__: TILES[tile])
     x = torch.full((2, 256), -128, dtype=torch.int8, device=DEVICE)
     w = x.clone()
     w[1] = 127
     ones = torch.ones(1, 2, device=DEVICE)
-    got = int8_linear.int8_matmul(x, ones, w, ones, out_dtype=torch.float32)
+    got = linear.int8_matmul(x, ones, w, ones, out_dtype=torch.float32)
     assert got.tolist() == [[2.0**22, -128.0 * 127 * 256]] * 2
 
 
@@ -164,7 +164,7 @@ def test_more_tiles_than_a_group():
     """Eleven and two columns of tiles: a whole group of eight, a shorter one, and items that meet inside a group."""
     given = operands(700, 140, 16, batch=(2,))
     assert_product(
-        int8_linear.int8_matmul(*given, out_dtype=torch.float32), reference.int8_matmul(*given, out_dtype=torch.float32)
+        linear.int8_matmul(*given, out_dtype=torch.float32), reference.int8_matmul(*given, out_dtype=torch.float32)
     )
 
 
@@ -173,17 +173,17 @@ def test_more_tiles_than_a_group():
 def test_linear(activation, dtype):
     x, bias = draw(2, 60, 200, dtype=dtype)[:, ::2], draw(140, seed=2, dtype=dtype)
     w, w_scale = reference.quantize_block(draw(140, 200, seed=1))
-    got = int8_linear.int8_linear(x, w, w_scale, bias, activation=activation)
+    got = linear.int8_linear(x, w, w_scale, bias, activation=activation)
     assert got.dtype == dtype
     assert_product(got, reference.int8_linear(x, w, w_scale, bias, activation=activation))
-    assert int8_linear.int8_linear(x, w, w_scale, out_dtype=torch.float32).dtype == torch.float32
+    assert linear.int8_linear(x, w, w_scale, out_dtype=torch.float32).dtype == torch.float32
 
 
 @pytest.mark.parametrize("activation", ["block", "row"])
 @pytest.mark.parametrize("shape", [(0, 200), (2, 0, 200)])
 def test_linear_without_rows(activation, shape):
     w, w_scale = reference.quantize_block(draw(140, 200))
-    got = int8_linear.int8_linear(torch.zeros(shape, device=DEVICE), w, w_scale, activation=activation)
+    got = linear.int8_linear(torch.zeros(shape, device=DEVICE), w, w_scale, activation=activation)
     assert got.shape == (*shape[:-1], 140)
 
 
@@ -193,7 +193,7 @@ def test_non_finite_values_reach_the_output(bad, activation, spoilt):
     x = draw(140, 200)
     x[130, 3] = bad
     w, w_scale = reference.quantize_block(draw(20, 200, seed=1))
-    finite = int8_linear.int8_linear(x, w, w_scale, activation=activation).isfinite()
+    finite = linear.int8_linear(x, w, w_scale, activation=activation).isfinite()
     assert not finite[spoilt].any() and finite[: spoilt.start].all() and finite[spoilt.stop :].all()
 
 
@@ -201,8 +201,8 @@ def test_operands_that_are_views():
     x, x_scale, w, w_scale = operands(20, 40, 200)
     views = [t.repeat_interleave(2, -1)[..., ::2] for t in (x, x_scale, w, w_scale)]
     assert not any(t.is_contiguous() for t in views)
-    got = int8_linear.int8_matmul(*views, out_dtype=torch.float32)
-    assert torch.equal(got, int8_linear.int8_matmul(x, x_scale, w, w_scale, out_dtype=torch.float32))
+    got = linear.int8_matmul(*views, out_dtype=torch.float32)
+    assert torch.equal(got, linear.int8_matmul(x, x_scale, w, w_scale, out_dtype=torch.float32))
 
 
 # --- epilogues --------------------------------------------------------------------------------------------------------
@@ -213,10 +213,10 @@ def test_operands_that_are_views():
 @pytest.mark.parametrize("m, mean", [(1, 3), (128, -3), (140, -3)])
 def test_gelu_quantise(quantise, dtype, m, mean):
     given, bias = operands(m, 200, 200, quantise, batch=(2,)), mean + draw(200, seed=2)
-    got = int8_linear.int8_matmul_gelu_quantize(*given, bias, out_dtype=dtype)
+    got = linear.int8_matmul_gelu_quantize(*given, bias, out_dtype=dtype)
     assert_near_codes(got, reference.int8_matmul_gelu_quantize(*given, bias, out_dtype=dtype))
-    assert_equal(int8_linear.int8_matmul_gelu_quantize(*given, bias, out_dtype=dtype), got)
-    single = int8_linear.int8_matmul_gelu_quantize(given[0][1], given[1][1], *given[2:], bias, out_dtype=dtype)
+    assert_equal(linear.int8_matmul_gelu_quantize(*given, bias, out_dtype=dtype), got)
+    single = linear.int8_matmul_gelu_quantize(given[0][1], given[1][1], *given[2:], bias, out_dtype=dtype)
     assert_equal([t[1] for t in got], single)
 
 
@@ -225,7 +225,7 @@ def test_gelu_of_extreme_values():
     x = torch.tensor([[50.0], [-50.0], [-6.0], [0.0], [1e30], [-1e30]], device=DEVICE).repeat_interleave(128, 0)
     one = torch.tensor([[127]], dtype=torch.int8, device=DEVICE), torch.full((1, 1), 1 / 127, device=DEVICE)
     given = *reference.quantize_row(x), *one
-    got = int8_linear.int8_matmul_gelu_quantize(*given, out_dtype=torch.float32)
+    got = linear.int8_matmul_gelu_quantize(*given, out_dtype=torch.float32)
     want = reference.int8_matmul_gelu_quantize(*given, out_dtype=torch.float32)
     assert (got[0].int() - want[0].int()).abs().max() <= 1
     # float32's tanh loses all of the tail at -6, where the GELU is -1e-9 or smaller: both scales are then next to the least
@@ -239,7 +239,7 @@ def test_gate_residual(quantise, dtype, gate_shape):
     given, bias = operands(130, 140, 200, quantise, batch=(2,)), draw(140, seed=2)
     residual = draw(2, 140, 130, seed=3, dtype=dtype).transpose(1, 2)
     gate = draw(*gate_shape, seed=4)
-    got = int8_linear.int8_matmul_gate_residual(*given, bias, residual=residual, gate=gate)
+    got = linear.int8_matmul_gate_residual(*given, bias, residual=residual, gate=gate)
     y = reference.int8_matmul(*given, bias, out_dtype=dtype).double()
     terms = residual.double(), gate.to(dtype).double().view(2, 1, 140) * y
     # one rounding after float32's; on a GPU y may differ in its last place
@@ -250,7 +250,7 @@ def test_gate_residual(quantise, dtype, gate_shape):
     torch.testing.assert_close(
         got, want, rtol=2 * torch.finfo(dtype).eps, atol=1e-3 if dtype != torch.float32 else 1e-6
     )
-    single = int8_linear.int8_matmul_gate_residual(
+    single = linear.int8_matmul_gate_residual(
         given[0][1:], given[1][1:], *given[2:], bias, residual=residual[1:], gate=gate[1:]
     )
     assert torch.equal(got[1:], single)
@@ -269,7 +269,7 @@ def test_the_compiled_cases_are_what_is_launched():
             narrow = case.constexprs["BLOCK_N"] == 64
             square = "p_y_scale" not in case.constexprs
             compiled = case.constexprs | dict(build.constexprs)
-            options = int8_linear.tile(capability, 512 if narrow else 1 << 15, square)
+            options = linear.tile(capability, 512 if narrow else 1 << 15, square)
             assert options == {
                 **{key: compiled[key] for key in ("BLOCK_M", "BLOCK_N", "MAGIC")},
                 **{"num_warps": build.num_warps, "num_stages": build.num_stages},
@@ -278,7 +278,7 @@ def test_the_compiled_cases_are_what_is_launched():
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (0, 0)])
 def test_the_tile_of_a_fused_quantiser_is_a_scale_s(capability):
-    assert int8_linear.tile(capability, 1, square=True)["BLOCK_N"] == 128
+    assert linear.tile(capability, 1, square=True)["BLOCK_N"] == 128
 
 
 @pytest.mark.gpu
@@ -289,6 +289,6 @@ def test_more_elements_than_int32_counts():
     x = row.expand(m, k).contiguous()
     w, w_scale = reference.quantize_block(draw(64, k, seed=1))
     for activation in ("block", "row"):
-        got = int8_linear.int8_linear(x, w, w_scale, activation=activation)
+        got = linear.int8_linear(x, w, w_scale, activation=activation)
         assert torch.equal(got, got[:1].expand_as(got))
         assert_product(got[:1], reference.int8_linear(x[:128], w, w_scale, activation=activation)[:1])

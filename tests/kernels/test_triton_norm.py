@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from td_pack.kernels.reference import norm as reference
-from td_pack.kernels.reference.int8 import quantize_block as reference_quantize_block
-from td_pack.kernels.triton import layer_norm_modulate, rms_norm_rope
+from td_pack.kernels.int8.reference import quantize_block as reference_quantize_block
+from td_pack.kernels.norm import reference
+from td_pack.kernels.norm.triton import layer_norm, rms_norm
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.norms import (
     EPS,
@@ -22,12 +22,12 @@ from td_pack.tests.support.tensors import DTYPES, draw
 
 @pytest.fixture(autouse=True)
 def poisoned():
-    with poisoned_memory(rms_norm_rope, layer_norm_modulate) as memory:
+    with poisoned_memory(rms_norm, layer_norm) as memory:
         yield
     assert memory.buffers
 
 
-def rope(x, weight, freqs, heads, module=rms_norm_rope):
+def rope(x, weight, freqs, heads, module=rms_norm):
     return module.rms_norm_rope(x, weight, freqs, heads=heads, eps=EPS)
 
 
@@ -41,15 +41,15 @@ def rope_inputs(batch, length, heads, head_width, dtype=torch.float32):
     )
 
 
-def modulate(x, shift, scale, module=layer_norm_modulate):
+def modulate(x, shift, scale, module=layer_norm):
     return module.layer_norm_modulate(x, shift, scale, eps=EPS)
 
 
-def quantize(x, shift, scale, module=layer_norm_modulate):
+def quantize(x, shift, scale, module=layer_norm):
     return module.layer_norm_modulate_quantize(x, shift, scale, eps=EPS)
 
 
-def quantize_block(x, shift, scale, module=layer_norm_modulate):
+def quantize_block(x, shift, scale, module=layer_norm):
     return module.layer_norm_modulate_quantize(x, shift, scale, eps=EPS, by="block")
 
 

@@ -3,22 +3,17 @@ on meta tensors, which are recorded and not run."""
 
 import importlib
 import math
-import pkgutil
 
 import pytest
 import torch
-from td_pack.kernels import triton as kernels
-from td_pack.kernels.reference import int8, sla
-from td_pack.kernels.triton import (
-    block_map,
-    block_sparse_attention,
-    int8_linear,
-    int8_quantize,
-    layer_norm_modulate,
-    rms_norm_rope,
-    sage_attention,
-)
+from td_pack.kernels.attention.reference import sla
+from td_pack.kernels.attention.triton import block_selection, sage
+from td_pack.kernels.attention.triton import sla as triton_sla
+from td_pack.kernels.int8 import reference as int8
+from td_pack.kernels.int8.triton import linear, quantize
+from td_pack.kernels.norm.triton import layer_norm, rms_norm
 from td_pack.tests.support.interpreter import DEVICE
+from td_pack.tests.support.kernels import TRITON_FILES, module_name
 
 # 128 rows of the largest tile lie 2^31 elements apart, and offsets inside a tile still fit 32 bits.
 LENGTH, STRIDE = 129, 1 << 24
@@ -51,30 +46,28 @@ def attend(qkv):
 
 
 CASES = {
-    "quantize_block": ((130,), int8_quantize.quantize_block),
-    "quantize_row": ((130,), int8_quantize.quantize_row),
+    "quantize_block": ((130,), quantize.quantize_block),
+    "quantize_row": ((130,), quantize.quantize_row),
     "rms_norm_rope": (
         (64,),
-        lambda x: rms_norm_rope.rms_norm_rope(x, x.new_ones(64), turns(LENGTH), heads=1, eps=1e-6),
+        lambda x: rms_norm.rms_norm_rope(x, x.new_ones(64), turns(LENGTH), heads=1, eps=1e-6),
     ),
-    "layer_norm_modulate": ((130,), lambda x: layer_norm_modulate.layer_norm_modulate(x, *modulation(x), eps=1e-6)),
+    "layer_norm_modulate": ((130,), lambda x: layer_norm.layer_norm_modulate(x, *modulation(x), eps=1e-6)),
     "layer_norm_modulate_quantize": (
         (130,),
-        lambda x: layer_norm_modulate.layer_norm_modulate_quantize(x, *modulation(x), eps=1e-6, by="block"),
+        lambda x: layer_norm.layer_norm_modulate_quantize(x, *modulation(x), eps=1e-6, by="block"),
     ),
     "sparse_linear_attention": (
         (3, 64),
-        lambda x: block_sparse_attention.sparse_linear_attention(
-            *attend(x), x.new_ones(64, 64), x.new_ones(64), topk=0.7
-        ),
+        lambda x: triton_sla.sparse_linear_attention(*attend(x), x.new_ones(64, 64), x.new_ones(64), topk=0.7),
     ),
     "sage_sparse_linear_attention": (
         (3, 64),
-        lambda x: sage_attention.sage_sparse_linear_attention(
+        lambda x: sage.sage_sparse_linear_attention(
             *attend(x), x.new_ones(64, 64), x.new_ones(64), topk=0.7, pv="int8"
         ),
     ),
-    "block_map": ((3, 64), lambda x: block_map.block_map(*attend(x)[:2], 0.7)),
+    "block_map": ((3, 64), lambda x: block_selection.block_map(*attend(x)[:2], 0.7)),
 }
 
 
@@ -106,8 +99,8 @@ class Recorder:
 @pytest.fixture
 def launches(monkeypatch):
     recorded = []
-    for info in pkgutil.iter_modules(kernels.__path__):
-        module = importlib.import_module(f"{kernels.__name__}.{info.name}")
+    for path in TRITON_FILES:
+        module = importlib.import_module(f"td_pack.{module_name(path)}")
         for name in vars(module):
             if name.endswith("_kernel"):
                 monkeypatch.setattr(module, name, Recorder(recorded))
@@ -131,28 +124,28 @@ def weights(n, k):
 
 
 LARGE = {
-    "quantize_block": lambda: int8_quantize.quantize_block(meta(BATCH, TOKENS, FFN)),
-    "quantize_row": lambda: int8_quantize.quantize_row(meta(BATCH, TOKENS, FFN)),
-    "int8_linear": lambda: int8_linear.int8_linear(meta(BATCH, TOKENS, WIDTH), *weights(FFN, WIDTH)),
-    "gelu_quantize": lambda: int8_linear.int8_matmul_gelu_quantize(
-        *int8_quantize.quantize_block(meta(BATCH, TOKENS, WIDTH)), *weights(FFN, WIDTH), out_dtype=torch.bfloat16
+    "quantize_block": lambda: quantize.quantize_block(meta(BATCH, TOKENS, FFN)),
+    "quantize_row": lambda: quantize.quantize_row(meta(BATCH, TOKENS, FFN)),
+    "int8_linear": lambda: linear.int8_linear(meta(BATCH, TOKENS, WIDTH), *weights(FFN, WIDTH)),
+    "gelu_quantize": lambda: linear.int8_matmul_gelu_quantize(
+        *quantize.quantize_block(meta(BATCH, TOKENS, WIDTH)), *weights(FFN, WIDTH), out_dtype=torch.bfloat16
     ),
-    "gate_residual": lambda: int8_linear.int8_matmul_gate_residual(
-        *int8_quantize.quantize_block(meta(BATCH, TOKENS, FFN)),
+    "gate_residual": lambda: linear.int8_matmul_gate_residual(
+        *quantize.quantize_block(meta(BATCH, TOKENS, FFN)),
         *weights(WIDTH, FFN),
         residual=meta(BATCH, TOKENS, WIDTH),
         gate=meta(BATCH, 1, WIDTH),
     ),
-    "rms_norm_rope": lambda: rms_norm_rope.rms_norm_rope(
+    "rms_norm_rope": lambda: rms_norm.rms_norm_rope(
         meta(BATCH, TOKENS, WIDTH), meta(WIDTH), meta(1, TOKENS, 1, 64, 2, 2, dtype=torch.float32), heads=40, eps=1e-6
     ),
-    "layer_norm_modulate_quantize": lambda: layer_norm_modulate.layer_norm_modulate_quantize(
+    "layer_norm_modulate_quantize": lambda: layer_norm.layer_norm_modulate_quantize(
         meta(BATCH, TOKENS, WIDTH), *(meta(BATCH, 1, WIDTH) for _ in range(2)), eps=1e-6, by="block"
     ),
-    "sparse_linear_attention": lambda: block_sparse_attention.sparse_linear_attention(
+    "sparse_linear_attention": lambda: triton_sla.sparse_linear_attention(
         *(meta(BATCH, TOKENS, 40, 128) for _ in range(3)), meta(128, 128), meta(128), topk=0.1
     ),
-    "sage_sparse_linear_attention": lambda: sage_attention.sage_sparse_linear_attention(
+    "sage_sparse_linear_attention": lambda: sage.sage_sparse_linear_attention(
         *(meta(BATCH, TOKENS, 40, 128) for _ in range(3)), meta(128, 128), meta(128), topk=0.1, pv="fp8"
     ),
 }

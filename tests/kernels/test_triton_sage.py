@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 import triton.language as tl
 import triton.runtime.interpreter as triton_interpreter
-from td_pack.kernels.reference import sage as reference
-from td_pack.kernels.reference import sla
-from td_pack.kernels.triton import block_map, kv_prepare
-from td_pack.kernels.triton import kv_quantize as quantizer
-from td_pack.kernels.triton import sage_attention as attention
-from td_pack.kernels.triton.kv_quantize import kv_quantize
-from td_pack.kernels.triton.sage_attention import (
+from td_pack.kernels.attention.reference import sage as reference
+from td_pack.kernels.attention.reference import sla
+from td_pack.kernels.attention.triton import block_selection as block_map
+from td_pack.kernels.attention.triton import kv_prepare
+from td_pack.kernels.attention.triton import kv_quantize as quantizer
+from td_pack.kernels.attention.triton import sage as attention
+from td_pack.kernels.attention.triton.kv_quantize import kv_quantize
+from td_pack.kernels.attention.triton.sage import (
     default_pv,
     sage_attention,
     sage_block_sparse_attention,

@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from td_pack.kernels.reference import sla as reference
-from td_pack.kernels.triton import block_map as maps
-from td_pack.kernels.triton import block_sparse_attention as attention
-from td_pack.kernels.triton import kv_prepare as preparation
-from td_pack.kernels.triton.block_map import block_map
-from td_pack.kernels.triton.block_sparse_attention import block_sparse_attention, sparse_linear_attention
-from td_pack.kernels.triton.kv_prepare import kv_prepare
+from td_pack.kernels.attention.reference import sla as reference
+from td_pack.kernels.attention.triton import block_selection as maps
+from td_pack.kernels.attention.triton import kv_prepare as preparation
+from td_pack.kernels.attention.triton import sla as attention
+from td_pack.kernels.attention.triton.block_selection import block_map
+from td_pack.kernels.attention.triton.kv_prepare import kv_prepare
+from td_pack.kernels.attention.triton.sla import block_sparse_attention, sparse_linear_attention
 from td_pack.tests.kernels.aot_cases import sla as aot_cases
 from td_pack.tests.support import checkpoints, tensors
 from td_pack.tests.support.interpreter import DEVICE

@@ -59,7 +59,7 @@ class Build:
 @dataclass(frozen=True)
 class KernelCase:
     name: str
-    module: str  # inside the pack: "kernels.triton.int8_linear"
+    module: str  # inside the pack: "kernels.int8.triton.linear"
     function: str
     signature: Mapping[str, str]  # every argument in order: "*bf16", "i32", "fp32", "constexpr"
     constexprs: Mapping[str, object]

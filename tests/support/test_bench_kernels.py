@@ -41,7 +41,7 @@ def test_without_a_gpu_it_says_so():
 def test_a_wrong_operator_is_not_timed(monkeypatch):
     """An operator that forgets the linear branch is far outside the tolerance."""
     import torch
-    from td_pack.kernels.triton.block_sparse_attention import sparse_linear_attention
+    from td_pack.kernels.attention.triton.sla import sparse_linear_attention
     from td_pack.tests.bench.kernels.timing import Clock
 
     def broken(given, topk, pv):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from ...kernels import dequantize_block, quantize_block, tile_count
-from ...kernels.reference.int8 import quantize_row
+from ...kernels.int8.reference import quantize_row
 from ..checkpoint.layout import tile_shape
 from ..checkpoint.packed import KINDS
 from ..errors import CheckpointError

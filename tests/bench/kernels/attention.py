@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ....kernels.attention.reference.sla import BLOCK_K, BLOCK_Q
+from ....kernels.attention.triton.block_selection import block_map_pooled
+from ....kernels.attention.triton.kv_prepare import kv_prepare
+from ....kernels.attention.triton.kv_quantize import kv_quantize
+from ....kernels.attention.triton.sage import sage_attention, sage_sparse_linear_attention
+from ....kernels.attention.triton.sla import attend, sparse_linear_attention
 from ....kernels.backends import eight_bit_format
-from ....kernels.reference.sla import BLOCK_K, BLOCK_Q
-from ....kernels.triton.block_map import block_map_pooled
-from ....kernels.triton.block_sparse_attention import attend, sparse_linear_attention
-from ....kernels.triton.kv_prepare import kv_prepare
-from ....kernels.triton.kv_quantize import kv_quantize
-from ....kernels.triton.sage_attention import sage_attention, sage_sparse_linear_attention
 from .machine import floor_ms, peak
 from .report import Row
 from .timing import Clock

@@ -5,17 +5,17 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from ....kernels.reference import norm as reference
-from ....kernels.triton.block_sparse_attention import sparse_linear_attention
-from ....kernels.triton.int8_linear import (
+from ....kernels.attention.triton.sla import sparse_linear_attention
+from ....kernels.int8.triton.linear import (
     int8_linear,
     int8_matmul,
     int8_matmul_gate_residual,
     int8_matmul_gelu_quantize,
 )
-from ....kernels.triton.int8_quantize import quantize_block, quantize_row
-from ....kernels.triton.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_quantize
-from ....kernels.triton.rms_norm_rope import rms_norm_rope
+from ....kernels.int8.triton.quantize import quantize_block, quantize_row
+from ....kernels.norm import reference
+from ....kernels.norm.triton.layer_norm import layer_norm_modulate, layer_norm_modulate_quantize
+from ....kernels.norm.triton.rms_norm import rms_norm_rope
 from .report import Row
 from .timing import Clock
 

@@ -6,25 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
-from ....kernels.reference.sla import BLOCK_K, BLOCK_Q
+from ....kernels.attention.reference.sla import BLOCK_K, BLOCK_Q
+from ...support.kernels import TRITON_FILES, module_name
 from . import attention, block, linear
 from .report import Row
 from .timing import Clock
 
 PHASE = "Compiling"
-MODULES = (
-    "block_map",
-    "kv_prepare",
-    "kv_quantize",
-    "block_sparse_attention",
-    "sage_attention",
-    "int8_quantize",
-    "int8_linear",
-    "rms_norm_rope",
-    "layer_norm_modulate",
-)
-
-
 SIZES = {"length": 1024, "heads": 2, "width": 128, "ffn": 512, "text": 64}
 
 
@@ -56,8 +44,9 @@ def measure(clock: Clock, sizes=SIZES) -> Iterator[Row]:
 
 def _resources(device: torch.device) -> Iterator[Row]:
     """Registers, spills and shared memory of everything compiled so far, as the driver states them."""
-    for module in MODULES:
-        found = vars(importlib.import_module(f"....kernels.triton.{module}", __package__))
+    for path in TRITON_FILES:
+        module = module_name(path)
+        found = vars(importlib.import_module(f"....{module}", __package__))
         for name, function in found.items():
             if getattr(getattr(function, "fn", None), "__module__", "").endswith(module) and hasattr(
                 function, "device_caches"
@@ -65,4 +54,4 @@ def _resources(device: torch.device) -> Iterator[Row]:
                 for kernel in function.device_caches[device.index or 0][0].values():
                     if hasattr(kernel, "n_regs"):
                         note = f"{kernel.n_regs} registers, {kernel.n_spills} bytes spilled, {kernel.metadata.shared} bytes shared, "
-                        yield Row(PHASE, name.strip("_"), module, note=note + f"{kernel.metadata.num_warps} warps")
+                        yield Row(PHASE, name.strip("_"), path.stem, note=note + f"{kernel.metadata.num_warps} warps")

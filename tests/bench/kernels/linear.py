@@ -6,14 +6,14 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from ....kernels.reference import int8 as reference
-from ....kernels.triton.int8_linear import (
+from ....kernels.int8 import reference
+from ....kernels.int8.triton.linear import (
     int8_linear,
     int8_matmul,
     int8_matmul_gate_residual,
     int8_matmul_gelu_quantize,
 )
-from ....kernels.triton.int8_quantize import quantize_block, quantize_row
+from ....kernels.int8.triton.quantize import quantize_block, quantize_row
 from .machine import floor_ms, peak
 from .report import Row
 from .timing import Clock

@@ -17,7 +17,7 @@ def _quantize(name: str, loops: dict[str, int | None], block: bool) -> KernelCas
     width = "TILE" if block else "WIDTH"
     return KernelCase(
         name=name,
-        module="kernels.triton.int8_quantize",
+        module="kernels.int8.triton.quantize",
         function=f"_{name.removeprefix('int8_')}_kernel",
         signature={
             **{
@@ -63,7 +63,7 @@ def _matmul(
     }
     return KernelCase(
         name=name,
-        module="kernels.triton.int8_linear",
+        module="kernels.int8.triton.linear",
         function="_matmul_kernel",
         signature={**pointers, **optional, **dict.fromkeys("BMNK", "i32"), **dict.fromkeys(options, "constexpr")},
         constexprs={key: None for key in optional if key not in given} | options,

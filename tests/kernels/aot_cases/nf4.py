@@ -15,7 +15,7 @@ def _case(name: str, nested: bool) -> KernelCase:
     nvidia = {target: Build(4, 3, loop=loop) for target, loop in zip(_NVIDIA, _INSTRUCTIONS[name], strict=True)}
     return KernelCase(
         name=f"nf4_dequantize-{name}",
-        module="kernels.triton.nf4",
+        module="kernels.nf4.triton",
         function="_nf4_dequantize_kernel",
         signature=signature | dict.fromkeys(constexprs, "constexpr"),
         constexprs=constexprs,

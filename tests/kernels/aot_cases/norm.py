@@ -33,7 +33,7 @@ def _case(
     nvidia = {target: Build(warps, 3, loop=loop) for target, loop in zip(_NVIDIA, _INSTRUCTIONS[name], strict=True)}
     return KernelCase(
         name=name,
-        module=f"kernels.triton.{module}",
+        module=f"kernels.norm.triton.{module}",
         function=f"_{function}_kernel",
         signature=signature | dict.fromkeys(constexprs, "constexpr"),
         constexprs=constexprs,
@@ -52,8 +52,8 @@ def _rope(heads: int, padded: int) -> KernelCase:
     signature |= dict.fromkeys(("L", *_STRIDES), "i32")
     constexprs = {"HEADS": heads, "HEADS_PADDED": padded, "D": 128}
     width = heads * 128
-    module = "rms_norm_rope"
-    return _case(f"{module}-{width}", module, module, signature, constexprs, _STRIDES, _warps(width))
+    name = "rms_norm_rope"
+    return _case(f"{name}-{width}", "rms_norm", name, signature, constexprs, _STRIDES, _warps(width))
 
 
 def _modulate(quantize: bool, width: int, padded: int) -> KernelCase:
@@ -65,15 +65,17 @@ def _modulate(quantize: bool, width: int, padded: int) -> KernelCase:
     constexprs = {"WIDTH": width, "WIDTH_PADDED": padded, "QUANTIZE": quantize} | (
         {} if quantize else {"p_row_scales": None}
     )
-    module = "layer_norm_modulate"
-    return _case(f"{name}-{width}", module, module, signature, constexprs, _STRIDES + _MODULATION, _warps(width))
+    function = "layer_norm_modulate"
+    return _case(
+        f"{name}-{width}", "layer_norm", function, signature, constexprs, _STRIDES + _MODULATION, _warps(width)
+    )
 
 
 def _statistics(width: int, padded: int) -> KernelCase:
     signature = {"p_x": "*bf16", "p_statistics": "*fp32", "eps": "fp32"} | dict.fromkeys(("L", *_STRIDES), "i32")
     constexprs = {"WIDTH": width, "WIDTH_PADDED": padded}
-    name, module = f"layer_norm_statistics-{width}", "layer_norm_modulate"
-    return _case(name, module, "statistics", signature, constexprs, _STRIDES, _warps(width))
+    name = f"layer_norm_statistics-{width}"
+    return _case(name, "layer_norm", "statistics", signature, constexprs, _STRIDES, _warps(width))
 
 
 def _quantize_block(one_frame: bool) -> KernelCase:
@@ -84,7 +86,7 @@ def _quantize_block(one_frame: bool) -> KernelCase:
     name = "layer_norm_modulate_quantize_block" + "_by_frame" * (not one_frame)
     divisible, warps = ("WIDTH", *_STRIDES, *_MODULATION), 8 if one_frame else 16
     function = "modulate_quantize_block"
-    return _case(name, "layer_norm_modulate", function, signature, constexprs, divisible, warps, fused=False)
+    return _case(name, "layer_norm", function, signature, constexprs, divisible, warps, fused=False)
 
 
 CASES = [

@@ -31,7 +31,7 @@ def _attention(pv: str, d: int, loops: dict[str, int], linear: bool = True) -> K
     constexprs = {"D": d, "BLOCK_Q": 128, "BLOCK_K": 64, "PV": pv, "LINEAR": linear}
     return KernelCase(
         name=f"sage_attention_{pv}_d{d}" + "_sparse" * (not linear),
-        module="kernels.triton.sage_attention",
+        module="kernels.attention.triton.sage",
         function="_sage_kernel",
         signature={
             **{name: "constexpr" if name in absent else kind for name, kind in pointers.items()},
@@ -54,7 +54,7 @@ def _quantize(pv: str) -> KernelCase:
     p_v_scale = "constexpr" if pv == "fp16" else "*fp32"
     return KernelCase(
         name=f"sage_kv_quantize_{pv}",
-        module="kernels.triton.kv_quantize",
+        module="kernels.attention.triton.kv_quantize",
         function="_kv_quantize_kernel",
         signature={
             "p_k": "*bf16", "p_v": "*bf16", "p_k_mean": "*fp32", "p_v_scale": p_v_scale,

@@ -45,7 +45,7 @@ def _attention(d: int, linear: bool, loops: dict[str, int]) -> KernelCase:
 
     return KernelCase(
         name=f"sla_attention_d{d}_{'linear' if linear else 'sparse'}",
-        module="kernels.triton.block_sparse_attention",
+        module="kernels.attention.triton.sla",
         function="_attention_kernel",
         signature={
             **_arguments(p_bf16="p_q p_k p_v"),
@@ -68,7 +68,7 @@ def _attention(d: int, linear: bool, loops: dict[str, int]) -> KernelCase:
 def _kv_partial(d: int, loops: dict[str, int]) -> KernelCase:
     return KernelCase(
         name=f"sla_kv_partial_d{d}",
-        module="kernels.triton.kv_prepare",
+        module="kernels.attention.triton.kv_prepare",
         function="_kv_partial_kernel",
         signature={
             **_arguments(p_bf16="p_k p_v", p_fp32="p_kv p_k_sum p_k_total p_v_max p_k_pooled"),
@@ -86,7 +86,13 @@ def _plain(name: str, module: str, function: str, signature: dict, warps: int, s
     signature |= dict.fromkeys(constexprs, "constexpr")
     build = Build(warps, stages)
     return KernelCase(
-        name, f"kernels.triton.{module}", function, signature, constexprs, dict.fromkeys(MMA, build), divisible
+        name,
+        f"kernels.attention.triton.{module}",
+        function,
+        signature,
+        constexprs,
+        dict.fromkeys(MMA, build),
+        divisible,
     )
 
 
@@ -106,8 +112,8 @@ CASES = [
     _kv_partial(128, _loops(881, 896, 896, 841, 931, 860)),
     _kv_partial(64, _loops(808, 808, 808, 800, 896, 781)),
     _plain("sla_kv_finish", "kv_prepare", "_kv_finish_kernel", _FINISH, 4, 1, D=128, ROWS=16, CHUNK=16),
-    _plain("sla_pool", "block_map", "_pool_kernel", _POOL, 4, 3, _strides("x"), D=128, BLOCK=128),
-    _plain("sla_score", "block_map", "_score_kernel", _SCORE, 4, 2, D=128, TILE=64, CHUNK=16),
-    _plain("sla_top_512", "block_map", "_top_kernel", dict(_TOP), 1, 3, WIDTH=512),
-    _plain("sla_top_4096", "block_map", "_top_kernel", dict(_TOP), 8, 3, WIDTH=4096),
+    _plain("sla_pool", "block_selection", "_pool_kernel", _POOL, 4, 3, _strides("x"), D=128, BLOCK=128),
+    _plain("sla_score", "block_selection", "_score_kernel", _SCORE, 4, 2, D=128, TILE=64, CHUNK=16),
+    _plain("sla_top_512", "block_selection", "_top_kernel", dict(_TOP), 1, 3, WIDTH=512),
+    _plain("sla_top_4096", "block_selection", "_top_kernel", dict(_TOP), 8, 3, WIDTH=4096),
 ]

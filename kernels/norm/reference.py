@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from .int8 import quantize_block
+from ..int8.reference import quantize_block
 
 _CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 256 MB in float32
 

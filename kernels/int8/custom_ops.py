@@ -6,11 +6,11 @@ batch item, as upstream) or by "row"; its scales' shape tells which: [..., ceil(
 import torch
 
 from ..backends import HALF, Operator
-from ..reference.int8 import tile_count
-from ..tally import count
+from ..call_counter import count
+from .reference import tile_count
 
-_MODULES = {"triton": "triton.int8_linear", "torch": "reference.int8"}
-_QUANTISERS = {"triton": "triton.int8_quantize", "torch": "reference.int8"}
+_MODULES = {"triton": "int8.triton.linear", "torch": "int8.reference"}
+_QUANTISERS = {"triton": "int8.triton.quantize", "torch": "int8.reference"}
 QUANTIZE = {name: Operator(f"quantize_{name}", "int8", _QUANTISERS) for name in ("block", "row")}
 MATMUL = Operator(
     "int8_matmul",
@@ -23,7 +23,7 @@ MATMUL = Operator(
 LINEAR = Operator(
     "int8_linear",
     "int8",
-    {"triton": "triton.int8_linear", "dequantized": "dequantized", "torch": "reference.int8"},
+    {"triton": "int8.triton.linear", "dequantized": "int8.dequantized", "torch": "int8.reference"},
     MATMUL.never,
 )
 GELU_QUANTIZE = Operator("int8_matmul_gelu_quantize", "int8", _MODULES, MATMUL.never)

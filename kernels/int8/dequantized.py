@@ -4,7 +4,7 @@ not quantised. A full-width float product costs far more than reading the weight
 import torch
 import torch.nn.functional as F
 
-from .reference.int8 import dequantize_block
+from .reference import dequantize_block
 
 
 def int8_linear(

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .block_map import block_map, block_map_pooled
+from .block_selection import block_map, block_map_pooled
 from .kv_prepare import kv_prepare, linear_branch
 from .kv_quantize import kv_quantize, quantize_tile
 

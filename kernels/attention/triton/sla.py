@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .block_map import block_map, block_map_pooled
+from .block_selection import block_map, block_map_pooled
 from .kv_prepare import PreparedKV, kv_prepare, linear_branch
 
 

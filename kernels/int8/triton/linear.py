@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference.int8 import MIN_AMAX, TILE
-from .int8_quantize import encode, find_amax, quantize_block, quantize_row
+from ..reference import MIN_AMAX, TILE
+from .quantize import encode, find_amax, quantize_block, quantize_row
 
 
 def tile(capability: tuple[int, int], rows: int, square: bool) -> dict[str, int]:

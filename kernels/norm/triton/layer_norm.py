@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference.int8 import MIN_AMAX, TILE
-from .int8_quantize import encode, find_amax
+from ...int8.reference import MIN_AMAX, TILE
+from ...int8.triton.quantize import encode, find_amax
 
 _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: in the sum the integer, halves to even, stands in the low bits
 

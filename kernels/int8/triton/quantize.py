@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference.int8 import MIN_AMAX, TILE
+from ..reference import MIN_AMAX, TILE
 
 
 @triton.jit

@@ -6,22 +6,22 @@ about the mean."""
 import torch
 
 from ..backends import HALF, Operator
-from .int8 import check_kind, empty_codes
+from ..int8.custom_ops import check_kind, empty_codes
 
 RMS_NORM_ROPE = Operator(
     "rms_norm_rope",
     "norm",
-    {"triton": "triton.rms_norm_rope", "comfy_kitchen": "kitchen.norm", "torch": "reference.norm"},
+    {"triton": "norm.triton.rms_norm", "comfy_kitchen": "norm.comfy_kitchen", "torch": "norm.reference"},
 )
 LAYER_NORM_MODULATE = Operator(
     "layer_norm_modulate",
     "norm",
-    {"triton": "triton.layer_norm_modulate", "comfy_kitchen": "kitchen.norm", "torch": "reference.norm"},
+    {"triton": "norm.triton.layer_norm", "comfy_kitchen": "norm.comfy_kitchen", "torch": "norm.reference"},
 )
 LAYER_NORM_MODULATE_QUANTIZE = Operator(
     "layer_norm_modulate_quantize",
     "norm",
-    {"triton": "triton.layer_norm_modulate", "torch": "reference.norm"},
+    {"triton": "norm.triton.layer_norm", "torch": "norm.reference"},
     never={"comfy_kitchen": "its adaln does not quantise"},
 )
 

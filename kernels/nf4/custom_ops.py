@@ -5,9 +5,9 @@ import math
 import torch
 
 from ..backends import Operator
-from ..tally import count
+from ..call_counter import count
 
-NF4 = Operator("nf4_dequantize", "nf4", {"triton": "triton.nf4", "torch": "reference.nf4"})
+NF4 = Operator("nf4_dequantize", "nf4", {"triton": "nf4.triton", "torch": "nf4.reference"})
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -6,31 +6,33 @@ import logging
 import torch
 
 from ..backends import HALF, HEAD_WIDTHS, Operator
-from ..reference.sla import BLOCK_K, BLOCK_Q, block_count, dense_attention, selected_blocks
-from ..tally import count
+from ..call_counter import count
+from .reference.sla import BLOCK_K, BLOCK_Q, block_count, dense_attention, selected_blocks
 
 logger = logging.getLogger("turbodiffusion")
 
-BLOCK_MAP = Operator("block_map", "attention", {"triton": "triton.block_map", "torch": "reference.sla"})
+BLOCK_MAP = Operator(
+    "block_map", "attention", {"triton": "attention.triton.block_selection", "torch": "attention.reference.sla"}
+)
 BLOCK_SPARSE = Operator(
     "block_sparse_attention",
     "attention",
-    {"triton": "triton.block_sparse_attention", "torch": "reference.sla"},
+    {"triton": "attention.triton.sla", "torch": "attention.reference.sla"},
 )
 SPARSE_LINEAR = Operator(
     "sparse_linear_attention",
     "attention",
-    {"triton": "triton.block_sparse_attention", "torch": "reference.sla", "dense": ""},
+    {"triton": "attention.triton.sla", "torch": "attention.reference.sla", "dense": ""},
 )
 SAGE_BLOCK_SPARSE = Operator(
     "sage_block_sparse_attention",
     "8-bit attention",
-    {"triton": "triton.sage_attention", "torch": "reference.sage"},
+    {"triton": "attention.triton.sage", "torch": "attention.reference.sage"},
 )
 SAGE_SPARSE_LINEAR = Operator(
     "sage_sparse_linear_attention",
     "8-bit attention",
-    {"triton": "triton.sage_attention", "torch": "reference.sage", "dense": ""},
+    {"triton": "attention.triton.sage", "torch": "attention.reference.sage", "dense": ""},
 )
 PV_FORMATS = ("", "fp16", "int8", "fp8")
 

@@ -1,0 +1,1 @@
+"""Sparse-linear attention in Triton. Imported only when a GPU tensor needs it."""

@@ -1,0 +1,1 @@
+"""Linear layers with int8 weights that have one float32 scale per 128x128 tile."""

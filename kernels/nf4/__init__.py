@@ -1,0 +1,1 @@
+"""Dequantizing 4-bit weights (NF4) of bitsandbytes."""

@@ -1,0 +1,1 @@
+"""The normalizations of a Wan block, each with the operation that follows it."""

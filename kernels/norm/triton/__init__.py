@@ -1,0 +1,1 @@
+"""The normalizations in Triton. Imported only when a GPU tensor needs them."""

@@ -1,0 +1,12 @@
+"""Where the pack's Triton kernels are."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Each operator has a module `triton` or a package of that name; a package's own file only names what is in the others.
+TRITON_FILES = sorted({*ROOT.glob("kernels/*/triton/[!_]*.py"), *ROOT.glob("kernels/*/triton.py")})
+
+
+def module_name(path: Path) -> str:
+    """A file's module inside the pack: "kernels.int8.triton.linear"."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
