@@ -1,13 +1,14 @@
 """Operators of TurboDiffusion on tensors, one folder each: `custom_ops` is the entry, `reference` says in plain torch what it
-computes, and each other module is a backend. `backends` decides which one runs."""
+computes, `self_test_cases` compare the two, and each other module is a backend (see `backends`; `dispatch` chooses)."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from .attention import custom_ops as _attention
-from .attention.custom_ops import block_map, block_sparse_attention, sparse_linear_attention
-from .backends import Choice, NoBackendError, Operator, eight_bit_format, use_backend
+from .attention.custom_ops import check_sparse_attention, sparse_linear_attention
+from .attention.pv_format import sage_pv_format
 from .call_counter import counting
+from .dispatch import Choice, NoBackendError, Operator, use_backend
 from .int8 import custom_ops as _int8
 from .int8.custom_ops import (
     int8_linear,
@@ -17,34 +18,32 @@ from .int8.custom_ops import (
     int8_quantize,
     multiplies_codes,
 )
-from .int8.reference import dequantize_block, quantize_block, tile_count
-from .nf4.custom_ops import NF4, nf4_dequantize
+from .int8.format import TILE, tile_count
+from .int8.reference import dequantize_block, quantize_block, quantize_row
+from .nf4 import custom_ops as _nf4
+from .nf4.custom_ops import nf4_dequantize
 from .norm import custom_ops as _norm
 from .norm.custom_ops import layer_norm_modulate, layer_norm_modulate_quantize, rms_norm_rope
 
-# What a status report asks about, in its words.
+# What a status report asks about, by title.
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
-        "sparse attention": _attention.SPARSE_LINEAR,
-        "8-bit sparse attention": _attention.SAGE_SPARSE_LINEAR,
-        "int8 linear": _int8.LINEAR,
-        "NF4 weights": NF4,
-        "norm and rope": _norm.RMS_NORM_ROPE,
-        "norm and modulation": _norm.LAYER_NORM_MODULATE,
-        "norm, modulation and quantisation": _norm.LAYER_NORM_MODULATE_QUANTIZE,
+        operator.title: operator
+        for module in (_attention, _int8, _nf4, _norm)
+        for operator in vars(module).values()
+        if isinstance(operator, Operator) and operator.title
     }
 )
 
 __all__ = [
     "OPERATORS",
+    "TILE",
     "Choice",
     "NoBackendError",
     "Operator",
-    "block_map",
-    "block_sparse_attention",
+    "check_sparse_attention",
     "counting",
     "dequantize_block",
-    "eight_bit_format",
     "int8_linear",
     "int8_matmul",
     "int8_matmul_gate_residual",
@@ -55,7 +54,9 @@ __all__ = [
     "multiplies_codes",
     "nf4_dequantize",
     "quantize_block",
+    "quantize_row",
     "rms_norm_rope",
+    "sage_pv_format",
     "sparse_linear_attention",
     "tile_count",
     "use_backend",

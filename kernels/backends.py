@@ -1,115 +1,40 @@
-"""Which implementation runs an operator: decided from declared constraints before the call, never by trying and failing.
-
-    triton          the GPU kernels in `triton/`, where Triton can be imported and reaches the device
-    comfy_kitchen   its compiled kernels, where it has the same function of the same tensors (`kitchen/`)
-    dequantized     for int8 linears, on a GPU that multiplies int8 no faster than 16 bits or has no kernel for it
-    torch           the definitions in `reference/`: any device, the same numerics, sparse where the operator is sparse
-    dense           for sparse attention alone, where even the definition does not run: full attention, with a warning
-
-The device's part of the decision (is the backend there, does it pass a self-test) is made once per device, the tensors' part
-at each call."""
+"""The backends, fastest first. A backend implements an operator by a module of its name in the operator's folder, for example
+`int8/triton` or `norm/comfy_kitchen.py`, that has a function of the operator's name and signature."""
 
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
-HALF = (torch.float16, torch.bfloat16)
-HEAD_WIDTHS = (64, 128)
 _MIN_CAPABILITY = (8, 0)  # bf16 and int8 tensor cores (NVIDIA)
-_INT8_ON_10 = (3, 9, 0)  # the first Triton that compiles int8 products to UTCIMMA on compute capability 10.x
 
 
-class Choice(NamedTuple):
-    """The backend that runs an operator, and why each faster one does not."""
+class Backend(NamedTuple):
+    """`unavailable` gives the reason why the backend cannot run on a device, or None. A module of the backend may have a
+    function `unavailable(device)` too, for what holds for that operator alone."""
 
-    backend: str
-    rejected: dict[str, str]
+    name: str
+    module: str  # in each operator's folder
+    unavailable: Callable[[torch.device], str | None]
 
-    def __str__(self) -> str:
-        return "; ".join([self.backend, *(f"not {name}: {reason}" for name, reason in self.rejected.items())])
+    def implements(self, folder: str) -> bool:
+        """Whether the backend has a module for the operators of a folder, which is not imported for that."""
+        return _has_module(folder, self.module)
 
-
-class NoBackendError(RuntimeError):
-    """No backend can run the request, or not the one that was demanded; the text names each and its reason."""
-
-
-@dataclass(frozen=True)
-class Operator:
-    """An operator and where its implementations are: `modules` by backend, fastest first.
-
-    `family` says which self-test covers it. `never` gives, by backend, the reason that holds on every device: for a backend
-    that has an operator of this name which is another function."""
-
-    function: str
-    family: str
-    modules: Mapping[str, str]
-    never: dict[str, str] = field(default_factory=dict)
-
-    def choose(self, device: torch.device, unfit: Mapping[str, str | None] | None = None) -> Choice:
-        """The backend for a request on `device`; `unfit` says by backend why its tensors do not suit it.
-
-        Raises NoBackendError if there is none."""
-        demanded, rejected = _demanded.get(), {}
-        for backend in self.modules:
-            if demanded is None:
-                reason = unavailable(backend, self.family, device)
-            else:
-                reason = None if backend == demanded else f"{demanded} was demanded"
-            reason = reason or (unfit or {}).get(backend)
-            if reason is None:
-                return Choice(backend, rejected | self.never)
-            rejected[backend] = reason
-        reasons = "; ".join(f"{backend}: {reason}" for backend, reason in (rejected | self.never).items())
-        raise NoBackendError(f"No backend can run {self.function}: {reasons}.")
-
-    def load(self, backend: str) -> Callable:
-        """The implementation of a backend, whose module is imported at its first use."""
-        return getattr(importlib.import_module(f".{self.modules[backend]}", __package__), self.function)
-
-    def find(self, device: torch.device, unfit: Mapping[str, str | None] | None = None) -> Callable:
-        """The implementation for a request, as `choose`."""
-        return self.load(self.choose(device, unfit).backend)
-
-
-_demanded: ContextVar[str | None] = ContextVar("turbodiffusion_demanded_backend", default=None)
-
-
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Within the block every operator runs on backend `name` or raises NoBackendError: for tests and benchmarks. "triton"
-    then also takes CPU tensors, for Triton's interpreter."""
-    token = _demanded.set(name)
-    try:
-        yield
-    finally:
-        _demanded.reset(token)
+    def load(self, folder: str) -> ModuleType:
+        """The backend's module for the operators of a folder."""
+        return importlib.import_module(f".{folder}.{self.module}", __package__)
 
 
 @functools.cache
-def unavailable(backend: str, family: str, device: torch.device) -> str | None:
-    """Why a backend does not run a family of operators on a device, or None if it does. The self-test runs here."""
-    missing = {"comfy_kitchen": _kitchen_unavailable, "dequantized": _on_cpu}.get(backend, lambda device: None)
-    if backend == "triton":
-        missing = slow_int8 if family == "int8" else triton_unavailable
-    reason = missing(device)
-    if reason is not None or backend == "dense" or (backend == "torch" and device.type in ("cpu", "meta")):
-        return reason
-    self_test = importlib.import_module(".self_test", __package__)
-    try:
-        return self_test.fault(backend, family, device)
-    except Exception as error:  # noqa: BLE001 - compilers and drivers fail in every way; the reason goes into the status report
-        text = str(error).strip().splitlines()
-        return f"its self-test failed ({type(error).__name__}: {text[0] if text else ''})"
+def _has_module(folder: str, module: str) -> bool:
+    return importlib.util.find_spec(f".{folder}.{module}", __package__) is not None
 
 
-@functools.cache
 def triton_unavailable(device: torch.device) -> str | None:
     """Why Triton's kernels cannot be tried on a device, or None if they can."""
     if device.type != "cuda":
@@ -129,41 +54,27 @@ def triton_unavailable(device: torch.device) -> str | None:
     return None
 
 
-@functools.cache
-def slow_int8(device: torch.device) -> str | None:
-    """Why Triton's int8 products cannot be tried on a device, or would be slower there than 16-bit ones; None if neither."""
-    reason = triton_unavailable(device)
-    if reason is not None or device.type != "cuda" or torch.version.hip is not None:
-        return reason
-    if torch.cuda.get_device_capability(device)[0] == 10 and triton_version() < _INT8_ON_10:
-        wanted = ".".join(map(str, _INT8_ON_10))
-        return f"before Triton {wanted} its int8 products do not use this GPU's tensor cores of the fifth generation"
-    return None
-
-
 def triton_version() -> tuple[int, ...]:
     return tuple(int(part) for part in importlib.import_module("triton").__version__.split("+")[0].split(".")[:3])
 
 
-def _on_cpu(device: torch.device) -> str | None:
+def _comfy_kitchen_unavailable(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"its compiled kernels do not reach a {device.type} device"
+    return None if importlib.util.find_spec("comfy_kitchen") else "it is not installed"
+
+
+def _dequantized_unavailable(device: torch.device) -> str | None:
     return "a CPU computes the definition" if device.type in ("cpu", "meta") else None
 
 
-def _kitchen_unavailable(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return f"its compiled kernels do not reach a {device.type} device"
-    if importlib.util.find_spec("comfy_kitchen") is None:
-        return "it is not installed"
-    return importlib.import_module(".norm.comfy_kitchen", __package__).unavailable()
-
-
-def eight_bit_format(device: torch.device) -> tuple[str, str]:
-    """The format in which 8-bit attention multiplies with v on a device ("fp16", "int8" or "fp8"), and why."""
-    reason = triton_unavailable(device)
-    if reason is not None:
-        return "fp16", f"the most exact, since Triton does not run: {reason}"
-    if torch.version.hip is not None:
-        return "fp16", "the others are not tried on this kind of GPU"
-    sage = importlib.import_module(".attention.triton.sage", __package__)
-    choice = sage.default_pv(torch.cuda.get_device_capability(device), triton_version())
-    return choice[0] or "fp16", choice[2]
+# The definitions: any device.
+REFERENCE = Backend("torch", "reference", lambda device: None)
+# To add a backend, add a row and a module in the folder of each operator that it implements.
+BACKENDS = (
+    Backend("triton", "triton", triton_unavailable),
+    Backend("comfy_kitchen", "comfy_kitchen", _comfy_kitchen_unavailable),
+    # int8 weights multiplied in 16 bits, for a GPU that multiplies int8 no faster or has no kernel for it
+    Backend("dequantized", "dequantized", _dequantized_unavailable),
+    REFERENCE,
+)

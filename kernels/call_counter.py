@@ -1,11 +1,11 @@
-"""Counting operator calls: what really ran, also inside a compiled graph, where operators are opaque."""
+"""Counts operator calls, also those inside a compiled graph, where operators are opaque."""
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_current: ContextVar[Counter | None] = ContextVar("turbodiffusion_tally", default=None)
+_current: ContextVar[Counter | None] = ContextVar("turbodiffusion_call_counter", default=None)
 
 
 @contextmanager

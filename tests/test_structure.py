@@ -1,6 +1,7 @@
 """What holds for the whole pack: who imports whom, and what an import costs."""
 
 import ast
+import graphlib
 import re
 import sys
 from pathlib import Path
@@ -62,6 +63,27 @@ def test_imports_go_down_only(path):
     assert not outside & TOP_LEVEL, "the pack's own modules are imported relatively: `nodes` is ComfyUI's"
     if layer(path) == "kernels":
         assert outside <= {"torch", "triton", *sys.stdlib_module_names}
+
+
+def test_kernels_import_each_other_in_one_direction():
+    """No import circle, and no backend that computes with the definition it is judged by."""
+    files = {path.with_suffix("").parts: path for path in SOURCES if path.parts[0] == "kernels"}
+    graph = {}
+    for parts, path in files.items():
+        graph[parts] = set()
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = (
+                    (*path.parts[: -node.level], *(node.module or "").split("."))
+                    if node.module
+                    else path.parts[: -node.level]
+                )
+                for name in node.names:
+                    named = [(*base, name.name), (*base, name.name, "__init__"), base, (*base, "__init__")]
+                    graph[parts] |= {next(each for each in named if each in files)}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+    users = {parts for parts, used in graph.items() if any("reference" in each for each in used) and "triton" in parts}
+    assert not users
 
 
 def test_every_layer_was_seen():

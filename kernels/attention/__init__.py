@@ -1,1 +1,1 @@
-"""Sparse-linear attention (SLA) in 16 bits, and in 8 bits as SageAttention 2 quantizes it."""
+"""Sparse-linear attention (SLA), in 16 bits and as sage attention, which computes the scores in int8 (SageAttention 2)."""

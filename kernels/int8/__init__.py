@@ -1,1 +1,1 @@
-"""Linear layers with int8 weights that have one float32 scale per 128x128 tile."""
+"""Linear layers with int8 weights that have one float32 scale for each 128x128 tile."""

@@ -1,45 +1,30 @@
-"""Int8 linear layers: the quantisers, the product, and the product with what follows it in a feed-forward or residual branch.
+"""The entries of int8 linear layers: quantizing an activation, the product, and the product with what follows it in a
+feed-forward or a residual branch.
 
-A weight is int8 [N, K] with one float32 scale per 128x128 tile. An activation is quantised by "block" (128x128 tiles of each
-batch item, as upstream) or by "row"; its scales' shape tells which: [..., ceil(M/128), ceil(K/128)] or [..., M]."""
+A weight is int8 [N, K] in the block-scaled format (`format`). An activation is quantized by "block" (as upstream) or by "row"; the
+shape of its scales tells which."""
 
 import torch
 
-from ..backends import HALF, Operator
 from ..call_counter import count
-from .reference import tile_count
+from ..dispatch import Operator, unfit_dtype
+from .format import KINDS, check_kind, empty_codes, scale_shape, tile_count
 
-_MODULES = {"triton": "int8.triton.linear", "torch": "int8.reference"}
-_QUANTISERS = {"triton": "int8.triton.quantize", "torch": "int8.reference"}
-QUANTIZE = {name: Operator(f"quantize_{name}", "int8", _QUANTISERS) for name in ("block", "row")}
-MATMUL = Operator(
-    "int8_matmul",
-    "int8",
-    _MODULES,
-    never={
-        "comfy_kitchen": "its int8_linear has one scale for each row of the weight, and these have one for each 128x128 tile"
-    },
-)
-LINEAR = Operator(
-    "int8_linear",
-    "int8",
-    {"triton": "int8.triton.linear", "dequantized": "int8.dequantized", "torch": "int8.reference"},
-    MATMUL.never,
-)
-GELU_QUANTIZE = Operator("int8_matmul_gelu_quantize", "int8", _MODULES, MATMUL.never)
-GATE_RESIDUAL = Operator("int8_matmul_gate_residual", "int8", _MODULES, MATMUL.never)
+_NEVER = {
+    "comfy_kitchen": "its int8_linear has one scale for each row of the weight, and these have one for each 128x128 tile"
+}
+QUANTIZE = {by: Operator(f"quantize_{by}", "int8") for by in KINDS}
+LINEAR = Operator("int8_linear", "int8", "int8 linear", never=_NEVER)
+MATMUL = Operator("int8_matmul", "int8", never=_NEVER)
+GELU_QUANTIZE = Operator("int8_matmul_gelu_quantize", "int8", never=_NEVER)
+GATE_RESIDUAL = Operator("int8_matmul_gate_residual", "int8", never=_NEVER)
 
 
-def _unfit(
-    dtype: torch.dtype, weight: torch.Tensor | None = None, device: torch.device | None = None
-) -> dict[str, str]:
+def _unfit(dtype: torch.dtype, device: torch.device, weight: torch.Tensor | None = None) -> dict[str, str]:
     """Why the kernels cannot compute in `dtype` with this weight."""
-    if dtype not in HALF and (weight.device if weight is not None else device).type != "cpu":
-        name = str(dtype).removeprefix("torch.")
-        return {
-            "triton": f"its kernels compute in float16 and bfloat16, not {name}",
-            "dequantized": f"it is made for float16 and bfloat16, not {name}",
-        }
+    reason = unfit_dtype(dtype, device)
+    if reason is not None:
+        return {"triton": reason, "dequantized": reason.replace("its kernels compute", "it computes")}
     if weight is not None and not weight.is_contiguous():
         return {"triton": "its kernels need a contiguous weight"}
     return {}
@@ -47,7 +32,7 @@ def _unfit(
 
 @torch.compiler.assume_constant_result
 def multiplies_codes(device: torch.device) -> bool:
-    """Whether int8 linears on a device multiply int8 codes, so that quantising ahead of them is of use."""
+    """Whether int8 linears on a device multiply int8 codes, so that quantizing ahead of them is of use."""
     return LINEAR.choose(device).backend != "dequantized"
 
 
@@ -67,21 +52,11 @@ def _check_weight(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Ten
 
 def _check_codes(codes: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> None:
     _check_weight(codes, weight, weight_scale)
-    if codes.dtype != torch.int8 or scales.shape not in (scale_shape(codes.shape, by) for by in ("block", "row")):
+    if codes.dtype != torch.int8 or scales.shape not in (scale_shape(codes.shape, by) for by in KINDS):
         raise ValueError(
             f"int8 codes [..., M, K] with scales by block [..., M/128, K/128] or row [..., M] are needed: {codes.dtype} "
             f"{list(codes.shape)}, {list(scales.shape)}."
         )
-
-
-def check_kind(by: str) -> None:
-    if by not in QUANTIZE:
-        raise ValueError(f"An activation is quantised by {by!r}: choose block or row.")
-
-
-def scale_shape(shape: torch.Size, by: str) -> tuple[int, ...]:
-    """Shape of the scales of codes of this shape."""
-    return (*shape[:-2], tile_count(shape[-2]), tile_count(shape[-1])) if by == "block" else tuple(shape[:-1])
 
 
 @torch.library.custom_op("turbodiffusion::int8_quantize", mutates_args=())
@@ -93,11 +68,7 @@ def int8_quantize(x: torch.Tensor, by: str = "block") -> tuple[torch.Tensor, tor
         raise ValueError(f"x [..., M, K] is needed: {list(x.shape)}.")
     if x.numel() == 0:
         return empty_codes(x, by)
-    return QUANTIZE[by].find(x.device, _unfit(x.dtype, device=x.device))(x)
-
-
-def empty_codes(x: torch.Tensor, by: str) -> tuple[torch.Tensor, torch.Tensor]:
-    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(scale_shape(x.shape, by), dtype=torch.float32)
+    return QUANTIZE[by].find(x.device, _unfit(x.dtype, x.device))(x)
 
 
 @int8_quantize.register_fake
@@ -113,13 +84,13 @@ def int8_linear(
     bias: torch.Tensor | None = None,
     activation: str = "block",
 ) -> torch.Tensor:
-    """x [..., M, K], quantised by "block" or "row" on the way, times an int8 weight. Returns [..., M, N] in x's dtype.
+    """x [..., M, K], quantized by "block" or "row" on the way, times an int8 weight. Returns [..., M, N] in x's dtype.
 
     Where int8 would be slower, the product is one in x's dtype, and counted as that. Raises ValueError for shapes or dtypes
     that do not fit together."""
     _check_weight(x, weight, weight_scale)
     check_kind(activation)
-    backend = LINEAR.choose(x.device, _unfit(x.dtype, weight)).backend
+    backend = LINEAR.choose(x.device, _unfit(x.dtype, x.device, weight)).backend
     if backend != "dequantized":
         count("int8 linear")
     if x.numel() == 0:
@@ -141,12 +112,12 @@ def int8_matmul(
     bias: torch.Tensor | None,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
-    """A quantised activation [..., M, K] times an int8 weight: [..., M, N] in `out_dtype`."""
+    """A quantized activation [..., M, K] times an int8 weight: [..., M, N] in `out_dtype`."""
     _check_codes(codes, scales, weight, weight_scale)
     count("int8 linear")
     if codes.numel() == 0:
         return codes.new_zeros((*codes.shape[:-1], weight.shape[0]), dtype=out_dtype)
-    run = MATMUL.find(codes.device, _unfit(out_dtype, weight))
+    run = MATMUL.find(codes.device, _unfit(out_dtype, codes.device, weight))
     return run(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype)
 
 
@@ -164,14 +135,14 @@ def int8_matmul_gelu_quantize(
     bias: torch.Tensor | None,
     out_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tanh GELU of `int8_matmul`, quantised by block for the layer that follows: codes [..., M, N] and their scales.
+    """The tanh GELU of `int8_matmul`, quantized by block for the layer that follows: codes [..., M, N] and their scales.
     Product and GELU are rounded to `out_dtype` on the way, as if they were separate."""
     _check_codes(codes, scales, weight, weight_scale)
     count("int8 linear")
     shape = (*codes.shape[:-1], weight.shape[0])
     if codes.numel() == 0:
         return codes.new_empty(shape), scales.new_empty(scale_shape(shape, "block"))
-    run = GELU_QUANTIZE.find(codes.device, _unfit(out_dtype, weight))
+    run = GELU_QUANTIZE.find(codes.device, _unfit(out_dtype, codes.device, weight))
     return run(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype)
 
 
@@ -202,7 +173,7 @@ def int8_matmul_gate_residual(
     count("int8 linear")
     if codes.numel() == 0:
         return residual.clone()
-    run = GATE_RESIDUAL.find(codes.device, _unfit(residual.dtype, weight))
+    run = GATE_RESIDUAL.find(codes.device, _unfit(residual.dtype, codes.device, weight))
     return run(codes, scales, weight, weight_scale, bias, residual=residual, gate=gate)
 
 

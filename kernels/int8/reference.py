@@ -1,10 +1,9 @@
-"""Int8 linear layers in plain torch: TurboDiffusion's quantiser and block-scaled product, and the epilogues around them.
+"""Int8 linear layers in plain torch: TurboDiffusion's quantizer and block-scaled product, and the epilogues around them.
 
     y[m, n] = sum over tiles t of 128 along K of  float(sum_{k in t} codes[m, k] weight[n, k]) * (scales[m/128, t] * weight_scale[n/128, t])
 
-A 128x128 tile of a tensor shares one float32 scale; tiles lie over the last two dims, so they never straddle the items of
-a batch. Activations may instead have one scale per row, which outlier tokens harm less. Every temporary is bounded by
-`_CHUNK_ELEMENTS`.
+The tiles and their scales are described in `format`. Activations may instead have one scale per row, which outlier tokens harm
+less. Every temporary is bounded by `_CHUNK_ELEMENTS`.
 """
 
 import math
@@ -12,14 +11,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-TILE = 128
-MIN_AMAX = 1e-8  # a tile of zeros gets codes 0 and a scale that is not 0
+from .format import MIN_AMAX, TILE, tile_count
+
 _CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 256 MB in float32
-
-
-def tile_count(size: int) -> int:
-    """Tiles that cover `size` elements."""
-    return -(-size // TILE)
 
 
 def _items(x: torch.Tensor, dims: int) -> torch.Tensor:
@@ -99,7 +93,7 @@ def int8_matmul(
     *,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The product of quantised activations [..., M, K] and weight [N, K], as `out_dtype` [..., M, N].
+    """The product of quantized activations [..., M, K] and weight [N, K], as `out_dtype` [..., M, N].
 
     `scales` are those of `quantize_block`, or [..., M] of `quantize_row`: these multiply the whole sum. The bias [N] is
     added to the rounded product, a second rounding, as in the reference."""
@@ -117,7 +111,7 @@ def int8_matmul(
                 row_scales = _spread(item_scales[rows.start // TILE : tile_count(rows.stop)], count)
             for tile in range(tile_count(k)):
                 columns = slice(tile * TILE, (tile + 1) * TILE)
-                # exact in float32: the sum of 128 products stays below 2^22
+                # exact in float32: the sum stays below 2^22 (see `format`)
                 product = item_codes[rows, columns].float() @ weight[:, columns].float().T
                 scale = column_scales[:, tile]
                 total += product.mul_(row_scales[:, tile, None] * scale if by_block else scale)
@@ -136,12 +130,11 @@ def int8_linear(
     bias: torch.Tensor | None = None,
     *,
     activation: str = "block",
-    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)], x quantised by "block" or "row"."""
+    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)], x quantized by "block" or "row"."""
     quantize = {"block": quantize_block, "row": quantize_row}[activation]
     codes, scales = quantize(x)
-    return int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype or x.dtype)
+    return int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=x.dtype)
 
 
 def int8_matmul_gelu_quantize(

@@ -1,13 +1,13 @@
-"""The operator on bitsandbytes' 4-bit weights, registered as the others."""
+"""The entry of dequantizing 4-bit weights (NF4) of bitsandbytes."""
 
 import math
 
 import torch
 
-from ..backends import Operator
 from ..call_counter import count
+from ..dispatch import Operator
 
-NF4 = Operator("nf4_dequantize", "nf4", {"triton": "nf4.triton", "torch": "nf4.reference"})
+NF4 = Operator("nf4_dequantize", "nf4", "NF4 weights")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -38,7 +38,7 @@ def nf4_dequantize(
     value of `quant_map` float32 [16], scaled by block. The scales `absmax` [B], B = ceil(N / blocksize), are float32, or uint8
     with `nested_absmax` float32 [ceil(B / nested_blocksize)], `nested_quant_map` float32 [256] and `nested_offset`.
 
-    Equals bitsandbytes' dequantisation to the bit. Raises ValueError for shapes or types that do not fit together."""
+    Bit-equal to bitsandbytes' dequantization. Raises ValueError for shapes or types that do not fit together."""
     elements = rows * columns
     blocks = math.ceil(elements / blocksize) if blocksize > 0 else -1
     nested = nested_absmax is not None and nested_quant_map is not None

@@ -1,15 +1,15 @@
-"""Unpacking bitsandbytes' 4-bit weights, in plain torch.
+"""Dequantizing bitsandbytes' 4-bit weights, in plain torch.
 
-    a[b] = nested_quant_map[absmax[b]] * nested_absmax[b // nested_blocksize] + nested_offset      (double quantisation; else absmax)
+    a[b] = nested_quant_map[absmax[b]] * nested_absmax[b // nested_blocksize] + nested_offset      (double quantization; else absmax)
     w[i] = quant_map[code[i]] * a[i // blocksize]
 
 in float32, row by row over the flat weight; two codes a byte, the first in the high half. The order of operations is that of
-bitsandbytes (`functional.dequantize_4bit`), so the result is its to the bit."""
+bitsandbytes (`functional.dequantize_4bit`), so the results are bit-equal."""
 
 import torch
 import torch.nn.functional as F
 
-CHUNK = 1 << 20  # elements unpacked at a time: their float32 values take 4 MB
+CHUNK = 1 << 20  # elements dequantized at a time: their float32 values take 4 MB
 
 
 def nf4_dequantize(
@@ -28,9 +28,7 @@ def nf4_dequantize(
     """codes uint8 [ceil(N/2)], absmax [ceil(N/blocksize)] uint8 (float32 without nested_*) -> [rows, columns], N = rows * columns"""
     out = torch.empty(rows * columns, dtype=dtype, device=codes.device)
     byte = torch.arange(256, device=codes.device)
-    pairs = torch.stack(
-        [quant_map[byte >> 4], quant_map[byte & 15]], dim=1
-    )  # of each byte, what its two codes stand for
+    pairs = torch.stack([quant_map[byte >> 4], quant_map[byte & 15]], dim=1)  # the values of the two codes of each byte
     for start in range(0, len(out), CHUNK):  # a multiple of every block size
         stop = min(start + CHUNK, len(out))
         blocks = torch.arange(start // blocksize, -(-stop // blocksize), device=codes.device)

@@ -1,7 +1,7 @@
-"""Unpacking bitsandbytes' 4-bit weights: `nf4_dequantize` of kernels/reference/nf4.py.
+"""Dequantizing bitsandbytes' 4-bit weights: `nf4_dequantize` of the reference.
 
-A program unpacks some whole blocks, each of which has one scale. Products must not fuse with additions: a scale is rounded
-between the two, as bitsandbytes does, so that the result equals its to the bit."""
+A program dequantizes some whole blocks, each of which has one scale. Products must not fuse with additions: a scale is rounded
+between the two, as in bitsandbytes, so that the results are bit-equal."""
 
 import torch
 import triton

@@ -1,6 +1,6 @@
-"""comfy_kitchen's `adaln` and `apply_rope1`, from its compiled backends alone: the same function of the same tensors as
-reference/norm.py, in float32, rounded where that rounds. (Its eager and Triton forms round between the steps, or differ by
-version.) Its `rms_rope` normalises each head by itself, which is another function."""
+"""comfy_kitchen's `adaln` and `apply_rope1`, from its compiled backends alone: they compute the definitions (`reference`) in
+float32, rounded where these round. Its eager and Triton forms round between the steps, or differ by version. Its `rms_rope`
+normalizes each head by itself, which is another function. Imported only where comfy_kitchen is installed."""
 
 import functools
 
@@ -35,8 +35,8 @@ def _backend(function: str) -> tuple[str | None, str]:
     return None, ", ".join(reasons)
 
 
-def unavailable() -> str | None:
-    """Why the functions below cannot run here, or None."""
+def unavailable(device: torch.device) -> str | None:
+    """Why the functions below cannot run on a CUDA device, or None."""
     for function in ("adaln", "apply_rope1"):
         name, reason = _backend(function)
         if name is None:

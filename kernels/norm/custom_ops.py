@@ -1,38 +1,30 @@
-"""A Wan block's normalisations with what follows them: rotary embedding, modulation, quantisation.
+"""The entries of a Wan block's normalizations with what follows them: rotary embedding, modulation, quantization.
 
 Triton comes before comfy_kitchen: it reads strided views and a modulation for each frame as they are, and takes the variance
 about the mean."""
 
 import torch
 
-from ..backends import HALF, Operator
-from ..int8.custom_ops import check_kind, empty_codes
+from ..dispatch import Operator, unfit_dtype
+from ..int8.format import check_kind, empty_codes
 
-RMS_NORM_ROPE = Operator(
-    "rms_norm_rope",
-    "norm",
-    {"triton": "norm.triton.rms_norm", "comfy_kitchen": "norm.comfy_kitchen", "torch": "norm.reference"},
-)
-LAYER_NORM_MODULATE = Operator(
-    "layer_norm_modulate",
-    "norm",
-    {"triton": "norm.triton.layer_norm", "comfy_kitchen": "norm.comfy_kitchen", "torch": "norm.reference"},
-)
+RMS_NORM_ROPE = Operator("rms_norm_rope", "norm", "norm and rope")
+LAYER_NORM_MODULATE = Operator("layer_norm_modulate", "norm", "norm and modulation")
 LAYER_NORM_MODULATE_QUANTIZE = Operator(
     "layer_norm_modulate_quantize",
     "norm",
-    {"triton": "norm.triton.layer_norm", "torch": "norm.reference"},
-    never={"comfy_kitchen": "its adaln does not quantise"},
+    "norm, modulation and quantization",
+    never={"comfy_kitchen": "its adaln does not quantize"},
 )
 
 
 def _unfit(x: torch.Tensor) -> dict[str, str]:
     """Why the kernels cannot take an activation [B, L, width]."""
-    if x.dtype not in HALF and x.device.type != "cpu":
-        reason = f"its kernels take float16 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
+    reason = unfit_dtype(x.dtype, x.device)
+    if reason is not None:
         return {"triton": reason, "comfy_kitchen": reason}
     if x.stride(-1) != 1:
-        return {"triton": "its kernels need the width to be contiguous"}
+        return {"triton": "its kernels need a contiguous last dimension"}
     return {}
 
 
@@ -43,7 +35,7 @@ def rms_norm_rope(
     """Rotary embedding of x / rms(x) * weight, where rms spans all heads: x [B, L, H * D], weight [H * D] and float32 freqs
     [1, L, 1, D/2, 2, 2] as ComfyUI's `rope_encode` makes them -> [B, L, H, D] in x's dtype.
 
-    The normalised values are rounded to x's dtype before they are rotated, as the separate operators do. Raises ValueError
+    The normalized values are rounded to x's dtype before they are rotated, as the separate operators do. Raises ValueError
     for shapes that do not fit together."""
     d = x.shape[-1] // max(heads, 1)
     if (
@@ -62,7 +54,7 @@ def rms_norm_rope(
         return x.new_empty((*x.shape[:2], heads, d))
     unfit = _unfit(x)
     if d & (d - 1):
-        unfit["triton"] = f"its kernel needs a head width that is a power of two, not {d}"
+        unfit["triton"] = f"its kernel needs a head_dim that is a power of two, not {d}"
     return RMS_NORM_ROPE.find(x.device, unfit)(x, weight, freqs, heads=heads, eps=eps)
 
 
@@ -112,7 +104,7 @@ def layer_norm_modulate_quantize(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float = 1e-6, by: str = "block"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`layer_norm_modulate` as int8 codes and scales for the int8 linears that follow: by "block" those of its rounded
-    values, exactly as if it were quantised afterwards; by "row" those of its values in float32."""
+    values, exactly as if it were quantized afterwards; by "row" those of its values in float32."""
     _check_modulation(x, shift, scale)
     check_kind(by)
     if x.numel() == 0:

@@ -1,4 +1,4 @@
-"""The normalisations of a Wan block with what follows them, in plain torch.
+"""The normalizations of a Wan block with what follows them, in plain torch.
 
 All of it runs in float32 at least and on a bounded number of tokens at a time; inputs may be strided views.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from ..int8.reference import quantize_block
+from ..int8.reference import quantize_block, quantize_row
 
 _CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 256 MB in float32
 
@@ -27,7 +27,7 @@ def rms_norm_rope(
     """Rotary embedding of x / rms(x) * weight, where rms spans all heads: [B, L, H * D] -> [B, L, H, D].
 
     `freqs` float32 [1, L, 1, D/2, 2, 2] holds a 2 x 2 matrix for each pair of neighbouring channels, as ComfyUI's
-    `rope_encode` makes it. The normalised values are rounded to x's dtype before they are rotated, as in the host."""
+    `rope_encode` makes it. The normalized values are rounded to x's dtype before they are rotated, as in the host."""
     compute = torch.promote_types(x.dtype, torch.float32)
     out = torch.empty((*x.shape[:2], heads, x.shape[2] // heads), dtype=x.dtype, device=x.device)
     for item, tokens in _chunks(x):
@@ -65,14 +65,11 @@ def layer_norm_modulate_quantize(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`layer_norm_modulate` as int8 codes [B, L, width] and float32 scales.
 
-    By "block": `quantize_block` of its rounded values. By "row": largest magnitude / 127 of its values unrounded, [B, L]; the
-    scale of a token with NaN or infinity is not finite."""
+    By "block": `quantize_block` of its rounded values. By "row": `quantize_row` of its values in float32."""
     if by == "block":
         return quantize_block(layer_norm_modulate(x, shift, scale, eps=eps))
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     row_scales = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
     for item, tokens, value in _modulated(x, shift, scale, eps):
-        largest = value.abs().amax(-1).clamp_min(1e-8)
-        codes[item, tokens] = (value * (127 / largest)[:, None]).round().nan_to_num(0).to(torch.int8)
-        row_scales[item, tokens] = largest / 127
+        codes[item, tokens], row_scales[item, tokens] = quantize_row(value)
     return codes, row_scales

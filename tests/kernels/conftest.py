@@ -1,4 +1,6 @@
 import pytest
+from td_pack.kernels import dispatch
+from td_pack.kernels.backends import BACKENDS
 from td_pack.tests.support.aot import Compiler
 
 
@@ -7,6 +9,22 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name.startswith("test_triton_"):
             item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture
+def availability(monkeypatch):
+    """Sets by name why backends are not available, None for those that are. What was decided per device before is forgotten."""
+
+    def change(**reasons: str | None) -> None:
+        rows = (
+            row._replace(unavailable=lambda device, reason=reasons[row.name]: reason) if row.name in reasons else row
+            for row in BACKENDS
+        )
+        monkeypatch.setattr(dispatch, "BACKENDS", tuple(rows))
+        dispatch.unavailable.cache_clear()
+
+    yield change
+    dispatch.unavailable.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,16 @@
 import ast
 import importlib
 import inspect
-from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from td_pack.kernels.backends import BACKENDS, REFERENCE
+from td_pack.kernels.dispatch import Operator
 from td_pack.tests.support.aot import KernelCase
 from td_pack.tests.support.kernels import ROOT, TRITON_FILES, module_name
 
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("kernels/*/custom_ops.py"))
 BANNED = {"make_block_ptr", "libdevice", "autotune"}
 
 
@@ -35,8 +38,6 @@ def kernels(tree: ast.Module) -> dict[str, tuple[ast.FunctionDef, list[str]]]:
 
 def file_faults(text: str) -> list[str]:
     tree, faults = ast.parse(text), []
-    if len(text.splitlines()) > 300:
-        faults.append("longer than 300 lines")
     for node in ast.walk(tree):
         name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
         if name in BANNED or name.startswith("atomic_"):
@@ -69,17 +70,6 @@ def case_faults(text: str, cases: list[KernelCase]) -> list[str]:
     return faults
 
 
-def public_functions(paths: Iterable[Path]) -> dict:
-    """What the modules define for others, by name."""
-    found = {}
-    for path in paths:
-        module = importlib.import_module(f"td_pack.{module_name(path)}")
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            if function.__module__ == module.__name__ and not name.startswith("_"):
-                found[name] = function
-    return found
-
-
 @pytest.mark.parametrize("path", TRITON_FILES, ids=module_name)
 def test_kernel_file(path):
     assert not file_faults(path.read_text(encoding="utf-8"))
@@ -97,13 +87,41 @@ def test_kernels_have_cases_and_do_not_recompile_for_a_length(path):
     assert not case_faults(path.read_text(encoding="utf-8"), cases)
 
 
-def test_launchers_have_the_signature_of_their_reference():
-    references = {*ROOT.glob("kernels/*/reference/[!_]*.py"), *ROOT.glob("kernels/*/reference.py")}
-    fast, plain = public_functions(TRITON_FILES), public_functions(references)
-    shared = fast.keys() & plain.keys()
-    assert shared
-    for name in shared:
-        assert inspect.signature(fast[name]) == inspect.signature(plain[name]), name
+def public_functions(module: ModuleType) -> dict:
+    """What a backend's module offers to `dispatch`, by name."""
+    found = inspect.getmembers(module, inspect.isfunction)
+    return {
+        name: function
+        for name, function in found
+        if function.__module__.startswith(module.__name__) and not name.startswith("_") and name != "unavailable"
+    }
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_a_backend_has_functions_of_the_definitions_names_and_signatures(backend, folder):
+    if not backend.implements(folder):
+        return
+    if backend.name == "comfy_kitchen":
+        pytest.importorskip("comfy_kitchen", reason="comfy_kitchen comes with ComfyUI")
+    definitions = public_functions(REFERENCE.load(folder))
+    offered = public_functions(backend.load(folder))
+    assert offered
+    for name, function in offered.items():
+        assert inspect.signature(function) == inspect.signature(definitions[name]), name
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_an_operator_has_its_files_and_cases(folder):
+    """What `dispatch` and the self-test look for, and every operator of the folder in a definition."""
+    entry = importlib.import_module(f"td_pack.kernels.{folder}.custom_ops")
+    cases = importlib.import_module(f"td_pack.kernels.{folder}.self_test_cases")
+    found = {id(operator): operator for operator in vars(entry).values() if isinstance(operator, Operator)}
+    assert found
+    for operator in found.values():
+        assert operator.folder == folder
+        assert hasattr(REFERENCE.load(folder), operator.function)
+        assert callable(getattr(cases, operator.self_test or folder))
 
 
 SOUND = """
@@ -124,7 +142,6 @@ CASE = KernelCase("kernel", "kernels.x.triton", "_kernel", {}, {}, {}, divisible
     ("enable_fp_fusion=True", "", "line 8: launch without enable_fp_fusion"),
     ("tl.load(", "tl.make_block_ptr(", "line 5: make_block_ptr"),
     ("tl.load(", "tl.atomic_add(", "line 5: atomic_add"),
-    ("\n", "\n" * 40, "longer than 300 lines"),
 ])  # fmt: skip
 def test_broken_file_is_found(old, new, message):
     assert not file_faults(SOUND)

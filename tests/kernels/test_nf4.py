@@ -1,9 +1,8 @@
-"""Unpacking 4-bit weights: bitsandbytes' own dequantisation to the bit, on every backend that runs here."""
+"""Dequantizing 4-bit weights: bit-equal to bitsandbytes, on every backend that runs here."""
 
 import pytest
 import torch
-from td_pack.kernels import counting, nf4_dequantize, use_backend
-from td_pack.kernels.backends import NoBackendError
+from td_pack.kernels import NoBackendError, counting, nf4_dequantize, use_backend
 from td_pack.kernels.nf4 import reference
 from td_pack.tests.support import lingbot
 from td_pack.tests.support.interpreter import DEVICE

@@ -24,9 +24,9 @@ SHAPES = st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 3), st.s
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("heads, head_width", [(12, 128), (2, 64)])
-def test_rms_norm_rope_is_the_hosts(heads, head_width, dtype):
-    width, freqs = heads * head_width, wan_freqs(2, 3, 4, head_width)
+@pytest.mark.parametrize("heads, head_dim", [(12, 128), (2, 64)])
+def test_rms_norm_rope_is_the_hosts(heads, head_dim, dtype):
+    width, freqs = heads * head_dim, wan_freqs(2, 3, 4, head_dim)
     x, weight = draw(2, 24, width, dtype=dtype), 1 + 0.1 * draw(width, seed=1, dtype=dtype)
 
     host = host_rope(F.rms_norm(x, (width,), weight, EPS).unflatten(2, (heads, -1)), freqs)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from td_pack import kernels
 from td_pack.kernels import use_backend
-from td_pack.kernels.attention.reference import sla
+from td_pack.kernels.attention.format import selected_blocks
 from td_pack.tests.support.interpreter import DEVICE
 
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=12)
@@ -73,7 +73,7 @@ def test_products_are_the_definitions_and_rows_and_padding_are_inert(m, n, k, by
 @given(
     batch=st.integers(1, 2), length=st.integers(1, 140), width=st.integers(1, 150), frames=st.integers(1, 3), seed=SEED
 )
-def test_fused_quantisation_is_that_of_the_rounded_values(batch, length, width, frames, seed):
+def test_fused_quantization_is_that_of_the_rounded_values(batch, length, width, frames, seed):
     x = (3 * draw(batch, length, width, seed=seed) + 1).half()
     shift, scale = draw(2, batch, min(frames, length), width, seed=seed + 1)
     fused = kernels.layer_norm_modulate_quantize(x, shift, scale)
@@ -99,7 +99,7 @@ def test_rms_norm_ignores_a_power_of_two_and_rotation_keeps_lengths(length, head
 def test_the_map_lists_the_right_number_of_blocks_once_in_order(length, topk, seed):
     q, k, _ = qkv(length, seed)
     blocks = kernels.block_map(q, k, topk)
-    assert blocks.shape == (1, 1, -(-length // 128), sla.selected_blocks(length, topk))
+    assert blocks.shape == (1, 1, -(-length // 128), selected_blocks(length, topk))
     assert (blocks.diff(dim=-1) > 0).all() and blocks.min() >= 0 and blocks.max() < -(-length // 64)
     assert torch.equal(blocks, definition(kernels.block_map, q, k, topk))
 

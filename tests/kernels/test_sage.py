@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from td_pack.kernels.attention.pv_format import PV_FORMATS
 from td_pack.kernels.attention.reference import sage, sla
 
 # Relative L2 and cosine of 8-bit attention against float64: what the formats cost (measured, times about 1.7).
@@ -35,14 +36,14 @@ def assert_within(got, want, pv):
 
 @pytest.mark.parametrize("peaked", [False, True], ids=["gaussian", "peaked"])
 @pytest.mark.parametrize("d", [64, 128])
-@pytest.mark.parametrize("pv", sage.PV_FORMATS)
+@pytest.mark.parametrize("pv", PV_FORMATS)
 def test_is_attention_within_the_format(pv, d, peaked):
     q, k, v = inputs(d=d, peaked=peaked)
     blocks = sla.block_map(q, k, 0.5)
     assert_within(sage.sage_block_sparse_attention(q, k, v, blocks, pv=pv), exact(q, k, v, blocks), pv)
 
 
-@pytest.mark.parametrize("pv", sage.PV_FORMATS)
+@pytest.mark.parametrize("pv", PV_FORMATS)
 def test_is_not_16_bit(pv):
     q, k, v = inputs()
     blocks = sla.block_map(q, k, 0.5)
@@ -52,7 +53,7 @@ def test_is_not_16_bit(pv):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("pv", sage.PV_FORMATS)
+@pytest.mark.parametrize("pv", PV_FORMATS)
 def test_lengths(pv, length):
     q, k, v = inputs(length)
     blocks = sla.block_map(q, k, 1.0)
@@ -68,7 +69,7 @@ def test_any_float_dtype(dtype):
     assert_within(got, exact(q, k, v, blocks), "int8")
 
 
-@pytest.mark.parametrize("pv", sage.PV_FORMATS)
+@pytest.mark.parametrize("pv", PV_FORMATS)
 def test_a_constant_added_to_the_keys_changes_nothing(pv):
     q, k, v = inputs()
     blocks = sla.block_map(q, k, 0.5)
@@ -77,7 +78,7 @@ def test_a_constant_added_to_the_keys_changes_nothing(pv):
     assert relative(moved, sage.sage_block_sparse_attention(q, k, v, blocks, pv=pv)) < 5e-3
 
 
-@pytest.mark.parametrize("pv", sage.PV_FORMATS)
+@pytest.mark.parametrize("pv", PV_FORMATS)
 def test_one_outlier_in_v_costs_only_its_channel(pv):
     q, k, v = inputs()
     v[0, 100, 0, 3] = 500
@@ -93,7 +94,7 @@ def test_rounding_of_weights_is_relative_to_the_running_maximum():
     k = torch.cat([torch.zeros(1, 64, 1, 64), torch.full((1, 64, 1, 64), 20 * math.log(2) / 8)], dim=1)
     v = torch.cat([torch.zeros(1, 64, 1, 64), torch.ones(1, 64, 1, 64)], dim=1)
     blocks = torch.tensor([0, 1]).view(1, 1, 1, 2)
-    for pv in sage.PV_FORMATS:
+    for pv in PV_FORMATS:
         torch.testing.assert_close(
             sage.sage_block_sparse_attention(q, k, v, blocks, pv=pv), torch.ones_like(q), rtol=1e-3, atol=0
         )
@@ -105,7 +106,7 @@ def test_no_block_gives_zeros():
     assert not got.any()
 
 
-@pytest.mark.parametrize("pv", sage.PV_FORMATS)
+@pytest.mark.parametrize("pv", PV_FORMATS)
 def test_zeros_stay_finite(pv):
     q, k, v = inputs(130)
     q[:, :128], k[:, :64], v[..., 5] = 0, 0, 0
@@ -129,7 +130,7 @@ def test_keys_that_are_not_finite_are_seen():
 
 
 @pytest.mark.parametrize("pv", ["int8", "fp8"])
-def test_quantised_values_are_within_half_a_step(pv):
+def test_quantized_values_are_within_half_a_step(pv):
     _, k, v = inputs(130)
     k8, k_scale, v8, v_scale = sage.kv_quantize(k, v, k.mean(1), v.abs().amax(1), pv=pv)
     keys = k8.float().unflatten(2, (3, 64)) * k_scale[..., None, None]
@@ -155,7 +156,7 @@ def test_linear_branch_is_the_one_of_linear_attention():
     torch.testing.assert_close(both - sparse, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("pv", sage.PV_FORMATS)
+@pytest.mark.parametrize("pv", PV_FORMATS)
 def test_memory_is_bounded_by_steps_that_change_nothing(pv, monkeypatch):
     q, k, v = inputs(640)
     blocks = sla.block_map(q, k, 0.5)

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from td_pack.kernels.attention.format import block_count
 from td_pack.kernels.attention.reference import sla as reference
 from td_pack.kernels.attention.triton import block_selection as maps
 from td_pack.kernels.attention.triton.block_selection import block_map
@@ -43,7 +44,7 @@ def test_top_blocks_are_those_of_a_stable_sort(n):
 @pytest.mark.parametrize("length", [1, 65, 500])
 def test_map_of_exact_scores_is_the_reference_map(length, block_q):
     """Tokens equal within a block and small integers: means and scores are exact, ties are frequent."""
-    values = draw(2, 1, reference.block_count(length, 128), 2, 64, seed=length).round()
+    values = draw(2, 1, block_count(length, 128), 2, 64, seed=length).round()
     q, k = values.repeat_interleave(128, 2)[:, :, :length]
     k = k * draw(length // 64 + 1, seed=4).round().repeat_interleave(64)[:length, None, None]
     for topk in (0.01, 0.4, 7.0):

@@ -15,7 +15,7 @@ from td_pack.tests.support.tensors import DTYPES, decode
 
 draw = partial(tensors.draw, device=DEVICE)
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, which interprets Inf - Inf and exp(1000)
-QUANTISERS = pytest.mark.parametrize("quantise", ["quantize_block", "quantize_row"])
+QUANTIZERS = pytest.mark.parametrize("quantizer", ["quantize_block", "quantize_row"])
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +24,10 @@ def poisoned():
         yield
 
 
-def operands(m, n, k, quantise="quantize_block", batch=()):
+def operands(m, n, k, quantizer="quantize_block", batch=()):
     """Codes and scales of activations [*batch, m, k] and of a weight [n, k]."""
     return (
-        *getattr(reference, quantise)(draw(*batch, m, k)),
+        *getattr(reference, quantizer)(draw(*batch, m, k)),
         *reference.quantize_block(draw(n, k, seed=1) / k**0.5),
     )
 
@@ -56,34 +56,34 @@ def assert_near_codes(got, want):
     assert difference.max() <= 1 and (difference > 0).float().mean() < 1e-3
 
 
-# --- quantisers -------------------------------------------------------------------------------------------------------
+# --- quantizers -------------------------------------------------------------------------------------------------------
 
 
-@QUANTISERS
+@QUANTIZERS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (127, 128), (2, 128, 129), (3, 200), (2, 1, 130, 64)])
-def test_quantisers(quantise, dtype, shape):
+def test_quantizers(quantizer, dtype, shape):
     x = draw(*shape, dtype=dtype)
-    got = getattr(quantize, quantise)(x)
-    assert_equal(got, getattr(reference, quantise)(x))
-    assert_equal(getattr(quantize, quantise)(x), got)
+    got = getattr(quantize, quantizer)(x)
+    assert_equal(got, getattr(reference, quantizer)(x))
+    assert_equal(getattr(quantize, quantizer)(x), got)
 
 
-@QUANTISERS
-def test_quantisers_on_strided_views(quantise):
+@QUANTIZERS
+def test_quantizers_on_strided_views(quantizer):
     x = draw(2, 40, 140)
     for view in (x.transpose(1, 2)[:, :20], x[:, ::2], x[..., 1:], x[:1].expand(3, 40, 140)):
-        assert_equal(getattr(quantize, quantise)(view), getattr(reference, quantise)(view))
+        assert_equal(getattr(quantize, quantizer)(view), getattr(reference, quantizer)(view))
 
 
-@QUANTISERS
-def test_quantisers_on_a_batch_equal_single_runs(quantise):
+@QUANTIZERS
+def test_quantizers_on_a_batch_equal_single_runs(quantizer):
     x = draw(2, 130, 140)
-    singles = [getattr(quantize, quantise)(item) for item in x]
-    assert_equal(getattr(quantize, quantise)(x), [torch.stack(parts) for parts in zip(*singles, strict=True)])
+    singles = [getattr(quantize, quantizer)(item) for item in x]
+    assert_equal(getattr(quantize, quantizer)(x), [torch.stack(parts) for parts in zip(*singles, strict=True)])
 
 
-@QUANTISERS
+@QUANTIZERS
 @pytest.mark.parametrize(
     "values",
     [
@@ -98,36 +98,36 @@ def test_quantisers_on_a_batch_equal_single_runs(quantise):
         [254.0, 1.0, 3.0, -5.0],
     ],
 )
-def test_quantisers_on_extreme_values(quantise, values):
+def test_quantizers_on_extreme_values(quantizer, values):
     x = torch.zeros(130, 200, device=DEVICE)
     x[129, : len(values)] = torch.tensor(values)
-    got, want = getattr(quantize, quantise)(x[64:]), getattr(reference, quantise)(x[64:])
+    got, want = getattr(quantize, quantizer)(x[64:]), getattr(reference, quantizer)(x[64:])
     assert torch.equal(got[0], want[0])
     torch.testing.assert_close(got[1], want[1], rtol=0, atol=0, equal_nan=True)
 
 
-@QUANTISERS
+@QUANTIZERS
 @pytest.mark.parametrize("shape", [(0, 128), (2, 0, 128), (0, 3, 128)])
-def test_quantisers_without_rows(quantise, shape):
+def test_quantizers_without_rows(quantizer, shape):
     x = torch.zeros(shape, device=DEVICE)
-    assert_equal(getattr(quantize, quantise)(x), getattr(reference, quantise)(x))
+    assert_equal(getattr(quantize, quantizer)(x), getattr(reference, quantizer)(x))
 
 
 # --- the product ------------------------------------------------------------------------------------------------------
 
-TILES = {
+CONFIGS = {
     "plain": {"BLOCK_M": 128, "BLOCK_N": 128, "MAGIC": False, "num_warps": 8, "num_stages": 3},
     "magic": {"BLOCK_M": 128, "BLOCK_N": 128, "MAGIC": True, "num_warps": 8, "num_stages": 3},
     "narrow": {"BLOCK_M": 128, "BLOCK_N": 64, "MAGIC": False, "num_warps": 4, "num_stages": 4},
 }
 
 
-@QUANTISERS
-@pytest.mark.parametrize("tile", TILES)
+@QUANTIZERS
+@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("m, n, k", [(1, 1, 1), (127, 128, 129), (129, 200, 256), (300, 65, 300)])
-def test_product(monkeypatch, quantise, tile, m, n, k):
-    monkeypatch.setattr(linear, "tile", lambda *_, **__: TILES[tile])
-    given = operands(m, n, k, quantise)
+def test_product(monkeypatch, quantizer, config, m, n, k):
+    monkeypatch.setattr(linear, "launch_config", lambda *_, **__: CONFIGS[config])
+    given = operands(m, n, k, quantizer)
     got = linear.int8_matmul(*given, out_dtype=torch.float32)
     assert_product(got, reference.int8_matmul(*given, out_dtype=torch.float32))
     # float32 rounds the scales, their product and at most 3 additions
@@ -135,11 +135,11 @@ def test_product(monkeypatch, quantise, tile, m, n, k):
     assert ((got - exact).abs() <= 1e-6 * bound).all()
 
 
-@QUANTISERS
+@QUANTIZERS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias_dtype", [None, torch.float32, torch.float16])
-def test_product_with_bias_on_a_batch(quantise, dtype, bias_dtype):
-    given = operands(130, 140, 200, quantise, batch=(2,))
+def test_product_with_bias_on_a_batch(quantizer, dtype, bias_dtype):
+    given = operands(130, 140, 200, quantizer, batch=(2,))
     bias = None if bias_dtype is None else draw(140, seed=2, dtype=bias_dtype)
     got = linear.int8_matmul(*given, bias, out_dtype=dtype)
     assert_product(got, reference.int8_matmul(*given, bias, out_dtype=dtype))
@@ -149,9 +149,9 @@ def test_product_with_bias_on_a_batch(quantise, dtype, bias_dtype):
         assert torch.equal(got[i], single)
 
 
-@pytest.mark.parametrize("tile", ["plain", "magic"])
-def test_the_largest_sums_are_exact(monkeypatch, tile):
-    monkeypatch.setattr(linear, "tile", lambda *_, **__: TILES[tile])
+@pytest.mark.parametrize("config", ["plain", "magic"])
+def test_the_largest_sums_are_exact(monkeypatch, config):
+    monkeypatch.setattr(linear, "launch_config", lambda *_, **__: CONFIGS[config])
     x = torch.full((2, 256), -128, dtype=torch.int8, device=DEVICE)
     w = x.clone()
     w[1] = 127
@@ -176,7 +176,6 @@ def test_linear(activation, dtype):
     got = linear.int8_linear(x, w, w_scale, bias, activation=activation)
     assert got.dtype == dtype
     assert_product(got, reference.int8_linear(x, w, w_scale, bias, activation=activation))
-    assert linear.int8_linear(x, w, w_scale, out_dtype=torch.float32).dtype == torch.float32
 
 
 @pytest.mark.parametrize("activation", ["block", "row"])
@@ -208,11 +207,11 @@ def test_operands_that_are_views():
 # --- epilogues --------------------------------------------------------------------------------------------------------
 
 
-@QUANTISERS
+@QUANTIZERS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m, mean", [(1, 3), (128, -3), (140, -3)])
-def test_gelu_quantise(quantise, dtype, m, mean):
-    given, bias = operands(m, 200, 200, quantise, batch=(2,)), mean + draw(200, seed=2)
+def test_gelu_quantize(quantizer, dtype, m, mean):
+    given, bias = operands(m, 200, 200, quantizer, batch=(2,)), mean + draw(200, seed=2)
     got = linear.int8_matmul_gelu_quantize(*given, bias, out_dtype=dtype)
     assert_near_codes(got, reference.int8_matmul_gelu_quantize(*given, bias, out_dtype=dtype))
     assert_equal(linear.int8_matmul_gelu_quantize(*given, bias, out_dtype=dtype), got)
@@ -232,11 +231,11 @@ def test_gelu_of_extreme_values():
     torch.testing.assert_close(got[1], want[1], rtol=1e-5, atol=1e-9)
 
 
-@QUANTISERS
+@QUANTIZERS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gate_shape", [(2, 140), (2, 1, 140)])
-def test_gate_residual(quantise, dtype, gate_shape):
-    given, bias = operands(130, 140, 200, quantise, batch=(2,)), draw(140, seed=2)
+def test_gate_residual(quantizer, dtype, gate_shape):
+    given, bias = operands(130, 140, 200, quantizer, batch=(2,)), draw(140, seed=2)
     residual = draw(2, 140, 130, seed=3, dtype=dtype).transpose(1, 2)
     gate = draw(*gate_shape, seed=4)
     got = linear.int8_matmul_gate_residual(*given, bias, residual=residual, gate=gate)
@@ -260,7 +259,7 @@ def test_gate_residual(quantise, dtype, gate_shape):
 
 
 def test_the_compiled_cases_are_what_is_launched():
-    """aot_cases/int8.py holds tile tables of its own, being data; they must be those of `tile`."""
+    """aot_cases/int8.py holds launch configs of its own, being data; they must be those of `launch_config`."""
     matmuls = [case for case in CASES if case.function == "_matmul_kernel"]
     for case in matmuls:
         for target, build in case.targets.items():
@@ -269,7 +268,7 @@ def test_the_compiled_cases_are_what_is_launched():
             narrow = case.constexprs["BLOCK_N"] == 64
             square = "p_y_scale" not in case.constexprs
             compiled = case.constexprs | dict(build.constexprs)
-            options = linear.tile(capability, 512 if narrow else 1 << 15, square)
+            options = linear.launch_config(capability, 512 if narrow else 1 << 15, square)
             assert options == {
                 **{key: compiled[key] for key in ("BLOCK_M", "BLOCK_N", "MAGIC")},
                 **{"num_warps": build.num_warps, "num_stages": build.num_stages},
@@ -277,8 +276,8 @@ def test_the_compiled_cases_are_what_is_launched():
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (0, 0)])
-def test_the_tile_of_a_fused_quantiser_is_a_scale_s(capability):
-    assert linear.tile(capability, 1, square=True)["BLOCK_N"] == 128
+def test_a_fused_quantizer_computes_one_tile(capability):
+    assert linear.launch_config(capability, 1, square=True)["BLOCK_N"] == 128
 
 
 @pytest.mark.gpu

@@ -31,13 +31,13 @@ def rope(x, weight, freqs, heads, module=rms_norm):
     return module.rms_norm_rope(x, weight, freqs, heads=heads, eps=EPS)
 
 
-def rope_inputs(batch, length, heads, head_width, dtype=torch.float32):
-    width = heads * head_width
+def rope_inputs(batch, length, heads, head_dim, dtype=torch.float32):
+    width = heads * head_dim
     weight = 1 + 0.1 * draw(width, seed=1, dtype=dtype)
     return (
         draw(batch, length, width, dtype=dtype).to(DEVICE),
         weight.to(DEVICE),
-        wan_freqs(1, 1, length, head_width).to(DEVICE),
+        wan_freqs(1, 1, length, head_dim).to(DEVICE),
     )
 
 
@@ -68,9 +68,9 @@ def assert_codes_match(got, want):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", [1, 17])
-@pytest.mark.parametrize("heads, head_width", [(12, 128), (1, 64), (3, 64)])
-def test_rope_matches_the_reference(heads, head_width, length, dtype):
-    inputs = rope_inputs(2, length, heads, head_width, dtype)
+@pytest.mark.parametrize("heads, head_dim", [(12, 128), (1, 64), (3, 64)])
+def test_rope_matches_the_reference(heads, head_dim, length, dtype):
+    inputs = rope_inputs(2, length, heads, head_dim, dtype)
     exact = exact_rms_norm_rope(*inputs, heads)
     assert_as_good_as(rope(*inputs, heads), rope(*inputs, heads, reference), exact)
 
@@ -88,7 +88,7 @@ def test_modulate_matches_the_reference(width, length, frames, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch, length, frames", [(1, 1, 1), (2, 127, 1), (1, 129, 1), (2, 130, 3), (1, 5, 5)])
 @pytest.mark.parametrize("width", [128, 100, 300])
-def test_quantised_by_block(batch, length, frames, width, dtype):
+def test_quantized_by_block(batch, length, frames, width, dtype):
     inputs = modulate_inputs(batch, length, width, frames, dtype)
     got = quantize_block(*inputs)
     (codes, scales), (want_codes, want_scales) = got, quantize_block(*inputs, reference)
@@ -96,7 +96,7 @@ def test_quantised_by_block(batch, length, frames, width, dtype):
     torch.testing.assert_close(scales, want_scales, rtol=max(1e-5, torch.finfo(dtype).eps), atol=0)
     difference = (codes.int() - want_codes.int()).abs()
     assert difference.max() <= 1 and difference.float().mean() < 2e-3
-    if DEVICE.type == "cpu":  # the codes are the quantiser's of the other kernel's values, to the bit
+    if DEVICE.type == "cpu":  # the codes are the quantizer's of the other kernel's values, to the bit
         apart = reference_quantize_block(modulate(*inputs))
         assert torch.equal(codes, apart[0]) and torch.equal(scales, apart[1])
 
@@ -111,7 +111,7 @@ def test_width_of_the_14b_model():
 
 
 def test_float32_weight_and_modulation_of_half_inputs():
-    """Norm weights of a quantised checkpoint are float32."""
+    """Norm weights of a quantized checkpoint are float32."""
     x, weight, freqs = rope_inputs(1, 5, 2, 64, torch.float16)
     assert torch.equal(rope(x, weight.float(), freqs, 2), rope(x, weight, freqs, 2))
     x, shift, scale = modulate_inputs(1, 5, 128, dtype=torch.float16)
@@ -134,8 +134,8 @@ def test_views_of_a_fused_projection_and_of_the_modulation():
     for shift, scale in (six.chunk(6, dim=1)[1:3], four_frames.unbind(2)[1:3]):
         got, want = modulate(view, shift, scale), modulate(view.contiguous(), shift.contiguous(), scale.contiguous())
         assert torch.equal(got, want)
-        for quantiser in (quantize, quantize_block):
-            parts = zip(quantiser(view, shift, scale), quantiser(view.contiguous(), shift, scale), strict=True)
+        for quantizer in (quantize, quantize_block):
+            parts = zip(quantizer(view, shift, scale), quantizer(view.contiguous(), shift, scale), strict=True)
             assert all(torch.equal(a, b) for a, b in parts)
 
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from td_pack.kernels.attention.reference import sla
+from td_pack.kernels.attention.format import block_count
 from td_pack.kernels.attention.triton import block_selection, sage
 from td_pack.kernels.attention.triton import sla as triton_sla
-from td_pack.kernels.int8 import reference as int8
+from td_pack.kernels.int8.format import tile_count
 from td_pack.kernels.int8.triton import linear, quantize
 from td_pack.kernels.norm.triton import layer_norm, rms_norm
 from td_pack.tests.support.interpreter import DEVICE
@@ -118,7 +118,7 @@ BATCH, TOKENS, WIDTH, FFN = 8, 75600, 5120, 13824
 def weights(n, k):
     return (
         meta(n, k, dtype=torch.int8),
-        meta(int8.tile_count(n), int8.tile_count(k), dtype=torch.float32),
+        meta(tile_count(n), tile_count(k), dtype=torch.float32),
         meta(n),
     )
 
@@ -168,4 +168,4 @@ def test_launches_on_large_tensors(launches, case):
         lengths = [value for value in arguments if type(value) is int and value >= 2**31]
         assert all(any(value in tensor.stride() for tensor in tensors) for value in lengths), lengths
     assert largest > 2**31
-    assert sla.block_count(TOKENS, 64) * 40 * BATCH < 2**31  # the map's rows, which kernels count in 32 bits
+    assert block_count(TOKENS, 64) * 40 * BATCH < 2**31  # the map's rows, which kernels count in 32 bits

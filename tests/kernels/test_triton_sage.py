@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import triton.language as tl
 import triton.runtime.interpreter as triton_interpreter
+from td_pack.kernels.attention.pv_format import PV_FORMATS, default_pv
 from td_pack.kernels.attention.reference import sage as reference
 from td_pack.kernels.attention.reference import sla
 from td_pack.kernels.attention.triton import block_selection as block_map
@@ -19,7 +20,6 @@ from td_pack.kernels.attention.triton import kv_quantize as quantizer
 from td_pack.kernels.attention.triton import sage as attention
 from td_pack.kernels.attention.triton.kv_quantize import kv_quantize
 from td_pack.kernels.attention.triton.sage import (
-    default_pv,
     sage_attention,
     sage_block_sparse_attention,
     sage_sparse_linear_attention,
@@ -31,7 +31,7 @@ from td_pack.tests.support.poison import poisoned_memory
 from td_pack.tests.support.tensors import DTYPES, relative
 
 CAPABILITY = torch.cuda.get_device_capability() if DEVICE.type == "cuda" else (12, 0)
-FORMATS = [pv for pv in reference.PV_FORMATS if pv != "fp8" or CAPABILITY >= (8, 9)]
+FORMATS = [pv for pv in PV_FORMATS if pv != "fp8" or CAPABILITY >= (8, 9)]
 # Relative L2 and cosine of 8-bit attention against float64: what the formats cost (measured, times about 1.7).
 BOUNDS = {"fp16": (2.5e-2, 0.9997), "int8": (3.5e-2, 0.9995), "fp8": (6.5e-2, 0.998)}
 # Relative L2 against the reference on the same codes: exp2 differs in its last bit, and a weight then rounds the other way
@@ -81,7 +81,7 @@ def exact(q, k, v, blocks):
     return sla.block_sparse_attention(q.double(), k.double(), v.double(), blocks)
 
 
-# --- quantisation -----------------------------------------------------------------------------------------------------
+# --- quantization -----------------------------------------------------------------------------------------------------
 
 
 def assert_same_codes(got, want):
@@ -178,8 +178,8 @@ def test_strided_queries_in_a_batch_equal_single_runs_bit_for_bit(pv):
 @pytest.mark.parametrize("d", [64, 128])
 def test_fp8_products_added_up_in_float16(monkeypatch, d):
     """448 * 2.25 for each of 64 keys is the most that can come, and float16 holds it."""
-    tile = attention.tile
-    monkeypatch.setattr(attention, "tile", lambda *arguments: {**tile(*arguments), "SUM16": True})
+    config = attention.launch_config
+    monkeypatch.setattr(attention, "launch_config", lambda *arguments: {**config(*arguments), "SUM16": True})
     q, k, v = inputs(200, d=d)
     blocks = sla.block_map(q, k, 1.0)
     operands = quantized(k, v, "fp8")
@@ -281,6 +281,6 @@ def test_default_format(capability, triton_version, pv, faster):
 def test_the_compiled_options_are_the_launched_ones():
     for case in (case for case in aot_cases.CASES if case.function == "_sage_kernel"):
         for target, build in case.targets.items():
-            launched = attention.tile((int(target[3:-1]), int(target[-1])), case.constexprs["D"])
+            launched = attention.launch_config((int(target[3:-1]), int(target[-1])), case.constexprs["D"])
             compiled = {**build.constexprs, "num_warps": build.num_warps, "num_stages": build.num_stages}
             assert launched == compiled, (case.name, target)

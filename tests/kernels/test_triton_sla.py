@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from td_pack.kernels.attention.format import block_count
 from td_pack.kernels.attention.reference import sla as reference
 from td_pack.kernels.attention.triton import block_selection as maps
 from td_pack.kernels.attention.triton import kv_prepare as preparation
@@ -38,7 +39,7 @@ def projection(d: int = 64, dtype: torch.dtype = torch.float32):
 
 def oracle(q, k, v, blocks, block_q: int = 128, proj_weight=None, proj_bias=None) -> torch.Tensor:
     """Both branches in float64, with a dense mask."""
-    listed = torch.zeros(*blocks.shape[:3], reference.block_count(k.shape[1], 64), dtype=torch.bool, device=q.device)
+    listed = torch.zeros(*blocks.shape[:3], block_count(k.shape[1], 64), dtype=torch.bool, device=q.device)
     listed.scatter_(-1, blocks.long(), True)
     mask = listed.repeat_interleave(block_q, 2)[:, :, : q.shape[1]].repeat_interleave(64, 3)[..., : k.shape[1]]
     q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))
@@ -93,7 +94,7 @@ def test_longer_sequences(length):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_head_width_128_and_more_keys_than_queries(dtype):
+def test_head_dim_128_and_more_keys_than_queries(dtype):
     q, k, v = structured_qkv(321, d=128, h=1, dtype=dtype)
     q = q[:, :140]
     weight, bias = projection(128, dtype)
@@ -204,7 +205,7 @@ def test_smaller_tiles_give_the_same(monkeypatch):
     q, k, v = structured_qkv(200)
     weight, bias = projection()
     out = sparse_linear_attention(q, k, v, weight, bias, topk=0.5)
-    monkeypatch.setattr(attention, "tile", lambda *_: {"TILE_Q": 32, "num_warps": 4, "num_stages": 1})
+    monkeypatch.setattr(attention, "launch_config", lambda *_: {"BLOCK_M": 32, "num_warps": 4, "num_stages": 1})
     assert relative(sparse_linear_attention(q, k, v, weight, bias, topk=0.5), out) < 1e-6
 
 
@@ -255,6 +256,6 @@ def test_the_compiled_tiles_are_the_launched_ones():
         for target, build in case.targets.items():
             hip = target.startswith("gfx")
             major = int(target[3:-2]) if hip else int(target[3:-1])
-            launched = attention.tile(major, hip, case.constexprs["D"])
-            compiled = {**case.constexprs, **build.constexprs}["TILE_Q"], build.num_warps, build.num_stages
+            launched = attention.launch_config(major, hip, case.constexprs["D"])
+            compiled = {**case.constexprs, **build.constexprs}["BLOCK_M"], build.num_warps, build.num_stages
             assert tuple(launched.values()) == compiled, (case.name, target)

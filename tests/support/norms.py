@@ -13,11 +13,11 @@ from comfy.ldm.wan.model import repeat_e
 EPS = 1e-6
 
 
-def wan_freqs(frames, height, width, head_width):
+def wan_freqs(frames, height, width, head_dim):
     """Rotations of a video of that many patches, as the host's model makes them."""
-    axes = [head_width - 4 * (head_width // 6), 2 * (head_width // 6), 2 * (head_width // 6)]
+    axes = [head_dim - 4 * (head_dim // 6), 2 * (head_dim // 6), 2 * (head_dim // 6)]
     grid = torch.cartesian_prod(*(torch.arange(size).float() for size in (frames, height, width)))
-    return EmbedND(head_width, 10000.0, axes)(grid.reshape(1, -1, 3)).movedim(1, 2)
+    return EmbedND(head_dim, 10000.0, axes)(grid.reshape(1, -1, 3)).movedim(1, 2)
 
 
 def host_rope(x, freqs):

@@ -8,7 +8,7 @@ import torch
 from ..errors import CheckpointError
 from .check import check_complete
 from .keys import PATCH_EMBEDDING, has_linear_patch_embedding, strip_wrappers, to_comfyui
-from .layout import CAMERA_EMBEDDING, CONTROLS, HEAD_WIDTH, LATENT_CHANNELS, WanSpec, read_spec
+from .layout import CAMERA_EMBEDDING, CONTROLS, HEAD_DIM, LATENT_CHANNELS, WanSpec, read_spec
 from .packed import as_unpacked, flat_codes, packed_weights
 
 METADATA_KEY = "turbodiffusion"  # safetensors metadata that our converter writes
@@ -139,7 +139,5 @@ def _refuse_other_family(name: str, spec: WanSpec, tensors: dict[str, torch.Tens
         raise CheckpointError(
             f"{name} has a camera control of {width} channels, and LingBot-World has {known_widths}; use the original file."
         )
-    if spec.dim % HEAD_WIDTH:
-        raise CheckpointError(
-            f"{name} is {spec.dim} wide, which is no multiple of {HEAD_WIDTH}, the head width of Wan."
-        )
+    if spec.dim % HEAD_DIM:
+        raise CheckpointError(f"{name} is {spec.dim} wide, which is no multiple of {HEAD_DIM}, the head_dim of Wan.")

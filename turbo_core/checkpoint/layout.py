@@ -5,10 +5,10 @@ import re
 
 import torch
 
+from ...kernels import tile_count
 from .keys import PATCH_EMBEDDING, PATCH_SIZE
 
-HEAD_WIDTH = 128
-TILE = 128  # of int8 weights
+HEAD_DIM = 128
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 IMAGE_EMBEDDING_WIDTH = 1280  # CLIP vision, Wan 2.1 I2V only
 LATENT_CHANNELS = 16
@@ -104,7 +104,7 @@ def tile_layers(tensors: dict[str, torch.Tensor]) -> set[str]:
 
 def tile_shape(shape: torch.Size) -> tuple[int, ...]:
     """The shape of the scales of an int8 weight: one for each 128x128 tile."""
-    return tuple(-(-size // TILE) for size in shape)
+    return tuple(tile_count(size) for size in shape)
 
 
 def expected_shapes(spec: WanSpec) -> dict[str, tuple[int, ...]]:
@@ -140,7 +140,7 @@ def expected_shapes(spec: WanSpec) -> dict[str, tuple[int, ...]]:
             linear(f"{block}.cross_attn.v_img", dim, dim)
             shapes[f"{block}.cross_attn.norm_k_img.weight"] = (dim,)
         if spec.sla:
-            linear(f"{block}.{PROJ_L}", HEAD_WIDTH, HEAD_WIDTH)
+            linear(f"{block}.{PROJ_L}", HEAD_DIM, HEAD_DIM)
         if spec.camera:
             for name in _CAMERA_BLOCK_LAYERS:
                 linear(f"{block}.{name}", dim, dim)

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
-from ...kernels import dequantize_block, quantize_block, tile_count
-from ...kernels.int8.reference import quantize_row
+from ...kernels import TILE, dequantize_block, quantize_block, quantize_row, tile_count
 from ..checkpoint.layout import tile_shape
 from ..checkpoint.packed import KINDS
 from ..errors import CheckpointError
@@ -27,7 +26,6 @@ SIDES = ("weight_scale", "comfy_quant", "weight_scale_2", "input_scale", "pre_qu
 _COMFY_NAMES = {"fp8_e4m3fn": "float8_e4m3fn", "int8_rowwise": "int8_tensorwise"}
 _CODES = {"int8_block": torch.int8, "int8_rowwise": torch.int8, "fp8_e4m3fn": torch.float8_e4m3fn}
 _FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
-_TILE = 128
 _MARK_SIZE = 32
 SLAB_ELEMENTS = 1 << 19  # of a weight in memory at a time: 2 MB in float32, and a few temporaries of that size
 
@@ -57,7 +55,7 @@ def slabs(shape: tuple[int, ...]) -> Iterator[slice]:
     """The rows of a tensor in whole tiles, at most SLAB_ELEMENTS or one tile at a time."""
     rows = shape[0] if shape else 1
     width = math.prod(shape[1:])
-    step = max(1, SLAB_ELEMENTS // (max(width, 1) * _TILE)) * _TILE
+    step = max(1, SLAB_ELEMENTS // (max(width, 1) * TILE)) * TILE
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
@@ -102,7 +100,7 @@ def decode(tensors: Mapping[str, torch.Tensor], name: str, rows: slice) -> torch
                 "use the bf16 file."
             )
         if stored == "int8_block":
-            values = dequantize_block(weight, scale[rows.start // _TILE : tile_count(rows.stop)], torch.float32)
+            values = dequantize_block(weight, scale[rows.start // TILE : tile_count(rows.stop)], torch.float32)
         elif scale.numel() not in (1, tensors[name].shape[0]):
             raise CheckpointError(
                 f"{layer}.weight_scale has {scale.numel()} scales for {tensors[name].shape[0]} rows; download the file again."

@@ -2,7 +2,7 @@
 
 import comfy.model_patcher
 
-from ...kernels import eight_bit_format
+from ...kernels import sage_pv_format
 from ..attention import MODES, SLA, Mode, parse_blocks
 from ..errors import TurboError
 from .guider import model_spec
@@ -35,7 +35,7 @@ def with_attention(
             "choose auto or dense, or set allow_untrained to try it block-sparse."
         )
     sparse = mode in ("sla", "sagesla") or (mode == "auto" and spec.sla)
-    pv = eight_bit_format(patcher.load_device)[0] if mode == "sagesla" else ""
+    pv = sage_pv_format(patcher.load_device)[0] if mode == "sagesla" else ""
     dense = parse_blocks(dense_blocks, spec.layers)
     clone = patcher.clone()
     for i in range(spec.layers):

@@ -15,7 +15,7 @@ from comfy.ldm.wan.model import Head, WanAttentionBlock, WanModel, WanSelfAttent
 
 from ...kernels import sparse_linear_attention
 from ..attention import SLA
-from ..checkpoint.layout import HEAD_WIDTH
+from ..checkpoint.layout import HEAD_DIM
 from ..errors import TurboError
 from .features import fetched
 from .fused import add_gated, add_gated_linear, linear_gelu, norm_modulate, norm_rope
@@ -36,7 +36,7 @@ class TurboSelfAttention(WanSelfAttention):
             self.attn_op = torch.nn.Module()
             self.attn_op.local_attn = torch.nn.Module()
             self.attn_op.local_attn.proj_l = operation_settings["operations"].Linear(
-                HEAD_WIDTH, HEAD_WIDTH, device=operation_settings.get("device"), dtype=operation_settings.get("dtype")
+                HEAD_DIM, HEAD_DIM, device=operation_settings.get("device"), dtype=operation_settings.get("dtype")
             )
 
     def forward(self, x, freqs, transformer_options={}):  # noqa: B006 - ComfyUI's signature

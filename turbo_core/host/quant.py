@@ -12,13 +12,14 @@ import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, register_layout_class
 
-from ...kernels import dequantize_block, int8_linear, int8_matmul, multiplies_codes, quantize_block
+from ...kernels import TILE, dequantize_block, int8_linear, int8_matmul, multiplies_codes, quantize_block
 from ..lora import LowRank
 from .branches import add_branches
 from .features import fetched, is_cast, is_streamed
 
 LAYOUT = "TurboDiffusionBlockINT8Layout"
 FORMAT = "turbodiffusion_int8_block128"
+assert FORMAT.endswith(f"block{TILE}")  # saved files carry the name
 
 
 class TurboDiffusionBlockINT8Layout(QuantizedLayout):

@@ -10,7 +10,7 @@ import torch
 from comfy.cli_args import args
 from comfyui_version import __version__ as comfyui_version
 
-from ...kernels import OPERATORS, NoBackendError, eight_bit_format
+from ...kernels import OPERATORS, NoBackendError, sage_pv_format
 from ..checkpoint.layout import TEXT_WIDTH, WanSpec
 from ..memory import STEP_FORMULA, step_bytes, tokens, weight_bytes
 from ..record import RUN, RunRecord, amount
@@ -74,8 +74,10 @@ def _operators() -> list[str]:
             lines.append(f"{title}: {operator.choose(device)}")
         except NoBackendError as error:
             lines.append(f"{title}: none. {error}")
-    pv, reason = eight_bit_format(device)
-    return [*lines, f"8-bit attention multiplies with v in {pv}: {reason}"]
+        except torch.cuda.OutOfMemoryError:
+            lines.append(f"{title}: not known, since the self-test ran out of memory")
+    pv, reason = sage_pv_format(device)
+    return [*lines, f"sage attention multiplies with v in {pv}: {reason}"]
 
 
 def _models(patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:

@@ -1,4 +1,4 @@
-"""8-bit sparse-linear attention (SageSLA): the sparse branch with int8 scores, as SageAttention 2 quantises it.
+"""Sage attention: sparse-linear attention whose sparse branch has int8 scores, as SageAttention 2 quantizes it (SageSLA).
 
     scores: q and k (less its mean over L) in int8, one scale per block;  o = softmax(scores) v in one of `PV_FORMATS`
 
@@ -12,11 +12,10 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .sla import BLOCK_K, BLOCK_Q, block_count, block_map, linear_attention
+from ..format import BLOCK_K, BLOCK_Q, block_count
+from ..pv_format import PV_FORMATS
+from .sla import block_map, linear_attention
 
-# Largest weight and largest |v| code of each format of the product with v. In "fp8" (e4m3) 448 * 2.25 * 64 keys stays
-# below 65504, so a GPU may add up a key block in float16; with 448 instead of 2.25 nothing measurable is gained.
-PV_FORMATS = {"fp16": (1.0, None), "int8": (127.0, 127.0), "fp8": (448.0, 2.25)}
 _CHUNK_ELEMENTS = 1 << 26
 
 
@@ -45,7 +44,7 @@ def kv_quantize(
     k8, k_scale = _quantize_blocks(smooth.unflatten(2, (blocks, block_k)))
     k8, k_scale = k8.flatten(2, 3).contiguous(), k_scale.flatten(2)
     padded = F.pad(v.float().transpose(1, 2), pad)
-    v_limit = PV_FORMATS[pv][1]
+    v_limit = PV_FORMATS[pv].v_max
     if v_limit is None:
         return k8, k_scale, padded.half().contiguous(), None
     v_scale = v_max.clamp_min(1e-6) / v_limit
@@ -67,14 +66,14 @@ def sage_attention(
     block_q: int = BLOCK_Q,
     linear: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D)) v over the listed blocks of `length` quantised keys (see `kv_quantize`), as [B, L, H, D].
+    """softmax(q k^T / sqrt(D)) v over the listed blocks of `length` quantized keys (see `kv_quantize`), as [B, L, H, D].
 
     `linear` = (values [B, H, D, D], k_sum [B, H, D], bias [D]) adds the linear branch, weights @ values + bias with
     weights = phi(q) k_sum / (phi(q) . k_sum + 1e-5), phi = softmax over D. T = 0 gives no attention, 0."""
     b, l_q, h, d = q.shape
     block_k = k8.shape[2] // k_scale.shape[2]
     n_q, selected = blocks.shape[2:]
-    p_max = PV_FORMATS[pv][0]
+    p_max = PV_FORMATS[pv].p_max
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     step = max(1, _CHUNK_ELEMENTS // (block_q * max(d, block_k)))
     in_block = torch.arange(block_k, device=q.device)
@@ -135,7 +134,7 @@ def sage_block_sparse_attention(
     block_q: int = BLOCK_Q,
     block_k: int = BLOCK_K,
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D)) v over the keys of the listed blocks, in 8 bits. `blocks` as from `block_map`."""
+    """softmax(q k^T / sqrt(D)) v over the keys of the listed blocks, by sage attention. `blocks` as from `block_map`."""
     k_mean = k.mean(1, dtype=torch.float32)
     v_max = v.abs().amax(1).float()
     quantized = kv_quantize(k, v, k_mean, v_max, pv=pv, block_k=block_k)
@@ -154,7 +153,7 @@ def sage_sparse_linear_attention(
     block_q: int = BLOCK_Q,
     block_k: int = BLOCK_K,
 ) -> torch.Tensor:
-    """Both branches, the sparse one in 8 bits; it alone where proj_weight [D, D] and proj_bias [D] are None."""
+    """Both branches, the sparse one by sage attention; it alone where proj_weight [D, D] and proj_bias [D] are None."""
     blocks = block_map(q, k, topk, block_q, block_k)
     out = sage_block_sparse_attention(q, k, v, blocks, pv=pv, block_q=block_q, block_k=block_k)
     if proj_weight is None:

@@ -2,7 +2,7 @@
 
     o = block_sparse_attention(q, k, v, block_map(q, k)) + proj(linear_attention(q, k, v))
 
-Sequences are [B, L, H, D] (batch, tokens, heads, head width), strided views included; any L >= 1 and any float dtype.
+Sequences are [B, L, H, D] (batch, tokens, heads, head_dim), strided views included; any L >= 1 and any float dtype.
 The sparse branch keeps its sparsity (it gathers the selected keys and runs SDPA on them) and every temporary is
 bounded by `_CHUNK_ELEMENTS`, so this also runs full-size models, only slower than a fused kernel.
 """
@@ -10,21 +10,9 @@ bounded by `_CHUNK_ELEMENTS`, so this also runs full-size models, only slower th
 import torch
 import torch.nn.functional as F
 
-BLOCK_Q = 128
-BLOCK_K = 64
+from ..format import BLOCK_K, BLOCK_Q, block_count, selected_blocks
+
 _CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 128 MB in bf16, 256 MB in float32
-
-
-def block_count(length: int, block: int) -> int:
-    """Blocks of `block` tokens that cover `length` tokens."""
-    return -(-length // block)
-
-
-def selected_blocks(length: int, topk: float, block_k: int = BLOCK_K) -> int:
-    """Key blocks that each query block attends to: floor(topk * blocks), and at least one.
-
-    The reference has no lower bound and returns NaN for short sequences."""
-    return max(1, int(topk * block_count(length, block_k)))
 
 
 def _pool(x: torch.Tensor, block: int) -> torch.Tensor:
@@ -88,14 +76,8 @@ def block_sparse_attention(
     return out[:, :length]
 
 
-def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D)) v over all keys: what is left where not even gathering runs. Returns a contiguous [B, L, H, D]."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous()
-
-
 def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """phi(q) (phi(k)^T v) / (phi(q) sum(phi(k)) + 1e-5) with phi = softmax over the head width, over all tokens.
+    """phi(q) (phi(k)^T v) / (phi(q) sum(phi(k)) + 1e-5) with phi = softmax over head_dim, over all tokens.
 
     Computed in float32 (the reference rounds every step to bf16), returned in q's dtype as [B, L, H, D]."""
     b, length, h, d = q.shape
@@ -107,8 +89,8 @@ def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
             group = slice(start, start + heads)
             phi_q, phi_k = (x[item, :, group].transpose(0, 1).softmax(-1, dtype=compute) for x in (q, k))
             key_values = phi_k.transpose(-1, -2) @ v[item, :, group].transpose(0, 1).to(compute)
-            normaliser = phi_q @ phi_k.sum(1).unsqueeze(-1) + 1e-5
-            out[item, :, group] = (phi_q @ key_values / normaliser).transpose(0, 1).to(q.dtype)
+            normalizer = phi_q @ phi_k.sum(1).unsqueeze(-1) + 1e-5
+            out[item, :, group] = (phi_q @ key_values / normalizer).transpose(0, 1).to(q.dtype)
     return out
 
 

@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..format import BLOCK_K, BLOCK_Q
+
 MAX_FUSED_BLOCKS = 4096  # a row of scores that one program holds in registers; longer rows are sorted by torch
 
 
@@ -22,13 +24,13 @@ def _pool_kernel(p_x, p_y, x_b, x_l, x_h, L, H, D: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit(do_not_specialize=["N_Q", "N_K"])
-def _score_kernel(p_q, p_k, p_scores, N_Q, N_K, D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr):
+def _score_kernel(p_q, p_k, p_scores, N_Q, N_K, D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
     i_bh = tl.program_id(2).to(tl.int64)
-    o_q, o_k = tl.program_id(1) * TILE + tl.arange(0, TILE), tl.program_id(0) * TILE + tl.arange(0, TILE)
+    o_q, o_k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m_q, m_k = (o_q < N_Q)[:, None], (o_k < N_K)[:, None]
     p_q += i_bh * N_Q * D + o_q[:, None] * D
     p_k += i_bh * N_K * D + o_k[:, None] * D
-    b_scores = tl.zeros([TILE, TILE], tl.float32)
+    b_scores = tl.zeros([BLOCK, BLOCK], tl.float32)
     for i_c in tl.range(0, D, CHUNK):  # an exact product keeps both operands in registers
         o_c = (i_c + tl.arange(0, CHUNK))[None, :]
         b_q, b_k = tl.load(p_q + o_c, mask=m_q, other=0), tl.load(p_k + o_c, mask=m_k, other=0)
@@ -82,21 +84,21 @@ def _pool(x: torch.Tensor, block: int) -> torch.Tensor:
     return y
 
 
-def block_map_pooled(q: torch.Tensor, k_pooled: torch.Tensor, topk: float, block_q: int = 128) -> torch.Tensor:
+def block_map_pooled(q: torch.Tensor, k_pooled: torch.Tensor, topk: float, block_q: int = BLOCK_Q) -> torch.Tensor:
     """`block_map` for keys that are already pooled: k_pooled [B, H, key blocks, D] float32 from `kv_prepare`."""
     q_pooled = _pool(q, block_q)
     b, h, n_q, d = q_pooled.shape
-    n_k, tile = k_pooled.shape[2], 64
+    n_k, block = k_pooled.shape[2], 64
     scores = torch.empty((b, h, n_q, n_k), dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):
-        _score_kernel[triton.cdiv(n_k, tile), triton.cdiv(n_q, tile), b * h](
+        _score_kernel[triton.cdiv(n_k, block), triton.cdiv(n_q, block), b * h](
             q_pooled,
             k_pooled,
             scores,
             n_q,
             n_k,
             D=d,
-            TILE=tile,
+            BLOCK=block,
             CHUNK=16,
             num_warps=4,
             num_stages=2,
@@ -105,6 +107,8 @@ def block_map_pooled(q: torch.Tensor, k_pooled: torch.Tensor, topk: float, block
     return _top_blocks(scores, max(1, min(n_k, int(topk * n_k))))
 
 
-def block_map(q: torch.Tensor, k: torch.Tensor, topk: float, block_q: int = 128, block_k: int = 64) -> torch.Tensor:
+def block_map(
+    q: torch.Tensor, k: torch.Tensor, topk: float, block_q: int = BLOCK_Q, block_k: int = BLOCK_K
+) -> torch.Tensor:
     """q, k [B, L, H, D] with a contiguous last dimension -> int32 [B, H, query blocks, T], ascending and unique."""
     return block_map_pooled(q, _pool(k, block_k), topk, block_q)

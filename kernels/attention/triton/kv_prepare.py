@@ -1,6 +1,6 @@
 """Everything the attention needs of k and v beforehand, in one pass over them.
 
-With phi = softmax over the head width, and sums over all keys of one head:
+With phi = softmax over head_dim, and sums over all keys of one head:
 
     linear branch = (phi(q) KV / (phi(q) . s + 1e-5)) W^T + bias,    KV = phi(k)^T v [D, D],    s = sum phi(k) [D]
 
@@ -18,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..format import BLOCK_K
+
 SPLITS = 32  # fills the GPU from 5 heads on; 32 states of D x D floats are small beside k and v
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -32,7 +34,7 @@ class PreparedKV(NamedTuple):
 
 @triton.jit
 def _exp_rows(x):
-    """exp(x - row maximum): softmax over the last dimension, not normalised."""
+    """exp(x - row maximum): softmax over the last dimension, not normalized."""
     return tl.exp2(x * LOG2_E - (tl.max(x, axis=1) * LOG2_E)[:, None])
 
 
@@ -42,7 +44,7 @@ def linear_branch(acc, q, p_values, p_k_sum, p_bias, i_bh, D: tl.constexpr):
     o_d = tl.arange(0, D)
     b_phi = _exp_rows(q.to(tl.float32))
     b_weights = b_phi * tl.load(p_k_sum + i_bh * D + o_d)[None, :]
-    # phi's own normaliser cancels but for the 1e-5 of the denominator
+    # phi's own normalizer cancels but for the 1e-5 of the denominator
     b_weights *= (1.0 / (tl.sum(b_weights, axis=1) + 1e-5 * tl.sum(b_phi, axis=1)))[:, None]
     b_values = tl.load(p_values + i_bh * D * D + o_d[:, None] * D + o_d[None, :])
     acc = tl.dot(b_weights.to(b_values.dtype), b_values, acc, input_precision="ieee")
@@ -118,7 +120,7 @@ def _kv_finish_kernel(
     tl.store(p_v_max + i_bh * D + o_r, b_v_max)
 
 
-def kv_prepare(k: torch.Tensor, v: torch.Tensor, proj_weight: torch.Tensor, *, block_k: int = 64) -> PreparedKV:
+def kv_prepare(k: torch.Tensor, v: torch.Tensor, proj_weight: torch.Tensor, *, block_k: int = BLOCK_K) -> PreparedKV:
     """k, v [B, L, H, D] with a contiguous last dimension, proj_weight [D, D] contiguous, D in {64, 128}."""
     b, length, h, d = k.shape
     n_k = triton.cdiv(length, block_k)

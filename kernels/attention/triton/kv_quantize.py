@@ -1,4 +1,4 @@
-"""k and v as 8-bit sparse attention reads them (kernels/reference/sage.py: `kv_quantize`), one pass over both.
+"""k and v as sage attention reads them (`kv_quantize` of the reference), in one pass over both.
 
 v is stored in its final type, and transposed where that has 8 bits, [B, H, D, tokens]: casting bf16 to fp16 in the attention
 loop, or turning an 8-bit v there, nearly doubles that loop.
@@ -8,8 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
-V_TYPE = {"fp16": torch.float16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
-V_LIMIT = {"int8": 127.0, "fp8": 2.25}  # largest |code| of v
+from ...triton_primitives import max_abs
+from ..format import BLOCK_K
+from ..pv_format import PV_FORMATS
 
 
 @triton.jit
@@ -19,11 +20,9 @@ def round_away(x):
 
 
 @triton.jit
-def quantize_tile(x):
-    """int8 codes and the one scale of a float32 tile."""
-    # The bits of |x| are ordered like |x| with NaN on top: NaN must reach the scale, and a maximum of floats drops it.
-    amax = tl.max(tl.abs(x).to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
-    scale = amax / 127 + 1e-7
+def quantize_with_one_scale(x):
+    """int8 codes and the one scale of a float32 block [tokens, D]; the scale is NaN if x has one."""
+    scale = max_abs(x) / 127 + 1e-7
     return round_away(x * (1 / scale)), scale
 
 
@@ -41,7 +40,7 @@ def _kv_quantize_kernel(
     m_l = (o_l < L - i_k * BLOCK_K)[:, None]
     b_k = tl.load(p_k + i_b * k_b + i_h * k_h + i_l * k_l + o_l[:, None] * k_l + o_d[None, :], mask=m_l, other=0)
     b_mean = tl.load(p_k_mean + i_bh * D + o_d)
-    b_k8, k_scale = quantize_tile(tl.where(m_l, b_k.to(tl.float32) - b_mean[None, :], 0.0))
+    b_k8, k_scale = quantize_with_one_scale(tl.where(m_l, b_k.to(tl.float32) - b_mean[None, :], 0.0))
     tl.store(p_k8 + (i_bh * n_k * BLOCK_K + i_l + o_l[:, None]) * D + o_d[None, :], b_k8)
     tl.store(p_k_scale + i_bh * n_k + i_k, k_scale)
     b_v = tl.load(p_v + i_b * v_b + i_h * v_h + i_l * v_l + o_l[:, None] * v_l + o_d[None, :], mask=m_l, other=0)
@@ -54,7 +53,7 @@ def _kv_quantize_kernel(
 
 
 def kv_quantize(
-    k: torch.Tensor, v: torch.Tensor, k_mean: torch.Tensor, v_max: torch.Tensor, *, pv: str, block_k: int = 64
+    k: torch.Tensor, v: torch.Tensor, k_mean: torch.Tensor, v_max: torch.Tensor, *, pv: str, block_k: int = BLOCK_K
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """k, v [B, L, H, D] with a contiguous last dimension; k_mean, v_max from `kv_prepare`; D in {64, 128}."""
     b, length, h, d = k.shape
@@ -62,8 +61,10 @@ def kv_quantize(
     tokens = n_k * block_k
     k8 = torch.empty((b, h, tokens, d), dtype=torch.int8, device=k.device)
     k_scale = torch.empty((b, h, n_k), dtype=torch.float32, device=k.device)
-    v8 = torch.empty((b, h, tokens, d) if pv == "fp16" else (b, h, d, tokens), dtype=V_TYPE[pv], device=k.device)
-    v_scale = None if pv == "fp16" else v_max.clamp_min(1e-6) / V_LIMIT[pv]
+    v8 = torch.empty(
+        (b, h, tokens, d) if pv == "fp16" else (b, h, d, tokens), dtype=PV_FORMATS[pv].dtype, device=k.device
+    )
+    v_scale = None if pv == "fp16" else v_max.clamp_min(1e-6) / PV_FORMATS[pv].v_max
     with torch.cuda.device_of(k):
         _kv_quantize_kernel[n_k, b * h](
             k, v, k_mean, v_scale, k8, k_scale, v8,

@@ -1,23 +1,23 @@
-"""8-bit sparse attention over quantised keys (kernels/reference/sage.py: `sage_attention`), plus the linear branch.
+"""Sage attention over quantized keys (`sage_attention` of the reference), plus the linear branch.
 
     o = softmax2(q8 k8^T q_scale k_scale log2(e) / sqrt(D)) v8 v_scale [+ the linear branch as in kv_prepare.py]
 
-One program computes a block of queries of one head and quantises them itself. Query blocks are the fastest index of the grid,
+One program computes a block of queries of one head and quantizes them itself. Query blocks are the fastest index of the grid,
 so that programs which run together share a head's k8 and v8 in the L2 cache.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from ...triton_primitives import ROUND
+from ..format import BLOCK_K, BLOCK_Q
+from ..pv_format import PV_FORMATS
 from .block_selection import block_map, block_map_pooled
 from .kv_prepare import kv_prepare, linear_branch
-from .kv_quantize import kv_quantize, quantize_tile
-
-P_MAX = {"fp16": 1.0, "int8": 127.0, "fp8": 448.0}  # the largest weight in each format
+from .kv_quantize import kv_quantize, quantize_with_one_scale
 
 
 @triton.jit
@@ -44,8 +44,8 @@ def _attend_block(
     if PV == "fp16":
         b_acc = tl.dot(b_p.to(tl.float16), b_v8, b_acc)
     elif PV == "int8":
-        # In the sum with 1.5 * 2^23 the low byte is p, rounded half to even; a conversion would wait for its slow unit.
-        b_p8 = (b_p + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
+        # The low byte of the sum is p, rounded half to even: p is 0..127, so nothing needs clamping as in `encode`.
+        b_p8 = (b_p + ROUND).to(tl.int32, bitcast=True).to(tl.int8)
         b_acc += tl.dot(b_p8, b_v8).to(tl.float32)
     else:  # not dot(..., acc): on Hopper that leaves the whole sum in its 14-bit fp8 accumulator
         b_acc += tl.dot(b_p.to(tl.float8e4nv), b_v8, out_dtype=tl.float16 if SUM16 else tl.float32).to(tl.float32)
@@ -73,7 +73,7 @@ def _sage_kernel(
     p_blocks += (i_bh * tl.num_programs(0) + i_q) * T
 
     b_q = tl.load(p_q + i_row * q_l + (o_q[:, None] * q_l + o_d[None, :]), mask=m_q, other=0)
-    b_q8, q_scale = quantize_tile(b_q.to(tl.float32))
+    b_q8, q_scale = quantize_with_one_scale(b_q.to(tl.float32))
     q_scale *= scale
     b_acc = tl.zeros([BLOCK_Q, D], tl.float32)
     b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -98,37 +98,15 @@ def _sage_kernel(
     if PV != "fp16":
         b_acc *= tl.load(p_v_scale + i_bh * D + o_d)[None, :]
     if LINEAR:
-        # Loaded again, by another sum of the same addresses: tile or addresses held over the loop would spill in it.
+        # Loaded again, by another sum of the same addresses: queries or addresses held over the loop would spill in it.
         b_q = tl.load(p_q + (i_row + o_q)[:, None] * q_l + o_d[None, :], mask=m_q, other=0)
         b_acc = linear_branch(b_acc, b_q, p_values, p_k_sum, p_bias, i_bh, D)
     p_o += ((i_b * L_Q + i_row) * H + i_h) * D
     tl.store(p_o + (o_q[:, None] * (H * D) + o_d[None, :]), b_acc.to(p_o.dtype.element_ty), mask=m_q)
 
 
-class Choice(NamedTuple):
-    pv: str | None  # None: no 8-bit attention on this GPU
-    faster: bool  # than the 16-bit kernel, going by the instructions
-    reason: str
-
-
-def default_pv(capability: tuple[int, int], triton_version: tuple[int, ...]) -> Choice:
-    """The format of the product with v for an NVIDIA GPU of this compute capability."""
-    major = capability[0]
-    if major < 8:
-        return Choice(None, False, "no int8 tensor cores that Triton can use")
-    if capability == (8, 0):
-        return Choice("fp16", True, "no fp8 here; int8 is hardly faster than fp16 on this chip and rounds more")
-    if major in (9, 10):
-        return Choice("fp16", False, "the 16-bit kernel is as good here: rounding takes the time that 8 bits save")
-    if capability < (8, 9):
-        return Choice("int8", True, "no fp8 here, and int8 is twice as fast as fp16")
-    if triton_version < (3, 5, 1):
-        return Choice("int8", True, "fp8 needs Triton 3.5.1: before, it does not compile or runs as fp16")
-    return Choice("fp8", True, "fp8 products added up in float16 are the fastest of this chip")
-
-
-def tile(capability: tuple[int, int], d: int) -> dict[str, int | bool]:
-    """Launch options by GPU: chosen from compiled code (registers, spills, shared memory), not timed."""
+def launch_config(capability: tuple[int, int], d: int) -> dict[str, int | bool]:
+    """Launch config by GPU and head_dim: chosen from compiled code (registers, spills, shared memory), not timed."""
     # Consumer chips multiply fp8 twice as fast when they add up in float16.
     sum16 = capability == (8, 9) or capability[0] == 12
     return dict(SUM16=sum16, num_warps=4 if d == 64 else 8, num_stages=3)
@@ -144,7 +122,7 @@ def sage_attention(
     length: int,
     *,
     pv: str,
-    block_q: int = 128,
+    block_q: int = BLOCK_Q,
     linear: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """q [B, L, H, D] with a contiguous last dimension, D in {64, 128}; `length` keys as from `kv_quantize`; blocks
@@ -159,9 +137,9 @@ def sage_attention(
         _sage_kernel[blocks.shape[2], b * h](
             q, k8, k_scale, v8, v_scale, blocks, o, values, k_sum, bias,
             *q.stride()[:3],
-            l_q, length, n_k, blocks.shape[3], h, d**-0.5 * math.log2(math.e), math.log2(P_MAX[pv]),
+            l_q, length, n_k, blocks.shape[3], h, d**-0.5 * math.log2(math.e), math.log2(PV_FORMATS[pv].p_max),
             D=d, BLOCK_Q=block_q, BLOCK_K=k8.shape[2] // n_k, PV=pv, LINEAR=linear is not None,
-            enable_fp_fusion=True, **tile(capability, d),
+            enable_fp_fusion=True, **launch_config(capability, d),
         )  # fmt: skip
     return o
 
@@ -173,8 +151,8 @@ def sage_block_sparse_attention(
     blocks: torch.Tensor,
     *,
     pv: str,
-    block_q: int = 128,
-    block_k: int = 64,
+    block_q: int = BLOCK_Q,
+    block_k: int = BLOCK_K,
 ) -> torch.Tensor:
     """The sparse branch alone."""
     quantized = kv_quantize(k, v, k.mean(1, dtype=torch.float32), v.abs().amax(1).float(), pv=pv, block_k=block_k)
@@ -190,8 +168,8 @@ def sage_sparse_linear_attention(
     *,
     topk: float,
     pv: str,
-    block_q: int = 128,
-    block_k: int = 64,
+    block_q: int = BLOCK_Q,
+    block_k: int = BLOCK_K,
 ) -> torch.Tensor:
     """Both branches; the sparse one alone where proj_weight [D, D] and proj_bias [D] are None."""
     if proj_weight is None:

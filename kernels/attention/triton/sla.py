@@ -2,7 +2,7 @@
 
     o = softmax2(q k^T log2(e) / sqrt(D)) v + weights @ values + bias    (the linear branch as in kv_prepare.py)
 
-One program computes a tile of queries of one head. Query tiles are the fastest index of the grid, so that programs which
+One program computes BLOCK_M queries of one head. Queries are the fastest index of the grid, so that programs which
 run together share a head's k and v in the L2 cache.
 """
 
@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..format import BLOCK_K, BLOCK_Q
 from .block_selection import block_map, block_map_pooled
 from .kv_prepare import PreparedKV, kv_prepare, linear_branch
 
@@ -38,23 +39,23 @@ def _attention_kernel(
     p_q, p_k, p_v, p_blocks, p_o, p_values, p_k_sum, p_bias,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h,
     L_Q, L_K, N_Q, T, H, scale,
-    D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, TILE_Q: tl.constexpr, LINEAR: tl.constexpr,
+    D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, LINEAR: tl.constexpr,
 ):  # fmt: skip
-    i_tile, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_m, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
     i_b, i_h = i_bh // H, i_bh % H
-    o_q, o_k, o_d = tl.arange(0, TILE_Q), tl.arange(0, BLOCK_K), tl.arange(0, D)
-    i_row = i_tile.to(tl.int64) * TILE_Q
-    m_q = (o_q < L_Q - i_tile * TILE_Q)[:, None]
+    o_q, o_k, o_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K), tl.arange(0, D)
+    i_row = i_m.to(tl.int64) * BLOCK_M
+    m_q = (o_q < L_Q - i_m * BLOCK_M)[:, None]
     p_q += i_b * q_b + i_h * q_h + i_row * q_l + o_q[:, None] * q_l + o_d[None, :]
     p_k += i_b * k_b + i_h * k_h + o_k[:, None] * k_l + o_d[None, :]
     p_v += i_b * v_b + i_h * v_h + o_k[:, None] * v_l + o_d[None, :]
-    p_blocks += (i_bh * N_Q + i_tile * TILE_Q // BLOCK_Q) * T
+    p_blocks += (i_bh * N_Q + i_m * BLOCK_M // BLOCK_Q) * T
     k_step, v_step = k_l.to(tl.int64) * BLOCK_K, v_l.to(tl.int64) * BLOCK_K
 
     b_q = tl.load(p_q, mask=m_q, other=0)
-    b_acc = tl.zeros([TILE_Q, D], tl.float32)
-    b_max = tl.full([TILE_Q], float("-inf"), tl.float32)
-    b_sum = tl.zeros([TILE_Q], tl.float32)
+    b_acc = tl.zeros([BLOCK_M, D], tl.float32)
+    b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BLOCK_M], tl.float32)
     # Blocks ascend: only the last one can reach past L_K. Masks for it in the loop would be an eighth of the instructions.
     i_last = tl.load(p_blocks + T - 1, mask=T > 0, other=-1).to(tl.int32)
     n_whole = T - (i_last * BLOCK_K + BLOCK_K > L_K).to(tl.int32)
@@ -77,12 +78,12 @@ def _attention_kernel(
     tl.store(p_o, b_acc.to(p_o.dtype.element_ty), mask=m_q)
 
 
-def tile(major: int, hip: bool, d: int) -> dict[str, int]:
-    """Tile and launch options by the GPU's major version: chosen from compiled code (spills, shared memory), not timed."""
+def launch_config(major: int, hip: bool, d: int) -> dict[str, int]:
+    """Launch config by the GPU's major version and head_dim: chosen from compiled code (spills, shared memory), not timed."""
     if hip and major >= 11:
-        return dict(TILE_Q=64, num_warps=4, num_stages=1)
+        return dict(BLOCK_M=64, num_warps=4, num_stages=1)
     roomy = d == 64 or (major in (9, 10) and not hip)  # three stages of keys and values fit in shared memory
-    return dict(TILE_Q=128, num_warps=8, num_stages=3 if roomy else 2)
+    return dict(BLOCK_M=128, num_warps=8, num_stages=3 if roomy else 2)
 
 
 def attend(
@@ -99,21 +100,26 @@ def attend(
     b, length, h, d = q.shape
     o = torch.empty((b, length, h, d), dtype=q.dtype, device=q.device)
     major = torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 0
-    options = tile(major, torch.version.hip is not None, d)
-    options["TILE_Q"] = min(options["TILE_Q"], block_q)
+    config = launch_config(major, torch.version.hip is not None, d)
+    config["BLOCK_M"] = min(config["BLOCK_M"], block_q)
     values, k_sum = (prepared.values, prepared.k_sum) if prepared else (None, None)
     with torch.cuda.device_of(q):
-        _attention_kernel[triton.cdiv(length, options["TILE_Q"]), b * h](
+        _attention_kernel[triton.cdiv(length, config["BLOCK_M"]), b * h](
             q, k, v, blocks, o, values, k_sum, proj_bias,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             length, k.shape[1], blocks.shape[2], blocks.shape[3], h, d**-0.5 * math.log2(math.e),
-            D=d, BLOCK_Q=block_q, BLOCK_K=block_k, LINEAR=prepared is not None, enable_fp_fusion=True, **options,
+            D=d, BLOCK_Q=block_q, BLOCK_K=block_k, LINEAR=prepared is not None, enable_fp_fusion=True, **config,
         )  # fmt: skip
     return o
 
 
 def block_sparse_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: torch.Tensor, block_q: int = 128, block_k: int = 64
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    blocks: torch.Tensor,
+    block_q: int = BLOCK_Q,
+    block_k: int = BLOCK_K,
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v over the keys of the listed blocks, without the linear branch.
 
@@ -130,8 +136,8 @@ def sparse_linear_attention(
     proj_bias: torch.Tensor | None,
     *,
     topk: float,
-    block_q: int = 128,
-    block_k: int = 64,
+    block_q: int = BLOCK_Q,
+    block_k: int = BLOCK_K,
 ) -> torch.Tensor:
     """Both branches; the sparse one alone where proj_weight [D, D] and proj_bias [D] are None."""
     if proj_weight is None:

@@ -1,7 +1,7 @@
-"""Int8 linear layers with 128x128 weight scales: the products of kernels/reference/int8.py.
+"""Int8 linear layers with 128x128 weight scales: the products of the reference.
 
 The int32 sum over 128 of K is exact; it is converted, scaled and added to a float32 sum in ascending order of K, by the one
-fused multiply-add that is written out. Elsewhere nothing fuses, so that the codes of the epilogue round as the quantiser's.
+fused multiply-add that is written out. Elsewhere nothing fuses, so that the codes of the epilogue round as the quantizer's.
 """
 
 import math
@@ -10,13 +10,14 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference import MIN_AMAX, TILE
-from .quantize import encode, find_amax, quantize_block, quantize_row
+from ...triton_primitives import ROUND, ROUND_BITS, encode, find_amax
+from ..format import MIN_AMAX, TILE
+from .quantize import quantize_block, quantize_row
 
 
-def tile(capability: tuple[int, int], rows: int, square: bool) -> dict[str, int]:
-    """Launch parameters by compute capability (of ROCm devices: (0, 0)) and the rows of the product; `square` keeps the
-    program's tile that of a scale."""
+def launch_config(capability: tuple[int, int], rows: int, square: bool) -> dict[str, int]:
+    """Launch config by compute capability (of ROCm devices: (0, 0)) and the rows of the product; with `square` a program's output
+    is one tile of the block-scaled format."""
     narrow = not square and rows < 2048 and capability in ((8, 0), (8, 6), (9, 0))
     stages = 4 if narrow else 3 if capability >= (8, 0) else 2
     return {
@@ -29,8 +30,9 @@ def tile(capability: tuple[int, int], rows: int, square: bool) -> dict[str, int]
 
 
 @triton.jit
-def _tile_position(i, n_m, n_n, GROUP_M: tl.constexpr):
-    """Row and column of the i-th tile: GROUP_M tiles down, then the next column, so that tiles share operands in L2."""
+def _output_block(i, n_m, n_n, GROUP_M: tl.constexpr):
+    """Row and column of the i-th program's output block: GROUP_M blocks down, then the next column, so that programs which run
+    together share operands in the L2 cache."""
     i_group = i // (GROUP_M * n_n) * GROUP_M
     size = tl.minimum(n_m - i_group, GROUP_M)
     i_rest = i % (GROUP_M * n_n)
@@ -46,7 +48,7 @@ def _matmul_kernel(
     """x [B, M, K], w [N, K] -> y [B, M, N]; a program for each [BLOCK_M, BLOCK_N] of an item. With y_scale, y is the codes
     of the GELU; with residual, it is added."""
     n_m, n_n, n_k = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), tl.cdiv(K, TILE)
-    i_m, i_n = _tile_position(tl.program_id(0), B * n_m, n_n, GROUP_M)
+    i_m, i_n = _output_block(tl.program_id(0), B * n_m, n_n, GROUP_M)
     i_b = i_m // n_m
     row, column = i_m % n_m * BLOCK_M, i_n * BLOCK_N
     first = i_b.to(tl.int64) * M + row  # row of x and y, as [B * M]
@@ -72,9 +74,10 @@ def _matmul_kernel(
         if not BY_ROW:
             scale *= tl.load(p_x_scale + i_k)
         # loading [N, K] and transposing is what every version compiles well, unlike a [K, N] tile of pointers
-        if MAGIC:  # int32 to float32 without the conversion unit, where that is slow: the sum stays below 2^22
-            b_magic = tl.full([BLOCK_M, BLOCK_N], 0x4B400000, tl.int32)
-            b_sum = tl.dot(b_x, b_w.T, b_magic, out_dtype=tl.int32).to(tl.float32, bitcast=True) - 12582912.0
+        if MAGIC:  # int32 to float32 without the conversion unit
+            tl.static_assert(TILE * 128 * 128 < 1 << 22)  # a larger sum would reach the bits above those of the integer
+            b_magic = tl.full([BLOCK_M, BLOCK_N], ROUND_BITS, tl.int32)
+            b_sum = tl.dot(b_x, b_w.T, b_magic, out_dtype=tl.int32).to(tl.float32, bitcast=True) - ROUND
         else:
             b_sum = tl.dot(b_x, b_w.T, out_dtype=tl.int32).to(tl.float32)
         b_y = tl.fma(b_sum, scale, b_y)
@@ -109,13 +112,13 @@ def _launch(codes, scales, weight, weight_scale, bias, y, y_scale, residual, gat
     n, items = weight.shape[0], math.prod(batch)
     rocm = torch.version.hip or not codes.is_cuda
     capability = (0, 0) if rocm else torch.cuda.get_device_capability(codes.device)
-    options = tile(capability, items * m, square=y_scale is not None)
+    config = launch_config(capability, items * m, square=y_scale is not None)
     with torch.cuda.device_of(codes):
-        _matmul_kernel[(items * triton.cdiv(m, options["BLOCK_M"]) * triton.cdiv(n, options["BLOCK_N"]),)](
+        _matmul_kernel[(items * triton.cdiv(m, config["BLOCK_M"]) * triton.cdiv(n, config["BLOCK_N"]),)](
             codes.contiguous(), scales.contiguous(), weight.contiguous(), weight_scale.contiguous(), bias,
             y, y_scale, residual, gate, items, m, n, k,
             DTYPE=_DTYPES[dtype], BY_ROW=scales.ndim < codes.ndim, WHOLE_K=k % TILE == 0,
-            MIN_AMAX=MIN_AMAX, TILE=TILE, GROUP_M=8, enable_fp_fusion=False, **options,
+            MIN_AMAX=MIN_AMAX, TILE=TILE, GROUP_M=8, enable_fp_fusion=False, **config,
         )  # fmt: skip
 
 
@@ -141,12 +144,11 @@ def int8_linear(
     bias: torch.Tensor | None = None,
     *,
     activation: str = "block",
-    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """x [..., M, K], quantised by "block" or "row", times weight int8 [N, K]"""
+    """x [..., M, K], quantized by "block" or "row", times weight int8 [N, K]"""
     quantize = {"block": quantize_block, "row": quantize_row}[activation]
     codes, scales = quantize(x)
-    return int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype or x.dtype)
+    return int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=x.dtype)
 
 
 def int8_matmul_gelu_quantize(

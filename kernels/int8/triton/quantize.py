@@ -1,4 +1,4 @@
-"""Int8 quantisers: `quantize_block` and `quantize_row` of kernels/reference/int8.py.
+"""Int8 quantizers: `quantize_block` and `quantize_row` of the reference.
 
 A program encodes one 128x128 tile, or one row, and reads it once. Multiplications must not fuse with additions here: x times
 the multiplier is rounded before it is rounded to an integer.
@@ -10,22 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference import MIN_AMAX, TILE
-
-
-@triton.jit
-def find_amax(b_x, MIN_AMAX: tl.constexpr):
-    """max(|x|, MIN_AMAX), and NaN if there is one: as integers, the bits of |x| put NaN above everything."""
-    amax = tl.max(tl.abs(b_x).to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
-    return tl.where(amax < MIN_AMAX, MIN_AMAX, amax)
-
-
-@triton.jit
-def encode(b_x, amax, LEVELS: tl.constexpr):
-    """int8 codes -LEVELS..127 of x, half to even; NaN becomes 0."""
-    b_scaled = b_x * tl.div_rn(LEVELS + 0.0, amax)
-    b_codes = tl.minimum(tl.maximum((b_scaled + 12582912.0) - 12582912.0, -LEVELS), 127.0)
-    return tl.where(b_scaled == b_scaled, b_codes, 0.0).to(tl.int8)
+from ...triton_primitives import encode, find_amax
+from ..format import MIN_AMAX, TILE
 
 
 @triton.jit(do_not_specialize=["M"])

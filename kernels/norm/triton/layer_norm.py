@@ -1,18 +1,17 @@
-"""LayerNorm(x) * (1 + scale) + shift in one pass over x, optionally quantised for the int8 linear layers that follow.
+"""LayerNorm(x) * (1 + scale) + shift in one pass over x, optionally quantized for the int8 linear layers that follow.
 
 x [B, L, W] with any token stride, shift and scale [B, frames, W] with any batch and frame strides -> x's dtype [B, L, W],
 or int8 codes [B, L, W] and float32 scales by row [B, L] or by block. The host takes two passes, rounding in between, and the
-quantiser two more. A block spans 128 tokens and a part of their width, so blocks take a pass for the tokens' statistics first.
+quantizer two more. A tile of the block-scaled format spans 128 tokens and a part of their width, so quantizing by block takes a
+pass for the tokens' mean and variance first.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from ...int8.reference import MIN_AMAX, TILE
-from ...int8.triton.quantize import encode, find_amax
-
-_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: in the sum the integer, halves to even, stands in the low bits
+from ...int8.format import MIN_AMAX, TILE
+from ...triton_primitives import ROUND, encode, find_amax
 
 
 @triton.jit(do_not_specialize=["L", "FRAME"])
@@ -34,6 +33,7 @@ def _layer_norm_modulate_kernel(
     WIDTH: tl.constexpr,
     WIDTH_PADDED: tl.constexpr,
     QUANTIZE: tl.constexpr,
+    MIN_AMAX: tl.constexpr,
 ):
     """One token; `FRAME` tokens share a shift and a scale."""
     i_l = tl.program_id(0).to(tl.int64)
@@ -50,12 +50,11 @@ def _layer_norm_modulate_kernel(
     rstd = tl.rsqrt(tl.sum(b_x * b_x) / WIDTH + eps)
     b_y = b_x * rstd * (1 + b_scale) + b_shift
     if QUANTIZE:
-        # The bits of magnitudes are ordered like the magnitudes, with NaN above all; a maximum of floats would drop NaN.
-        bits = tl.max(b_y.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
-        largest = bits.to(tl.float32, bitcast=True)
-        largest = tl.where(largest < 1e-8, 1e-8, largest)
-        b_y = (b_y * tl.div_rn(127.0, largest) + _ROUND).to(tl.int32, bitcast=True)
-        tl.store(p_row_scales + i_row, tl.div_rn(largest, 127.0))
+        amax = find_amax(b_y, MIN_AMAX)
+        tl.store(p_row_scales + i_row, tl.div_rn(amax, 127.0))
+        # The low byte of the sum is the code. `encode` would take a quarter more instructions, to clamp what |b_y| <= amax bounds
+        # and to clear the code of a NaN, which does not matter: its scale is NaN.
+        b_y = (b_y * tl.div_rn(127.0, amax) + ROUND).to(tl.int32, bitcast=True)
     tl.store(p_y + i_row * WIDTH + o_w, b_y.to(p_y.dtype.element_ty), mask=m_w)
 
 
@@ -81,8 +80,8 @@ def _modulate_quantize_block_kernel(
     x_b, x_l, shift_b, shift_f, scale_b, scale_f,
     ONE_FRAME: tl.constexpr, MIN_AMAX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One block: codes [B, L, WIDTH], scales [B, ceil(L/TILE), ceil(WIDTH/TILE)]. Nothing fuses but what is written out, so
-    that values round as in `_layer_norm_modulate_kernel` and codes as in the quantiser."""
+    """One tile: codes [B, L, WIDTH], scales [B, ceil(L/TILE), ceil(WIDTH/TILE)]. Nothing fuses but what is written out, so
+    that values round as in `_layer_norm_modulate_kernel` and codes as in the quantizer."""
     i_scale = tl.program_id(0)
     n_l, n_w = tl.cdiv(L, TILE), tl.cdiv(WIDTH, TILE)
     i_b = (i_scale // (n_l * n_w)).to(tl.int64)
@@ -127,6 +126,7 @@ def _launch(x, shift, scale, out, row_scales, eps: float) -> None:
             WIDTH=width,
             WIDTH_PADDED=triton.next_power_of_2(width),
             QUANTIZE=row_scales is not None,
+            MIN_AMAX=MIN_AMAX,
             num_warps=4 if width <= 2048 else 8,
             enable_fp_fusion=True,
         )

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ....kernels.attention.reference.sla import BLOCK_K, BLOCK_Q
+from ....kernels.attention.format import BLOCK_K, BLOCK_Q
+from ....kernels.attention.pv_format import sage_pv_format
 from ....kernels.attention.triton.block_selection import block_map_pooled
 from ....kernels.attention.triton.kv_prepare import kv_prepare
 from ....kernels.attention.triton.kv_quantize import kv_quantize
 from ....kernels.attention.triton.sage import sage_attention, sage_sparse_linear_attention
 from ....kernels.attention.triton.sla import attend, sparse_linear_attention
-from ....kernels.backends import eight_bit_format
 from .machine import floor_ms, peak
 from .report import Row
 from .timing import Clock
@@ -64,7 +64,7 @@ def formats(device: torch.device) -> list[str]:
     """The formats of the product with v that this device can run."""
     if device.type != "cuda" or torch.version.hip is not None:
         return ["", "fp16"]
-    eight = torch.cuda.get_device_capability(device) >= (8, 9) and eight_bit_format(device)[0] != "fp16"
+    eight = torch.cuda.get_device_capability(device) >= (8, 9) and sage_pv_format(device)[0] != "fp16"
     fastest = ["fp8"] if eight or torch.cuda.get_device_capability(device)[0] in (9, 10) else []
     return ["", "fp16", "int8", *fastest]
 
@@ -147,7 +147,7 @@ def measure(clock: Clock, shapes=SHAPES, ratios=TOPK, width: int = WIDTH) -> Ite
 
 
 def parts(given: Inputs, clock: Clock, topk: float) -> Iterator[Row]:
-    """Where the operator's time goes: preparing keys and values, the map, quantising, attending."""
+    """Where the operator's time goes: preparing keys and values, the map, quantizing, attending."""
     q, k, v, weight, bias = given
     shape = f"L={q.shape[1]} H={q.shape[2]}"
 
@@ -162,7 +162,7 @@ def parts(given: Inputs, clock: Clock, topk: float) -> Iterator[Row]:
     yield row("attend, 16-bit", lambda: attend(q, k, v, blocks, prepared, bias, BLOCK_Q, BLOCK_K))
     for pv in formats(clock.device)[1:]:
         quantize = functools.partial(kv_quantize, k, v, prepared.k_mean, prepared.v_max, pv=pv)
-        yield row(f"quantise, {pv}", quantize)
+        yield row(f"quantize, {pv}", quantize)
         quantized, linear = quantize(), (prepared.values, prepared.k_sum, bias)
         attend8 = functools.partial(sage_attention, q, *quantized, blocks, k.shape[1], pv=pv, linear=linear)
         yield row(f"attend, {pv}", attend8)

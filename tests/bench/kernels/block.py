@@ -81,7 +81,7 @@ class Block:
         return torch.addcmul(x, linear("down", y), ffn_gate.to(x.dtype))
 
     def _fused(self) -> torch.Tensor:
-        """Each activation is quantised once, where it is made; gates and residuals are added where the product ends."""
+        """Each activation is quantized once, where it is made; gates and residuals are added where the product ends."""
 
         def product(name: str, codes, **epilogue) -> torch.Tensor:
             run = int8_matmul_gate_residual if epilogue else int8_matmul

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ....kernels.attention.reference.sla import BLOCK_K, BLOCK_Q
+from ....kernels.attention.format import BLOCK_K, BLOCK_Q
 from ...support.kernels import TRITON_FILES, module_name
 from . import attention, block, linear
 from .report import Row

@@ -29,7 +29,7 @@ SHAPES = (
     (32760, 8960, 1536),
     (512, 5120, 5120),
 )
-# Against float64, of normally distributed values; quantising alone gives 1.42e-2 (blocks) and 1.35e-2 (rows).
+# Against float64, of normally distributed values; quantizing alone gives 1.42e-2 (blocks) and 1.35e-2 (rows).
 TOLERANCE = 2.5e-2
 CHECKED_ROWS = 512
 
@@ -74,7 +74,7 @@ def _shape(clock: Clock, m: int, k: int, n: int) -> Iterator[Row]:
     for activation, quantize in (("block", quantize_block), ("row", quantize_row)):
         codes, scales = quantize(x)
         yield ours(
-            f"int8, {activation} scales, with quantising",
+            f"int8, {activation} scales, with quantizing",
             lambda activation=activation: int8_linear(x, w8, w_scale, bias, activation=activation),
             lambda activation=activation: int8_linear(x, w8, w_scale, bias, activation=activation),
         )
@@ -82,10 +82,10 @@ def _shape(clock: Clock, m: int, k: int, n: int) -> Iterator[Row]:
             f"  product alone, {activation} scales",
             lambda codes=codes, scales=scales: int8_matmul(codes, scales, w8, w_scale, bias, out_dtype=dtype),
         )
-        yield Row(PHASE, f"  quantise, {activation}", shape, clock.time(lambda quantize=quantize: quantize(x)))
+        yield Row(PHASE, f"  quantize, {activation}", shape, clock.time(lambda quantize=quantize: quantize(x)))
     codes, scales = quantize_block(x)
     yield ours(
-        "  product + GELU + quantise",
+        "  product + GELU + quantize",
         lambda: int8_matmul_gelu_quantize(codes, scales, w8, w_scale, bias, out_dtype=dtype),
     )
     residual, gate = draw(1, m, n), draw(1, n)

@@ -1,6 +1,7 @@
-"""The int8 quantisers and products as the launchers start them for a bfloat16 model."""
+"""The int8 quantizers and products as the launchers start them for a bfloat16 model."""
 
 import triton.language as tl
+from td_pack.kernels.int8.format import MIN_AMAX, TILE
 from td_pack.tests.support.aot import Build, KernelCase
 
 NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -31,7 +32,7 @@ def _quantize(name: str, loops: dict[str, int | None], block: bool) -> KernelCas
             },
             **dict.fromkeys(("x_k", "MIN_AMAX", width), "constexpr"),
         },
-        constexprs={"x_k": 1, "MIN_AMAX": 1e-8, width: 128 if block else 8192},
+        constexprs={"x_k": 1, "MIN_AMAX": MIN_AMAX, width: TILE if block else 8192},
         divisible=("K", "x_b", "x_m"),
         fp_fusion=False,
         targets={target: Build(num_warps=4, num_stages=3, loop=loop) for target, loop in loops.items()},
@@ -58,7 +59,7 @@ def _matmul(
     }
     optional = {key: given.get(key, "constexpr") for key in ("p_y_scale", "p_residual", "p_gate")}
     options = {
-        **{"DTYPE": tl.bfloat16, "BY_ROW": row, "WHOLE_K": True, "MIN_AMAX": 1e-8, "TILE": 128},
+        **{"DTYPE": tl.bfloat16, "BY_ROW": row, "WHOLE_K": True, "MIN_AMAX": MIN_AMAX, "TILE": TILE},
         **{"BLOCK_M": 128, "BLOCK_N": 64 if narrow else 128, "GROUP_M": 8, "MAGIC": False},
     }
     return KernelCase(

@@ -1,5 +1,6 @@
 """The norm kernels at the widths of Wan 1.3B and 14B: no tensor cores and no loop, so the whole kernel is counted."""
 
+from ....kernels.int8.format import MIN_AMAX, TILE
 from ...support.aot import Build, KernelCase
 
 _NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -62,7 +63,7 @@ def _modulate(quantize: bool, width: int, padded: int) -> KernelCase:
     signature |= {"p_y": "*i8", "p_row_scales": "*fp32"} if quantize else {"p_y": "*bf16", "p_row_scales": "constexpr"}
     signature |= {"eps": "fp32"}
     signature |= dict.fromkeys(("L", "FRAME", *_STRIDES, *_MODULATION), "i32")
-    constexprs = {"WIDTH": width, "WIDTH_PADDED": padded, "QUANTIZE": quantize} | (
+    constexprs = {"WIDTH": width, "WIDTH_PADDED": padded, "QUANTIZE": quantize, "MIN_AMAX": MIN_AMAX} | (
         {} if quantize else {"p_row_scales": None}
     )
     function = "layer_norm_modulate"
@@ -82,7 +83,7 @@ def _quantize_block(one_frame: bool) -> KernelCase:
     signature = {"p_x": "*bf16", **dict.fromkeys(("p_statistics", "p_shift", "p_scale"), "*fp32")}
     signature |= {"p_codes": "*i8", "p_scales": "*fp32"}
     signature |= dict.fromkeys(("L", "FRAME", "WIDTH", *_STRIDES, *_MODULATION), "i32")
-    constexprs = {"ONE_FRAME": one_frame, "MIN_AMAX": 1e-8, "TILE": 128}
+    constexprs = {"ONE_FRAME": one_frame, "MIN_AMAX": MIN_AMAX, "TILE": TILE}
     name = "layer_norm_modulate_quantize_block" + "_by_frame" * (not one_frame)
     divisible, warps = ("WIDTH", *_STRIDES, *_MODULATION), 8 if one_frame else 16
     function = "modulate_quantize_block"

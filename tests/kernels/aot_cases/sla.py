@@ -34,13 +34,13 @@ def _arguments(**kinds: str) -> dict[str, str]:
 
 
 def _attention(d: int, linear: bool, loops: dict[str, int]) -> KernelCase:
-    constexprs = {"D": d, "BLOCK_Q": 128, "BLOCK_K": 64, "TILE_Q": 128, "LINEAR": linear}
+    constexprs = {"D": d, "BLOCK_Q": 128, "BLOCK_K": 64, "BLOCK_M": 128, "LINEAR": linear}
     if not linear:
         constexprs |= dict.fromkeys(("p_values", "p_k_sum", "p_bias"))
 
     def build(target: str) -> Build:
         if target == "gfx1100":
-            return Build(4, 1, MMA[target], constexprs={"TILE_Q": 64})
+            return Build(4, 1, MMA[target], constexprs={"BLOCK_M": 64})
         return Build(8, 3 if d == 64 or target in ROOMY else 2, MMA[target], loops.get(target))
 
     return KernelCase(
@@ -57,7 +57,7 @@ def _attention(d: int, linear: bool, loops: dict[str, int]) -> KernelCase:
                 else _arguments(constexpr="p_values p_k_sum p_bias")
             ),
             **dict.fromkeys(_strides("qkv"), "i32"),
-            **_arguments(i32="L_Q L_K N_Q T H", fp32="scale", constexpr="D BLOCK_Q BLOCK_K TILE_Q LINEAR"),
+            **_arguments(i32="L_Q L_K N_Q T H", fp32="scale", constexpr="D BLOCK_Q BLOCK_K BLOCK_M LINEAR"),
         },
         constexprs=constexprs,
         targets={target: build(target) for target in MMA},
@@ -113,7 +113,7 @@ CASES = [
     _kv_partial(64, _loops(808, 808, 808, 800, 896, 781)),
     _plain("sla_kv_finish", "kv_prepare", "_kv_finish_kernel", _FINISH, 4, 1, D=128, ROWS=16, CHUNK=16),
     _plain("sla_pool", "block_selection", "_pool_kernel", _POOL, 4, 3, _strides("x"), D=128, BLOCK=128),
-    _plain("sla_score", "block_selection", "_score_kernel", _SCORE, 4, 2, D=128, TILE=64, CHUNK=16),
+    _plain("sla_score", "block_selection", "_score_kernel", _SCORE, 4, 2, D=128, BLOCK=64, CHUNK=16),
     _plain("sla_top_512", "block_selection", "_top_kernel", dict(_TOP), 1, 3, WIDTH=512),
     _plain("sla_top_4096", "block_selection", "_top_kernel", dict(_TOP), 8, 3, WIDTH=4096),
 ]

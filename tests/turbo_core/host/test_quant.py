@@ -10,7 +10,8 @@ import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 from comfy_extras.nodes_model_merging import ModelMergeSimple
-from td_pack.kernels import backends, counting
+from td_pack.kernels import counting, dispatch
+from td_pack.kernels.backends import BACKENDS
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.int8 import w8a8
 from td_pack.tests.support.models import relative_error
@@ -91,14 +92,13 @@ def test_a_step_makes_one_int8_call_per_linear_and_no_other(model):
 def test_where_int8_is_slower_every_linear_multiplies_in_float(model, monkeypatch):
     """As on a GPU without a fast int8 product: weights stay int8, activations are not quantised, and the counts say so."""
     int8 = sample(model)
-    monkeypatch.setattr(backends, "_on_cpu", lambda device: None)
-    backends.unavailable.cache_clear()
+    rows = (row._replace(unavailable=lambda device: None) if row.name == "dequantized" else row for row in BACKENDS)
+    monkeypatch.setattr(dispatch, "BACKENDS", tuple(rows))
     try:
         model.model.calls.clear()
         in_float = sample(model)
     finally:
         monkeypatch.undo()
-        backends.unavailable.cache_clear()
     assert (model.model.calls["int8 linear"], model.model.calls["float linear"]) == (0, 2 * LINEARS)
     assert 1e-4 < relative_error(in_float, int8) < 0.1  # what quantised activations change
     assert model.model.spec.int8

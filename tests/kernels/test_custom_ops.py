@@ -16,9 +16,9 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def turns(length: int, head_width: int = 128) -> torch.Tensor:
+def turns(length: int, head_dim: int = 128) -> torch.Tensor:
     """Rotations as ComfyUI's `rope_encode` lays them out, by drawn angles."""
-    angle = draw(length, head_width // 2, seed=length)
+    angle = draw(length, head_dim // 2, seed=length)
     return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(1, length, 1, -1, 2, 2)
 
 
@@ -35,12 +35,8 @@ def layer(n: int = 140, k: int = 200) -> tuple[torch.Tensor, torch.Tensor, torch
     return (*quantize_block(draw(n, k, seed=1) / k**0.5), draw(n, seed=2))
 
 
-def quantised(m: int = 130, k: int = 200, by: str = "block") -> tuple[torch.Tensor, torch.Tensor]:
+def quantized(m: int = 130, k: int = 200, by: str = "block") -> tuple[torch.Tensor, torch.Tensor]:
     return getattr(int8, f"quantize_{by}")(draw(2, m, k))
-
-
-def blocks() -> torch.Tensor:
-    return sla.block_map(*qkv()[:2], 0.4)
 
 
 def modulation(frames: int = 1) -> tuple[torch.Tensor, ...]:
@@ -49,12 +45,6 @@ def modulation(frames: int = 1) -> tuple[torch.Tensor, ...]:
 
 # Operator, its arguments, and what its definition gives for them.
 CASES = {
-    "block_map": (lambda: (*qkv()[:2], 0.4), lambda *a: sla.block_map(*a).int()),
-    "block_sparse_attention": (lambda: (*qkv(), blocks()), sla.block_sparse_attention),
-    "block_sparse_attention in 8 bits": (
-        lambda: (*qkv(), blocks(), "int8"),
-        lambda *a: sage.sage_block_sparse_attention(*a[:4], pv="int8"),
-    ),
     "sparse_linear_attention": (
         lambda: (*qkv(), *projection(), 0.4),
         lambda *a: sla.sparse_linear_attention(*a[:5], topk=0.4),
@@ -63,7 +53,7 @@ CASES = {
         lambda: (*qkv(65, width=64), None, None, 1.0),
         lambda *a: sla.sparse_linear_attention(*a[:5], topk=1.0),
     ),
-    "sparse_linear_attention in 8 bits": (
+    "sparse_linear_attention, sage": (
         lambda: (*qkv(), *projection(), 0.4, "fp16"),
         lambda *a: sage.sage_sparse_linear_attention(*a[:5], topk=0.4, pv="fp16"),
     ),
@@ -75,19 +65,19 @@ CASES = {
         lambda *a: int8.int8_linear(*a[:4], activation="row"),
     ),
     "int8_matmul": (
-        lambda: (*quantised(), *layer(), torch.float32),
+        lambda: (*quantized(), *layer(), torch.float32),
         lambda *a: int8.int8_matmul(*a[:5], out_dtype=torch.float32),
     ),
     "int8_matmul by row": (
-        lambda: (*quantised(by="row"), *layer()[:2], None, torch.float32),
+        lambda: (*quantized(by="row"), *layer()[:2], None, torch.float32),
         lambda *a: int8.int8_matmul(*a[:5], out_dtype=torch.float32),
     ),
     "int8_matmul_gelu_quantize": (
-        lambda: (*quantised(), *layer(), torch.float32),
+        lambda: (*quantized(), *layer(), torch.float32),
         lambda *a: int8.int8_matmul_gelu_quantize(*a[:5], out_dtype=torch.float32),
     ),
     "int8_matmul_gate_residual": (
-        lambda: (*quantised(), *layer(), draw(2, 130, 140, seed=3), draw(2, 1, 140, seed=4)),
+        lambda: (*quantized(), *layer(), draw(2, 130, 140, seed=3), draw(2, 1, 140, seed=4)),
         lambda *a: int8.int8_matmul_gate_residual(*a[:5], residual=a[5], gate=a[6]),
     ),
     "rms_norm_rope": (
@@ -108,8 +98,12 @@ CASES = {
 EVERY = pytest.mark.parametrize("case", CASES)
 
 
+def name(case: str) -> str:
+    return case.replace(",", " ").split()[0]
+
+
 def operator(case: str):
-    return getattr(kernels, case.split()[0])
+    return getattr(kernels, name(case))
 
 
 def parts(result) -> tuple[torch.Tensor, ...]:
@@ -122,9 +116,9 @@ def same(a, b) -> bool:
 
 def test_every_operator_has_cases():
     registered = {
-        name for name in kernels.__all__ if isinstance(getattr(kernels, name), torch._library.custom_ops.CustomOpDef)
+        entry for entry in kernels.__all__ if isinstance(getattr(kernels, entry), torch._library.custom_ops.CustomOpDef)
     }
-    assert registered == {case.split()[0] for case in CASES} | {"nf4_dequantize"}  # which test_nf4.py has
+    assert registered == {name(case) for case in CASES} | {"nf4_dequantize"}  # which test_nf4.py has
 
 
 @EVERY
@@ -165,7 +159,7 @@ def test_it_reaches_its_kernel(case):
         difference = (actual[0].int() - expected[0].int()).abs()
         assert difference.max() <= 1 and difference.float().mean() < 1e-3
     else:
-        # Float32 sums in another order; the codes of the map are exact.
+        # Float32 sums in another order.
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -204,23 +198,21 @@ REFUSED = {
     "keys and values": (lambda: attention(lambda q, k, v: (q, k, v[:, 1:])), "must be"),
     "no tokens": (lambda: attention(lambda q, k, v: (q[:, :0], k, v)), "at least one token"),
     "dtypes": (lambda: attention(lambda q, k, v: (q.half(), k, v)), "share dtype"),
-    "topk": (lambda: kernels.block_map(*qkv()[:2], 0.0), "topk is 0.0"),
+    "topk": (lambda: kernels.sparse_linear_attention(*qkv(), None, None, 0.0), "topk is 0.0"),
     "pv": (lambda: kernels.sparse_linear_attention(*qkv(), None, None, 0.4, "int4"), "pv is 'int4'"),
-    "blocks of another length": (lambda: kernels.block_sparse_attention(*qkv(300), blocks()), r"\[1, 2, 3, T\]"),
-    "blocks in float": (lambda: kernels.block_sparse_attention(*qkv(), blocks().float()), "must be integers"),
     "weight": (lambda: kernels.int8_linear(draw(4, 100), *layer()), "int8 weight"),
     "weight in float": (lambda: kernels.int8_linear(draw(4, 200), draw(140, 200), *layer()[1:]), "int8 weight"),
     "activation": (lambda: kernels.int8_linear(draw(4, 200), *layer(), "tile"), "'tile': choose block or row"),
     "by": (lambda: kernels.int8_quantize(draw(4, 200), "tile"), "'tile': choose block or row"),
     "vector": (lambda: kernels.int8_quantize(draw(4)), "is needed"),
-    "scales": (lambda: kernels.int8_matmul(quantised()[0], draw(3), *layer(), torch.float32), "scales by block"),
-    "codes": (lambda: kernels.int8_matmul(draw(2, 130, 200), quantised()[1], *layer(), torch.float32), "int8 codes"),
+    "scales": (lambda: kernels.int8_matmul(quantized()[0], draw(3), *layer(), torch.float32), "scales by block"),
+    "codes": (lambda: kernels.int8_matmul(draw(2, 130, 200), quantized()[1], *layer(), torch.float32), "int8 codes"),
     "residual": (
-        lambda: kernels.int8_matmul_gate_residual(*quantised(), *layer(), draw(2, 130, 139), draw(2, 1, 139)),
+        lambda: kernels.int8_matmul_gate_residual(*quantized(), *layer(), draw(2, 130, 139), draw(2, 1, 139)),
         "residual",
     ),
     "gate": (
-        lambda: kernels.int8_matmul_gate_residual(*quantised(), *layer(), draw(2, 130, 140), draw(2, 2, 140)),
+        lambda: kernels.int8_matmul_gate_residual(*quantized(), *layer(), draw(2, 130, 140), draw(2, 2, 140)),
         "gate",
     ),
     "freqs": (lambda: kernels.rms_norm_rope(draw(1, 9, 256), draw(256), turns(8), 2), "freqs"),
@@ -270,8 +262,8 @@ def test_calls_are_counted_also_in_a_compiled_graph():
     assert counter == {"sparse attention": 3, "int8 linear": 6}
 
 
-def test_one_quantisation_serves_as_three():
-    """What a block relies on: shared codes give the bits of layers that quantise for themselves."""
+def test_one_quantization_serves_as_three():
+    """What a block relies on: shared codes give the bits of layers that quantize for themselves."""
     x, (shift, scale) = draw(2, 130, 256), draw(2, 2, 1, 256, seed=1)
     codes, scales = kernels.layer_norm_modulate_quantize(x, shift, scale)
     y = kernels.layer_norm_modulate(x, shift, scale)

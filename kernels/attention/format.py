@@ -1,0 +1,16 @@
+"""What the backends of sparse attention agree on: the size of a block of queries and keys, and how many blocks are selected."""
+
+BLOCK_Q = 128
+BLOCK_K = 64
+
+
+def block_count(length: int, block: int) -> int:
+    """Blocks of `block` tokens that cover `length` tokens."""
+    return -(-length // block)
+
+
+def selected_blocks(length: int, topk: float, block_k: int = BLOCK_K) -> int:
+    """Key blocks that each query block attends to: floor(topk * blocks), and at least one.
+
+    The reference has no lower bound and returns NaN for short sequences."""
+    return max(1, int(topk * block_count(length, block_k)))

@@ -1,0 +1,27 @@
+"""The calls on which a backend of the normalizations is compared with the definitions."""
+
+from collections.abc import Iterator
+
+import torch
+
+from ..int8.reference import dequantize_block
+from ..self_test import Case
+
+
+def norm(generator: torch.Generator, device: torch.device) -> Iterator[Case]:
+    """17 tokens of two heads, with one modulation for all."""
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    x = draw(1, 17, 256)
+    weight, (shift, scale) = draw(256), draw(2, 1, 1, 256)
+    angle = draw(17, 64)
+    freqs = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(1, 17, 1, 64, 2, 2)
+    given = {"x": x, "weight": weight, "freqs": freqs, "heads": 2, "eps": 1e-6}
+    yield Case("rms_norm_rope", given, exact=("freqs",))
+    given = {"x": x, "shift": shift, "scale": scale, "eps": 1e-6}
+    yield Case("layer_norm_modulate", given)
+    yield Case(
+        "layer_norm_modulate_quantize", given | {"by": "block"}, decode=lambda y: dequantize_block(*y, torch.float32)
+    )
