@@ -9,7 +9,7 @@ from pathlib import Path
 import comfy.model_base
 import torch
 
-from ...kernels import counting
+from ...kernels import NoBackendError, check_sparse_attention, counting
 from ..camera.embed import CHANNELS
 from ..checkpoint.layout import LATENT_CHANNELS, PROJ_L, WanSpec, expected_shapes
 from ..errors import TurboError
@@ -61,6 +61,7 @@ class TurboWAN(comfy.model_base.WAN21):
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
         before = self.calls["int8 linear"]
         with self._attention_of_step(t, transformer_options), counting(self.calls):
+            self._check_attention(x.device)
             self.calls["network"] += 1
             dense = sum(block.self_attn.sla is None for block in self.diffusion_model.blocks)
             self.calls["dense attention"] += dense
@@ -105,6 +106,18 @@ class TurboWAN(comfy.model_base.WAN21):
                 len(self.diffusion_model.blocks),
             )
         self.calls[UNUSED_OVERRIDE] += blocks
+
+    def _check_attention(self, device: torch.device) -> None:
+        """Raises TurboError if a layer's sparse attention cannot run on a device. Asked here, outside of what is compiled:
+        dense attention computes something else, so it is a choice of the user."""
+        settings = (block.self_attn.sla for block in self.diffusion_model.blocks)
+        for pv in {each.pv for each in settings if each is not None}:
+            try:
+                check_sparse_attention(device, pv)
+            except NoBackendError as error:
+                raise TurboError(
+                    f"Sparse attention cannot run on {device} ({error.reasons}): set mode to dense in TurboDiffusion SLA."
+                ) from error
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs) -> torch.Tensor:
         """1000 * sigma, rounded to bfloat16 for a TurboWan network, which saw no other values in training."""

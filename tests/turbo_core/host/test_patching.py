@@ -4,6 +4,7 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
+from td_pack.kernels import use_backend
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.models import relative_error
 from td_pack.turbo_core.attention import SLA
@@ -208,6 +209,19 @@ def test_a_run_counts_what_it_did(model, compiled, eager_compile):
         clone = with_attention(model, *given)
         sample(eager_compile(clone) if compiled else clone, steps)
         assert calls(clone) == (steps, sparse, 2 * steps - sparse)
+
+
+@pytest.mark.parametrize("mode, compiled", [("sla", False), ("sla", True), ("sagesla", False)])
+def test_where_sparse_attention_cannot_run_the_user_is_told_what_to_choose(model, mode, compiled, eager_compile):
+    """Dense attention without the linear branch is another function: nobody gets it who did not choose it."""
+    clone = with_attention(model, mode, 0.5, "", False)
+    with use_backend("comfy_kitchen"), pytest.raises(TurboError) as error:  # which has no sparse attention
+        sample(eager_compile(clone) if compiled else clone, 1)
+    assert str(error.value) == (
+        "Sparse attention cannot run on cpu (triton: comfy_kitchen was demanded; torch: comfy_kitchen was demanded): "
+        "set mode to dense in TurboDiffusion SLA."
+    )
+    assert calls(clone) == (0, 0, 0)
 
 
 class TestDenseSteps:
