@@ -168,7 +168,11 @@ def test_thumbnail_is_a_small_wide_jpeg(name):
 @pytest.mark.server
 def test_both_formats_are_one_graph(ui, api, object_info):
     # Which files are installed does not matter here, so the combos' options are not looked at.
-    assert ui_to_api(ui, object_info) == api
+    made = ui_to_api(ui, object_info)
+    for node in made.values():
+        # Save Video has this one since about ComfyUI 0.34, and still takes `codec`, which is what our files give.
+        assert node["class_type"] != "SaveVideo" or node["inputs"].pop("format.codec", "auto") == "auto"
+    assert made == api
 
 
 @pytest.mark.server
