@@ -126,13 +126,15 @@ class CameraWAN(TurboWAN):
             out["camera"] = CONDCamera(camera)
         return out
 
-    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=()):
+    def resize_cond_for_context_window(
+        self, cond_key, cond_value, window, x_in, device, retain_index_list=(), **kwargs
+    ):
         if cond_key == "camera":
             return comfy.context_windows.slice_cond(
                 cond_value, window, x_in, device, temporal_dim=2, retain_index_list=list(retain_index_list)
             )
         return super().resize_cond_for_context_window(
-            cond_key, cond_value, window, x_in, device, retain_index_list=list(retain_index_list)
+            cond_key, cond_value, window, x_in, device, retain_index_list=list(retain_index_list), **kwargs
         )
 
     def _apply_model(self, *args, camera: "CameraFrames | None" = None, **kwargs):

@@ -39,10 +39,10 @@ class TurboSelfAttention(WanSelfAttention):
                 HEAD_WIDTH, HEAD_WIDTH, device=operation_settings.get("device"), dtype=operation_settings.get("dtype")
             )
 
-    def forward(self, x, freqs, transformer_options={}):  # noqa: B006 - ComfyUI's signature
+    def forward(self, x, freqs, transformer_options={}, **kwargs):  # noqa: B006 - ComfyUI's signature
         """x [B, L, dim] -> [B, L, dim]; freqs as from `rope_encode`."""
         if self.sla is None:
-            return super().forward(x, freqs, transformer_options=transformer_options)
+            return super().forward(x, freqs, transformer_options=transformer_options, **kwargs)
         return self.o(self.attend(x, freqs, transformer_options))
 
     def attend(self, x: torch.Tensor | Quantized, freqs: torch.Tensor, transformer_options: dict) -> torch.Tensor:
@@ -109,16 +109,27 @@ class TurboBlock(WanAttentionBlock):
         """x [B, L, dim] between self- and cross-attention; a subclass may change it, in place or not."""
         return x
 
-    def forward(self, x, e, freqs, context, context_img_len=257, transformer_options={}, **injected):  # noqa: B006 - ComfyUI's signature
+    def forward(
+        self,
+        x,
+        e,
+        freqs,
+        context,
+        context_img_len=257,
+        transformer_options={},  # noqa: B006 - ComfyUI's signature
+        *,
+        injected: dict | None = None,
+        **kwargs,
+    ):
         """x [B, L, dim]; e [B, 1, 6, dim] in float32 for a TurboWan file; `injected` goes to `inject` -> [B, L, dim] in x's dtype."""
         if not self.turbo:
             return super().forward(
-                x, e, freqs, context, context_img_len=context_img_len, transformer_options=transformer_options
+                x, e, freqs, context, context_img_len=context_img_len, transformer_options=transformer_options, **kwargs
             )
         modulation = comfy.model_management.cast_to(self.modulation, dtype=torch.float32, device=x.device)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (modulation.unsqueeze(0) + e).unbind(2)
         x = self._self_attention(x.contiguous(), shift, scale, gate, freqs, transformer_options)
-        x = self.inject(x, **injected)
+        x = self.inject(x, **injected or {})
         x = x + self.cross_attn(
             self.norm3(x), context, context_img_len=context_img_len, transformer_options=transformer_options
         )
@@ -209,7 +220,7 @@ class TurboWanModel(WanModel):
                     context=context,
                     context_img_len=image_tokens,
                     transformer_options=transformer_options,
-                    **injected,
+                    injected=injected,
                 )
             else:
                 arguments = {
@@ -247,6 +258,6 @@ def _replaceable(block: TurboBlock, image_tokens: int | None, injected: dict, ar
             freqs=args["pe"],
             context_img_len=image_tokens,
             transformer_options=args["transformer_options"],
-            **injected,
+            injected=injected,
         )
     }
