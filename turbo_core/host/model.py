@@ -182,16 +182,31 @@ class TurboWanModel(WanModel):
         """What every block's `inject` is given, from the conditioning in `kwargs` and the token grid (frames, height, width)."""
         return {}
 
-    def forward_orig(self, x, t, context, clip_fea=None, freqs=None, transformer_options={}, **kwargs):  # noqa: B006
-        """x [B, C, T, H, W], t [B] (0 to 1000), context [B, tokens, text width] -> velocity [B, 16, T, H, W]."""
+    def forward_orig(
+        self,
+        x,
+        t,
+        context,
+        clip_fea=None,
+        freqs=None,
+        transformer_options={},  # noqa: B006
+        context_latents=None,
+        **kwargs,
+    ):
+        """x [B, C, T, H, W], t [B] (0 to 1000), context [B, tokens, text width] -> velocity [B, 16, T, H, W].
+
+        `context_latents`: in-context references [B, C, T, H, W], whose tokens follow those of x and are dropped before the head."""
         if not self.turbo:
-            return super().forward_orig(
-                x, t, context, clip_fea=clip_fea, freqs=freqs, transformer_options=transformer_options, **kwargs
-            )
+            options = {"transformer_options": transformer_options, "context_latents": context_latents}
+            return super().forward_orig(x, t, context, clip_fea=clip_fea, freqs=freqs, **options, **kwargs)
         latent = x
         x = self.patch_embedding(x.float()).to(x.dtype)
         grid = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)
+        length = x.shape[1]
+        for reference in context_latents or ():  # videos and images to look at; `freqs` covers them
+            tokens = self.patch_embedding(reference.to(device=x.device, dtype=torch.float32)).to(x.dtype)
+            x = torch.cat([x, tokens.flatten(2).transpose(1, 2)], dim=1)
         transformer_options.update(grid_sizes=grid, total_blocks=len(self.blocks), block_type="double")
 
         e = self.time_embedding(sinusoidal_embedding_1d(self.freq_dim, t.flatten())).reshape(t.shape[0], -1, self.dim)
@@ -245,7 +260,7 @@ class TurboWanModel(WanModel):
                     }
                 )["img"]
         comfy.model_prefetch.prefetch_queue_pop(queue, x.device, None)
-        return self.unpatchify(self.head(x, e), grid)
+        return self.unpatchify(self.head(x[:, :length], e), grid)
 
 
 def _replaceable(block: TurboBlock, image_tokens: int | None, injected: dict, args: dict) -> dict:
