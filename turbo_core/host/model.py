@@ -10,14 +10,13 @@ import comfy.model_management
 import comfy.model_prefetch
 import comfy.ops
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.wan.model import Head, WanAttentionBlock, WanModel, WanSelfAttention, repeat_e, sinusoidal_embedding_1d
 
 from ...kernels import sparse_linear_attention
 from ..attention import SLA
 from ..checkpoint.layout import HEAD_WIDTH
 from ..errors import TurboError
-from .features import fetched
+from .features import dense_attention, fetched
 from .fused import add_gated, add_gated_linear, linear_gelu, norm_modulate, norm_rope
 from .quant import Quantized, is_replaced
 
@@ -51,9 +50,7 @@ class TurboSelfAttention(WanSelfAttention):
         k = norm_rope(self.norm_k, self.k(x), freqs, self.num_heads)
         v = self.v(x)
         if self.sla is None:
-            out = optimized_attention(
-                q.flatten(2), k.flatten(2), v, heads=self.num_heads, transformer_options=transformer_options
-            )
+            out = dense_attention(self, q.flatten(2), k.flatten(2), v, transformer_options)
         else:
             out = self._sparse_linear_attention(q, k, v.view(q.shape)).flatten(2)
         for patch in transformer_options.get("patches", {}).get("attn1_patch", ()):
