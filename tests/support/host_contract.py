@@ -1,0 +1,286 @@
+"""Everything that is not ComfyUI's public API and that the pack relies on. tests/turbo_core/host/test_host_contract.py checks it.
+
+A new ComfyUI in seconds: `python dev.py test tests/turbo_core/host/test_host_contract.py --comfyui DIR`. A failure names the entry
+that changed: read the change, adapt the pack, then write the new form here beside the old one. The uses themselves (names, how they
+are called, overridden methods, attributes, nodes) are collected from the pack's sources (`host_uses`), so nothing can be missing here.
+"""
+
+HOSTS = ("0.30.0", "0.34")  # the second: 783545f6 of 22 August 2026, which still calls itself 0.33.0
+
+# Versioned interfaces that ComfyUI keeps stable for packs. Of these only that a name exists and takes our arguments is checked.
+PUBLIC = ("comfy_api.latest", "folder_paths", "node_helpers")
+# Classes made to be subclassed: what a node overrides of them is its own.
+INTERFACES = ("comfy_api.latest._io", "comfy_api.latest.ComfyExtension", "comfy_api.latest.ComfyAPI")
+
+# Name: what the pack relies on, beyond that it exists and takes the arguments that the pack's calls pass.
+NAMES = {
+    "comfy.conds.CONDRegular": "base of CONDCamera; process_cond is given batch_size and maybe area",
+    "comfy.context_windows.slice_cond": "cuts `temporal_dim` of cond.cond to the window's frames",
+    "comfy.hooks.EnumHookMode.MinVram": "the mode of CFGGuider.sample for one group of hooks",
+    "comfy.ldm.modules.attention.optimized_attention": "q, k, v [B, L, dim] -> [B, L, dim]; chosen at import",
+    "comfy.ldm.wan.model.Head": "base of TurboHead",
+    "comfy.ldm.wan.model.WanAttentionBlock": "base of TurboBlock; positional arguments up to eps",
+    "comfy.ldm.wan.model.WanModel": "base of TurboWanModel; takes wan_attn_block_class",
+    "comfy.ldm.wan.model.WanSelfAttention": "base of TurboSelfAttention",
+    "comfy.ldm.wan.model.repeat_e": "repeats [B, frames, dim] over the tokens of each frame",
+    "comfy.ldm.wan.model.sinusoidal_embedding_1d": "float32 [B, dim] of a timestep",
+    "comfy.ldm.wan.vae.WanVAE": "type of first_stage_model that decode.py takes apart",
+    "comfy.ldm.wan.vae.count_cache_layers": "length of the decoder's feat_cache",
+    "comfy.ldm.wan.vae2_2.WanVAE": "type of first_stage_model that decode.py takes apart",
+    "comfy.ldm.wan.vae2_2.count_conv3d": "length of the decoder's feat_cache",
+    "comfy.ldm.wan.vae2_2.unpatchify": "[B, 12, t, h, w] -> [B, 3, t, 2h, 2w]",
+    "comfy.model_base.BaseModel.__init__": "called in place of WAN21's constructor",
+    "comfy.model_base.ModelType.FLOW": "Wan's kind of sampling",
+    "comfy.model_base.WAN21": "base of TurboWAN; its constructor is skipped",
+    "comfy.model_detection.model_config_from_unet": "a Wan config that get_model is not asked for",
+    "comfy.model_management.cast_to": "float32 copy of a parameter on a device",
+    "comfy.model_management.cast_to_device": "device, then dtype",
+    "comfy.model_management.cuda_device_context": "a context manager; nothing on other devices",
+    "comfy.model_management.current_loaded_models": "a list of LoadedModel, whose `model` is a weak reference",
+    "comfy.model_management.dtype_size": "bytes",
+    "comfy.model_management.get_free_memory": "bytes of a device",
+    "comfy.model_management.get_torch_device": "the compute device",
+    "comfy.model_management.get_torch_device_name": "for people",
+    "comfy.model_management.get_total_memory": "bytes of a device",
+    "comfy.model_management.intermediate_device": "where nodes leave tensors",
+    "comfy.model_management.is_device_cpu": "of a torch.device",
+    "comfy.model_management.is_oom": "of an exception",
+    "comfy.model_management.load_models_gpu": "makes room for memory_required bytes beside the models",
+    "comfy.model_management.should_use_bf16": "of a device",
+    "comfy.model_management.soft_empty_cache": "without arguments",
+    "comfy.model_management.text_encoder_device": "its type is part of the key of a cached prompt",
+    "comfy.model_management.throw_exception_if_processing_interrupted": "raises a BaseException",
+    "comfy.model_management.unet_offload_device": "where weights rest",
+    "comfy.model_management.vram_state.name": "for people",
+    "comfy.model_patcher.CoreModelPatcher": "rebound by main.py at startup: looked up at each call",
+    "comfy.model_patcher.LowVramPatch": "(key, patches); called with a weight it returns the patched one",
+    "comfy.model_patcher.ModelPatcher": "the legacy patcher, and the type in annotations",
+    "comfy.model_patcher.create_model_options_clone": "copies nested dictionaries and lists",
+    "comfy.model_prefetch.make_prefetch_queue": "None without dynamic VRAM",
+    "comfy.model_prefetch.prefetch_queue_pop": "before each block, and with None after the last",
+    "comfy.ops.cast_bias_weight": "(weight, bias, state) with offloadable=True; the state goes to uncast_bias_weight",
+    "comfy.ops.manual_cast": "operations that cast weights to the type of their input",
+    "comfy.ops.mixed_precision_ops": "operations whose Linear is the base of the int8 and NF4 linears",
+    "comfy.ops.run_every_op": "raises on an interrupt; before each operation that fetches its own weight",
+    "comfy.ops.uncast_bias_weight": "after each cast_bias_weight",
+    "comfy.patcher_extension.CallbacksMP.ON_LOAD": "(patcher, device, lowvram_model_memory, force_patch_weights, full_load)",
+    "comfy.patcher_extension.CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES": "(patcher, hooks, target_dict, model_options, registered)",
+    "comfy.quant_ops.QUANT_ALGOS.setdefault": "a dictionary; format: storage_t, parameters, comfy_tensor_layout, quantize_input",
+    "comfy.quant_ops.QuantizedTensor": "(codes, layout name, params); comfy_kitchen's",
+    "comfy.sampler_helpers.cleanup_models": "undoes prepare_sampling",
+    "comfy.sampler_helpers.prepare_model_patcher": "registers the conditioning's hooks",
+    "comfy.sampler_helpers.prepare_sampling": "third of its result: the models loaded along",
+    "comfy.samplers.CFGGuider": "base of ExpertGuider",
+    "comfy.samplers.KSAMPLER": "(function, extra options)",
+    "comfy.samplers.cast_to_load_options": "moves what hooks bring",
+    "comfy.samplers.filter_registered_hooks_on_conds": "as in CFGGuider.sample",
+    "comfy.samplers.get_total_hook_groups_in_conds": "as in CFGGuider.sample",
+    "comfy.samplers.preprocess_conds_hooks": "as in CFGGuider.sample",
+    "comfy.samplers.process_conds": "as in CFGGuider.inner_sample",
+    "comfy.samplers.sampling_function": "as in CFGGuider.predict_noise",
+    "comfy.sd.CLIP": "in annotations",
+    "comfy.sd.CLIPType.WAN": "CLIPLoader's type wan",
+    "comfy.sd.VAE": "in annotations; see ATTRIBUTES",
+    "comfy.sd.load_clip": "model_options: umt5xxl_class, umt5xxl_model_config, initial_device",
+    "comfy.text_encoders.wan.UMT5XXlModel": "base of the mapped encoder; CLIP.load_sd sets can_assign_sd on it",
+    "comfy.utils.ProgressBar": "interrupts where it is updated",
+    "comfy.utils.convert_old_quants": "(tensors, metadata)",
+    "comfy.utils.load_torch_file": "maps a safetensors file",
+    "comfy.utils.repeat_to_batch_size": "along dimension 0",
+    "comfy.utils.weight_dtype": "the commonest type",
+    "comfy.weight_adapter.lora.LoRAAdapter": "(keys, (up, down, alpha, None, None, None)); alpha is divided by the rank",
+    "comfy_execution.graph_utils.GraphBuilder": "nodes of an expansion",
+    "comfy_execution.utils.get_executing_context": "None, or an object with prompt_id",
+    "comfy_extras.nodes_custom_sampler.Noise_RandomNoise": "seed; draws on the CPU",
+    "comfy_extras.nodes_custom_sampler.SamplerCustomAdvanced.execute": "(noise, guider, sampler, sigmas, latent); first of its result is the LATENT",
+    "comfy_kitchen.registry.registry.get_implementation": "of adaln and apply_rope1",
+    "comfy_kitchen.registry.registry.is_available": "of the backends cuda and hip",
+    "comfy_kitchen.registry.registry.list_backends": "names, each with `disabled`",
+    "comfy_kitchen.registry.registry.validate_backend_for_call": "success, failed_param, failure_reason",
+    "comfy_kitchen.tensor.BaseLayoutParams": "base of both layouts' Params",
+    "comfy_kitchen.tensor.QuantizedLayout": "base of both layouts",
+    "comfy_kitchen.tensor.register_layout_class": "(name, class)",
+    "comfyui_version.__version__": "part of the key of a cached prompt; decides whether the pack loads",
+    "execution.nodes.NODE_CLASS_MAPPINGS": "which nodes are installed",
+    "server.PromptServer.instance": "set when the server is made",
+}
+AT_RUN_TIME = {"server.PromptServer.instance"}  # not there before a server runs
+
+# Overridden method: its parameters on the hosts above, oldest first where they differ. What overrides it has to take what it takes.
+OVERRIDES = {
+    "comfy.conds.CONDRegular.can_concat": "self, other",
+    "comfy.conds.CONDRegular.concat": "self, others",
+    "comfy.conds.CONDRegular.process_cond": "self, batch_size, **kwargs",
+    "comfy.ldm.wan.model.Head.forward": "self, x, e",
+    "comfy.ldm.wan.model.WanAttentionBlock.__init__": "self, cross_attn_type, dim, ffn_dim, num_heads, window_size=, qk_norm=, cross_attn_norm=, eps=, operation_settings=",
+    "comfy.ldm.wan.model.WanAttentionBlock.forward": "self, x, e, freqs, context, context_img_len=, transformer_options=",
+    "comfy.ldm.wan.model.WanModel.__init__": "self, model_type=, patch_size=, text_len=, in_dim=, dim=, ffn_dim=, freq_dim=, text_dim=, out_dim=, num_heads=, num_layers=, window_size=, qk_norm=, cross_attn_norm=, eps=, flf_pos_embed_token_number=, in_dim_ref_conv=, wan_attn_block_class=, image_model=, device=, dtype=, operations=",
+    "comfy.ldm.wan.model.WanModel.forward_orig": "self, x, t, context, clip_fea=, freqs=, transformer_options=, **kwargs",
+    "comfy.ldm.wan.model.WanSelfAttention.__init__": "self, dim, num_heads, window_size=, qk_norm=, eps=, kv_dim=, operation_settings=",
+    "comfy.ldm.wan.model.WanSelfAttention.forward": "self, x, freqs, transformer_options=",
+    "comfy.model_base.BaseModel._apply_model": "self, x, t, c_concat=, c_crossattn=, control=, transformer_options=, **kwargs",
+    "comfy.model_base.BaseModel.process_timestep": "self, timestep, **kwargs",
+    "comfy.model_base.BaseModel.state_dict_for_saving": "self, unet_state_dict, clip_state_dict=, vae_state_dict=, clip_vision_state_dict=",
+    "comfy.model_base.WAN21.__init__": "self, model_config, model_type=, image_to_video=, device=",
+    "comfy.model_base.WAN21.extra_conds": "self, **kwargs",
+    "comfy.model_base.WAN21.resize_cond_for_context_window": "self, cond_key, cond_value, window, x_in, device, retain_index_list=",
+    "comfy.ops.mixed_precision_ops().Linear.__init__": "self, in_features, out_features, bias=, device=, dtype=",
+    "comfy.ops.mixed_precision_ops().Linear._forward": "self, input, weight, bias",
+    "comfy.ops.mixed_precision_ops().Linear._load_from_state_dict": "self, *args",
+    "comfy.ops.mixed_precision_ops().Linear.forward": "self, input, *args, **kwargs",
+    "comfy.ops.mixed_precision_ops().Linear.set_weight": "self, weight, inplace_update=, seed=, return_weight=, **kwargs",
+    "comfy.ops.mixed_precision_ops().Linear.state_dict": "self, *args, destination=, prefix=, **kwargs",
+    "comfy.samplers.CFGGuider.__init__": "self, model_patcher",
+    "comfy.samplers.CFGGuider.inner_sample": "self, noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, latent_shapes=",
+    "comfy.samplers.CFGGuider.inner_set_conds": "self, conds",
+    "comfy.samplers.CFGGuider.outer_sample": "self, noise, latent_image, sampler, sigmas, denoise_mask=, callback=, disable_pbar=, seed=, latent_shapes=",
+    "comfy.samplers.CFGGuider.predict_noise": "self, x, timestep, model_options=, seed=",
+    "comfy.samplers.CFGGuider.sample": "self, noise, latent_image, sampler, sigmas, denoise_mask=, callback=, disable_pbar=, seed=",
+    "comfy.samplers.CFGGuider.set_cfg": "self, cfg",
+    "comfy.samplers.CFGGuider.set_conds": "self, positive, negative",
+    "comfy.sd1_clip.SDClipModel.load_sd": "self, sd",
+    "comfy_api.latest._input_impl.video_types.VideoFromFile.__init__": "self, file, *, start_time=, duration=",
+    "comfy_api.latest._input_impl.video_types.VideoFromFile.get_components": "self",
+    "comfy_api.latest._input_impl.video_types.VideoFromFile.save_to": (
+        "self, path, format=, codec=, metadata=, bit_depth=, crf=",
+        "self, path, format=, codec=, metadata=, bit_depth=, crf=, color_space=",
+    ),
+    "comfy_kitchen.tensor.base.BaseLayoutParams._tensor_fields": "self",
+    "comfy_kitchen.tensor.base.QuantizedLayout.dequantize": "qdata, params",
+    "comfy_kitchen.tensor.base.QuantizedLayout.get_plain_tensors": "qtensor",
+    "comfy_kitchen.tensor.base.QuantizedLayout.quantize": "tensor, **kwargs",
+    "comfy_kitchen.tensor.base.QuantizedLayout.state_dict_tensors": "qdata, params",
+}
+
+# Overridden methods that are not called as ComfyUI's are, each with the reason.
+OWN_SIGNATURE = {
+    "comfy.samplers.CFGGuider.set_conds": "called by the pack's nodes alone; `negative` may be left out",
+    "comfy.samplers.CFGGuider.set_cfg": "called by the pack's nodes alone; one number for each expert",
+}
+
+# ComfyUI's code that the pack's follows, stands in for or relies on in detail: the pack's part, then the digest of each known form
+# (of the code without comments and docstrings), oldest first.
+COPIES = {
+    "comfy.ldm.wan.model.WanModel._forward": ("what TurboWanModel.forward_orig is given", "0a5745e57931"),
+    "comfy.ldm.wan.model.WanModel.forward_orig": ("TurboWanModel.forward_orig", "c6d4f6a411ff"),
+    "comfy.ldm.wan.model.WanModel.unpatchify": ("TurboWanModel.forward_orig", "b20eb819639f"),
+    "comfy.ldm.wan.model.WanSelfAttention.forward": ("TurboSelfAttention.attend", "3933f0b4c6d4"),
+    "comfy.ldm.wan.model.WanAttentionBlock.__init__": (
+        "TurboBlock: its self_attn is replaced, its ffn is [Linear, GELU, Linear]",
+        "b23fe1738efc",
+        "2c3bcdb85b4e",
+    ),
+    "comfy.ldm.wan.model.WanAttentionBlock.forward": ("TurboBlock.forward", "72a7f7fb6b87"),
+    "comfy.ldm.wan.model.Head.forward": ("TurboHead.forward", "1c1a04b4cc20"),
+    "comfy.ldm.modules.attention.wrap_attn": ("features.dense_attention", "9aa9e5b4377d", "b718a53ee9c8"),
+    "comfy.model_base.WAN21.__init__": ("TurboWAN, which skips it", "e9be780540c1"),
+    "comfy.model_base.BaseModel._apply_model": ("TurboWAN._apply_model and process_timestep", "92d6911c06d8"),
+    "comfy.samplers.CFGGuider.inner_set_conds": ("ExpertGuider.inner_set_conds", "237fbdf6248d"),
+    "comfy.samplers.CFGGuider.sample": ("ExpertGuider's other expert", "a24598c99242"),
+    "comfy.samplers.CFGGuider.outer_sample": ("ExpertGuider's other expert", "a87c5d729568"),
+    "comfy.samplers.CFGGuider.inner_sample": ("ExpertGuider's other expert", "ce00bde0e468", "858a8ec28fb9"),
+    "comfy.samplers.CFGGuider.predict_noise": ("ExpertGuider's other expert", "e97ca5650b89"),
+    "comfy.sd.load_diffusion_model_state_dict": ("load.load_model", "878649c3c7cd"),
+    "comfy.ops.mixed_precision_ops().Linear._load_from_state_dict": ("the int8 and NF4 linears", "8d4a21de42b0"),
+    "comfy.ops.mixed_precision_ops().Linear.state_dict": ("the int8 and NF4 linears", "17b2fc8e8eed"),
+    "comfy.ops.mixed_precision_ops().Linear.forward": ("the int8 and NF4 linears", "3c5fb2d6dc76", "9b2688bdd1eb"),
+    "comfy.ops.mixed_precision_ops().Linear.forward_comfy_cast_weights": (
+        "the int8 and NF4 linears",
+        "284d9022f3c0",
+        "f29a2689debc",
+    ),
+    "comfy.ops.mixed_precision_ops().Linear.set_weight": ("the NF4 linear", "5a919b9bf5e3"),
+    "comfy.model_patcher.ModelPatcher.load": (
+        "nf4.patch_at_run_time: what the callback is given, weight_function",
+        "eb0d20fe979e",
+    ),
+    "comfy.model_patcher.ModelPatcher.partially_unload": (
+        "the NF4 linear: a patch that is added twice",
+        "38094feeabd1",
+    ),
+    "comfy.sd.VAE.decode": ("decode.decode: batches, types", "24036cdf4599", "1e03642ad821"),
+    "comfy.ldm.wan.vae.WanVAE.decode": ("decode.decode: the chunks", "f759935e620e"),
+    "comfy.ldm.wan.vae2_2.WanVAE.decode": ("decode.decode: the chunks", "b0ee9a6490fc"),
+    "comfy_api.latest._input_impl.video_types.VideoFromComponents.save_to": (
+        "video.Mp4Writer",
+        "51055e175af6",
+        "9425c87c36e7",
+    ),
+    "nodes.VAEDecode.decode": ("decode.stock_decode", "399e994d4ce7"),
+    "nodes.CLIPLoader.load_clip": ("text_encode.text_conditioning", "c64a7ad19cb7"),
+    "nodes.CLIPTextEncode.encode": ("text_encode.text_conditioning", "e96535b2fd97"),
+}
+
+# Class (or what makes one): the attributes that the pack reads, or sets.
+ATTRIBUTES = {
+    "comfy.ldm.wan.model.WanModel": "blocks freq_dim img_emb out_dim patch_embedding patch_size text_embedding time_embedding "
+    "time_projection unpatchify",
+    "comfy.ldm.wan.model.WanAttentionBlock": "cross_attn ffn modulation norm1 norm2 norm3",
+    "comfy.ldm.wan.model.WanSelfAttention": "k norm_k norm_q num_heads o q v",
+    "comfy.ldm.wan.model.Head": "modulation",
+    "torch.nn.LayerNorm": "eps",
+    "torch.nn.Module": "_forward_hooks _forward_pre_hooks",
+    "comfy.model_base.BaseModel": "current_patcher diffusion_model get_dtype_inference load_model_weights process_latent_in",
+    "comfy.supported_models_base.BASE": "custom_operations quant_config sampling_settings set_inference_dtype unet_config",
+    "comfy.model_patcher.ModelPatcher": "add_callback_with_key add_object_patch add_patches cached_patcher_init cleanup "
+    "get_free_memory get_model_object hook_mode hook_patches is_dynamic load_device loaded_ram_size loaded_size model_dtype "
+    "model_size offload_device patches pre_run restore_hook_patches",
+    "comfy.model_patcher.ModelPatcherDynamic": "get_non_dynamic_delegate",
+    "comfy.samplers.CFGGuider": "conds original_conds",
+    "comfy.ops.CastWeightBiasOp": "bias_function",
+    "comfy.ops.disable_weight_init.Linear": "bias",
+    "comfy_kitchen.tensor.QuantizedTensor": "_layout_cls _params _qdata",
+    "comfy_kitchen.tensor.BaseLayoutParams": "orig_dtype",
+    "comfy.conds.CONDRegular": "_copy_with cond",
+    "comfy.sd.VAE": "disable_offload first_stage_model latent_channels memory_used_decode output_device process_output "
+    "spacial_compression_decode throw_exception_if_invalid upscale_ratio vae_dtype vae_output_dtype",
+    "comfy.ldm.wan.vae.WanVAE": "conv2 decoder",
+    "comfy.ldm.wan.vae.RMS_norm": "gamma",
+    "torch.nn.Conv3d": "out_channels",
+    "comfy.sd.CLIP": "encode_from_tokens_scheduled tokenize",
+    "comfy.sd1_clip.SDClipModel": "transformer",
+    "comfy.utils.ProgressBar": "update_absolute",
+    "comfy_execution.graph_utils.GraphBuilder": "finalize node",
+    "comfy_execution.graph_utils.Node": "out",
+    "comfy_api.latest._ui.PreviewText": "as_dict",
+    "server.PromptServer": "add_on_prompt_handler",
+    "comfy_api.latest.ComfyAPI_latest": "node_replacement",
+}
+
+# Marks that ComfyUI sets on layers, and the module that sets them.
+MARKS = {
+    "_v": "comfy.model_patcher",
+    "comfy_force_cast_weights": "comfy.model_patcher",
+    "_lowvram_function": "comfy.model_patcher",
+    "can_assign_sd": "comfy.sd",
+}
+# Names that the sources read and that no class above has.
+ELSEWHERE = {
+    "comfy_attention": "of WanSelfAttention, from about ComfyUI 0.40; optional",
+    "NodeReplace": "of comfy_api.latest.io; optional",
+    "Input": "of io.Custom, public",
+    "Output": "of io.Custom, public",
+    "weight_lowvram_function": "the mark _lowvram_function of a weight",
+    "local_attn": "the pack's own",
+    "proj_l": "the pack's own",
+}
+
+# Core's nodes in workflows, blueprints, replaced nodes and expansions, and where they are.
+NODES = {
+    "BasicScheduler": "comfy_extras.nodes_custom_sampler",
+    "CLIPLoader": "nodes",
+    "CLIPTextEncode": "nodes",
+    "CreateVideo": "comfy_extras.nodes_video",
+    "EmptyHunyuanLatentVideo": "comfy_extras.nodes_hunyuan",
+    "ImageFromBatch": "comfy_extras.nodes_images",
+    "ImageScale": "nodes",
+    "KSamplerSelect": "comfy_extras.nodes_custom_sampler",
+    "LoadImage": "nodes",
+    "RandomNoise": "comfy_extras.nodes_custom_sampler",
+    "SamplerCustomAdvanced": "comfy_extras.nodes_custom_sampler",
+    "SaveAnimatedWEBP": "comfy_extras.nodes_images",
+    "SaveVideo": "comfy_extras.nodes_video",
+    "SaveWEBM": "comfy_extras.nodes_video",
+    "VAELoader": "nodes",
+    "WanImageToVideo": "comfy_extras.nodes_wan",
+}
