@@ -84,9 +84,7 @@ def test_what_is_followed_is_as_it_was_read(name):
 @pytest.mark.parametrize("name", contract.ATTRIBUTES)
 def test_a_class_has_what_is_read_of_it(name):
     cls = resolve(name)
-    text = "".join(
-        inspect.getsource(base) for base in cls.__mro__ if base.__module__.split(".")[0] in host_uses.MODULES
-    )
+    text = host_uses.source_of(cls)
     missing = [
         attribute
         for attribute in contract.ATTRIBUTES[name].split()
