@@ -52,6 +52,8 @@ NAMES = {
     "comfy.model_management.throw_exception_if_processing_interrupted": "raises a BaseException",
     "comfy.model_management.unet_offload_device": "where weights rest",
     "comfy.model_management.vram_state.name": "for people",
+    "comfy.model_sampling.CONST": "base of RCMSampling: noise scaling and denoising of flow models",
+    "comfy.model_sampling.ModelSamplingDiscreteFlow": "base of RCMSampling; set_parameters fills its table by `sigma`",
     "comfy.model_patcher.CoreModelPatcher": "rebound by main.py at startup: looked up at each call",
     "comfy.model_patcher.LowVramPatch": "(key, patches); called with a weight it returns the patched one",
     "comfy.model_patcher.ModelPatcher": "the legacy patcher, and the type in annotations",
@@ -65,6 +67,10 @@ NAMES = {
     "comfy.ops.uncast_bias_weight": "after each cast_bias_weight",
     "comfy.patcher_extension.CallbacksMP.ON_LOAD": "(patcher, device, lowvram_model_memory, force_patch_weights, full_load)",
     "comfy.patcher_extension.CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES": "(patcher, hooks, target_dict, model_options, registered)",
+    "comfy.patcher_extension.WrapperExecutor.new_class_executor": "(function, object, wrappers).execute(...)",
+    "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE": "wraps a whole run",
+    "comfy.patcher_extension.WrappersMP.PREDICT_NOISE": "wraps each prediction",
+    "comfy.patcher_extension.get_all_wrappers": "of model options",
     "comfy.quant_ops.QUANT_ALGOS.setdefault": "a dictionary; format: storage_t, parameters, comfy_tensor_layout, quantize_input",
     "comfy.quant_ops.QuantizedTensor": "(codes, layout name, params); comfy_kitchen's",
     "comfy.sampler_helpers.cleanup_models": "undoes prepare_sampling",
@@ -134,6 +140,11 @@ OVERRIDES = {
     "comfy.samplers.CFGGuider.inner_sample": "self, noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, latent_shapes=",
     "comfy.samplers.CFGGuider.inner_set_conds": "self, conds",
     "comfy.samplers.CFGGuider.outer_sample": "self, noise, latent_image, sampler, sigmas, denoise_mask=, callback=, disable_pbar=, seed=, latent_shapes=",
+    "comfy.model_sampling.ModelSamplingDiscreteFlow.__init__": "self, model_config=",
+    "comfy.model_sampling.ModelSamplingDiscreteFlow.percent_to_sigma": "self, percent",
+    "comfy.model_sampling.ModelSamplingDiscreteFlow.set_parameters": "self, shift=, timesteps=, multiplier=",
+    "comfy.model_sampling.ModelSamplingDiscreteFlow.sigma": "self, timestep",
+    "comfy.samplers.CFGGuider.outer_predict_noise": "self, x, timestep, model_options=, seed=",
     "comfy.samplers.CFGGuider.predict_noise": "self, x, timestep, model_options=, seed=",
     "comfy.samplers.CFGGuider.sample": "self, noise, latent_image, sampler, sigmas, denoise_mask=, callback=, disable_pbar=, seed=",
     "comfy.samplers.CFGGuider.set_cfg": "self, cfg",
@@ -154,6 +165,7 @@ OVERRIDES = {
 
 # Overridden methods that are not called as ComfyUI's are, each with the reason.
 OWN_SIGNATURE = {
+    "comfy.model_sampling.ModelSamplingDiscreteFlow.set_parameters": "core passes its arguments by their names",
     "comfy.samplers.CFGGuider.set_conds": "called by the pack's nodes alone; `negative` may be left out",
     "comfy.samplers.CFGGuider.set_cfg": "called by the pack's nodes alone; one number for each expert",
 }
@@ -226,6 +238,7 @@ ATTRIBUTES = {
     "get_free_memory get_model_object hook_mode hook_patches is_dynamic load_device loaded_ram_size loaded_size model_dtype "
     "model_size offload_device patches pre_run restore_hook_patches",
     "comfy.model_patcher.ModelPatcherDynamic": "get_non_dynamic_delegate",
+    "comfy.model_sampling.ModelSamplingDiscreteFlow": "multiplier shift",
     "comfy.samplers.CFGGuider": "conds original_conds",
     "comfy.ops.CastWeightBiasOp": "bias_function",
     "comfy.ops.disable_weight_init.Linear": "bias",
