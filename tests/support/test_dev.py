@@ -104,6 +104,27 @@ def test_an_interrupted_environment_is_made_again(tmp_path, monkeypatch):
     assert environment.ensure_python(tmp_path) == python and len(made) == 2
 
 
+def test_the_newest_kitchen_and_aimdo_go_over_what_comfyui_pins(tmp_path, monkeypatch):
+    monkeypatch.setenv("TURBODIFFUSION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(environment, "ENVIRONMENT_GB", 0)
+    installed = []
+
+    def make_venv(folder):
+        environment.python_of(folder).parent.mkdir(parents=True)
+        environment.python_of(folder).touch()
+
+    monkeypatch.setattr(environment, "make_venv", make_venv)
+    monkeypatch.setattr(environment, "pip", lambda python, *arguments, doing: installed.append((python, arguments)))
+    (tmp_path / "requirements.txt").write_text("comfy-kitchen==0.2.26\n")
+    plain = environment.ensure_python(tmp_path)
+    assert len(installed) == 1 and "--upgrade" not in installed[0][1]
+    newest = environment.ensure_python(tmp_path, newest=True)
+    again = environment.ensure_python(tmp_path, newest=True)
+    assert plain != newest == again
+    upgrade = (newest, ("install", "--upgrade", "comfy-kitchen", "comfy-aimdo"))
+    assert installed[2:] == [upgrade, upgrade]
+
+
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("TURBODIFFUSION_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(environment, "ENVIRONMENT_GB", 1e9)

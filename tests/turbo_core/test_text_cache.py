@@ -2,7 +2,6 @@
 
 import logging
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ import safetensors.torch
 import torch
 from td_pack.tests.support.server import ROOT
 from td_pack.turbo_core.text_cache import TextCache, cache_key
+
+resource = pytest.importorskip("resource", reason="limits the size of files, which Windows cannot")
 
 ENTRY = {"cond": torch.arange(1024.0).reshape(1, 32, 32)}  # about 4 kB with its header
 

@@ -10,7 +10,8 @@ from .packed import Packed, as_unpacked, packed_problems
 
 _LISTED = 10
 _MARK = ".comfy_quant"  # ComfyUI's own per-layer quantisation: its linears read these side tensors themselves
-_SIDE = (_MARK, ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale")
+_SIDE = ("comfy_quant", "input_scale", "pre_quant_scale")  # besides weight_..., of which newer formats bring more
+_ATTENTION = ".comfy_attention.config"  # which attention ComfyUI is to use for a layer; an older one leaves it out
 
 
 def check_complete(
@@ -25,7 +26,6 @@ def check_complete(
     for layer in tiled:
         expected[f"{layer}.weight_scale"] = tile_shape(tensors[f"{layer}.weight"].shape)
     stock = {key.removesuffix(_MARK) for key in tensors if key.endswith(_MARK)}
-    side = {layer + suffix for layer in stock for suffix in _SIDE}
     theirs = {f"{layer}.weight" for layer in stock}  # of its own shape and type, which ComfyUI checks
 
     present = [key for key in expected if key in tensors and key not in theirs]
@@ -33,7 +33,7 @@ def check_complete(
     mistyped = [key for key in present if not _type_fits(key, tensors[key].dtype, tiled)]
     problems = {
         "missing": [key for key in expected if key not in tensors],
-        "unexpected": [key for key in tensors if key not in expected and key not in side],
+        "unexpected": [key for key in tensors if key not in expected and not _is_comfyui_s(key, stock)],
         "wrongly shaped": [f"{key} {list(tensors[key].shape)} instead of {list(expected[key])}" for key in misshapen],
         "of a wrong type": [f"{key} {str(tensors[key].dtype).removeprefix('torch.')}" for key in mistyped],
     }
@@ -45,6 +45,12 @@ def check_complete(
     if any(problems.values()):
         listed = " ".join(_listed(kind, names) for kind, names in problems.items() if names)
         raise CheckpointError(f"{name} is not a complete {spec.describe()}. {listed} {_diagnosis(spec, problems)}")
+
+
+def _is_comfyui_s(key: str, stock: set[str]) -> bool:
+    """Whether ComfyUI reads the tensor itself: beside the weight of a layer in one of its formats, or a layer's attention."""
+    layer, _, name = key.rpartition(".")
+    return key.endswith(_ATTENTION) or (layer in stock and (name in _SIDE or name.startswith("weight_")))
 
 
 def _type_fits(key: str, dtype: torch.dtype, tiled: set[str]) -> bool:

@@ -36,6 +36,12 @@ class CameraTokens(NamedTuple):
     tokens: torch.Tensor
     chunks: tuple[tuple[slice, tuple[Span, ...]], ...]
 
+    @property
+    def video_tokens(self) -> int:
+        """How many of a block's tokens are the video's; those after them (in-context references) have no camera."""
+        _, spans = self.chunks[-1]
+        return spans[-1].video.stop * self.tokens.shape[2]
+
 
 def split_into_chunks(repeats: tuple[int, ...], size: int) -> tuple[tuple[slice, tuple[Span, ...]], ...]:
     """Pieces of at most `size` camera frames, where frame i of the camera stands for repeats[i] frames of the video."""
@@ -70,7 +76,7 @@ class CameraBlock(TurboBlock):
         """x [B, L, dim] scaled and shifted in place; without a camera it is left as it is, as upstream."""
         if camera is None:
             return x
-        video = x.unflatten(1, (-1, camera.tokens.shape[2]))
+        video = x[:, : camera.video_tokens].unflatten(1, (-1, camera.tokens.shape[2]))
         for frames, spans in camera.chunks:
             tokens = camera.tokens[:, frames]
             hidden = _two_layers(self.cam_injector_layer1, self.cam_injector_layer2, tokens)
@@ -126,13 +132,15 @@ class CameraWAN(TurboWAN):
             out["camera"] = CONDCamera(camera)
         return out
 
-    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=()):
+    def resize_cond_for_context_window(
+        self, cond_key, cond_value, window, x_in, device, retain_index_list=(), **kwargs
+    ):
         if cond_key == "camera":
             return comfy.context_windows.slice_cond(
                 cond_value, window, x_in, device, temporal_dim=2, retain_index_list=list(retain_index_list)
             )
         return super().resize_cond_for_context_window(
-            cond_key, cond_value, window, x_in, device, retain_index_list=list(retain_index_list)
+            cond_key, cond_value, window, x_in, device, retain_index_list=list(retain_index_list), **kwargs
         )
 
     def _apply_model(self, *args, camera: "CameraFrames | None" = None, **kwargs):

@@ -1,13 +1,14 @@
 """What another ComfyUI than the one the pack was written with may lack or call otherwise: looked up here and nowhere else.
 
 Too old hosts are refused before anything is imported (`environment.check_comfyui`). What is looked up here is of two kinds: private
-marks on layers, whose absence means the plain way, and offers of the server that only make things easier."""
+marks on layers, whose absence means the plain way, and offers of the host that only make things easier."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import comfy.ops
 import torch
+from comfy.ldm.modules import attention
 from server import PromptServer
 
 
@@ -54,6 +55,19 @@ def declared_dtypes(network: torch.nn.Module) -> dict[str, torch.dtype]:
             if dtype is not None:
                 dtypes[f"{name}.{kind}"] = dtype
     return dtypes
+
+
+def dense_attention(
+    layer: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, transformer_options: dict
+) -> torch.Tensor:
+    """ComfyUI's attention for a WanSelfAttention, called as its own forward calls it: q, k, v [B, L, dim] -> [B, L, dim].
+
+    A newer ComfyUI lets a model file choose the attention of a layer (`comfy_attention`)."""
+    options = {"transformer_options": transformer_options}
+    preferred = getattr(layer, "comfy_attention", None)
+    if preferred is not None:
+        options["preferred_attention"] = preferred
+    return attention.optimized_attention(q, k, v, heads=layer.num_heads, **options)
 
 
 def before_each_prompt(handler: Callable[[dict], dict]) -> bool:

@@ -10,14 +10,13 @@ import comfy.model_management
 import comfy.model_prefetch
 import comfy.ops
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.wan.model import Head, WanAttentionBlock, WanModel, WanSelfAttention, repeat_e, sinusoidal_embedding_1d
 
 from ...kernels import sparse_linear_attention
 from ..attention import SLA
 from ..checkpoint.layout import HEAD_DIM
 from ..errors import TurboError
-from .features import fetched
+from .features import dense_attention, fetched
 from .fused import add_gated, add_gated_linear, linear_gelu, norm_modulate, norm_rope
 from .quant import Quantized, is_replaced
 
@@ -39,10 +38,10 @@ class TurboSelfAttention(WanSelfAttention):
                 HEAD_DIM, HEAD_DIM, device=operation_settings.get("device"), dtype=operation_settings.get("dtype")
             )
 
-    def forward(self, x, freqs, transformer_options={}):  # noqa: B006 - ComfyUI's signature
+    def forward(self, x, freqs, transformer_options={}, **kwargs):  # noqa: B006 - ComfyUI's signature
         """x [B, L, dim] -> [B, L, dim]; freqs as from `rope_encode`."""
         if self.sla is None:
-            return super().forward(x, freqs, transformer_options=transformer_options)
+            return super().forward(x, freqs, transformer_options=transformer_options, **kwargs)
         return self.o(self.attend(x, freqs, transformer_options))
 
     def attend(self, x: torch.Tensor | Quantized, freqs: torch.Tensor, transformer_options: dict) -> torch.Tensor:
@@ -51,9 +50,7 @@ class TurboSelfAttention(WanSelfAttention):
         k = norm_rope(self.norm_k, self.k(x), freqs, self.num_heads)
         v = self.v(x)
         if self.sla is None:
-            out = optimized_attention(
-                q.flatten(2), k.flatten(2), v, heads=self.num_heads, transformer_options=transformer_options
-            )
+            out = dense_attention(self, q.flatten(2), k.flatten(2), v, transformer_options)
         else:
             out = self._sparse_linear_attention(q, k, v.view(q.shape)).flatten(2)
         for patch in transformer_options.get("patches", {}).get("attn1_patch", ()):
@@ -109,16 +106,27 @@ class TurboBlock(WanAttentionBlock):
         """x [B, L, dim] between self- and cross-attention; a subclass may change it, in place or not."""
         return x
 
-    def forward(self, x, e, freqs, context, context_img_len=257, transformer_options={}, **injected):  # noqa: B006 - ComfyUI's signature
+    def forward(
+        self,
+        x,
+        e,
+        freqs,
+        context,
+        context_img_len=257,
+        transformer_options={},  # noqa: B006 - ComfyUI's signature
+        *,
+        injected: dict | None = None,
+        **kwargs,
+    ):
         """x [B, L, dim]; e [B, 1, 6, dim] in float32 for a TurboWan file; `injected` goes to `inject` -> [B, L, dim] in x's dtype."""
         if not self.turbo:
             return super().forward(
-                x, e, freqs, context, context_img_len=context_img_len, transformer_options=transformer_options
+                x, e, freqs, context, context_img_len=context_img_len, transformer_options=transformer_options, **kwargs
             )
         modulation = comfy.model_management.cast_to(self.modulation, dtype=torch.float32, device=x.device)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (modulation.unsqueeze(0) + e).unbind(2)
         x = self._self_attention(x.contiguous(), shift, scale, gate, freqs, transformer_options)
-        x = self.inject(x, **injected)
+        x = self.inject(x, **injected or {})
         x = x + self.cross_attn(
             self.norm3(x), context, context_img_len=context_img_len, transformer_options=transformer_options
         )
@@ -171,16 +179,31 @@ class TurboWanModel(WanModel):
         """What every block's `inject` is given, from the conditioning in `kwargs` and the token grid (frames, height, width)."""
         return {}
 
-    def forward_orig(self, x, t, context, clip_fea=None, freqs=None, transformer_options={}, **kwargs):  # noqa: B006
-        """x [B, C, T, H, W], t [B] (0 to 1000), context [B, tokens, text width] -> velocity [B, 16, T, H, W]."""
+    def forward_orig(
+        self,
+        x,
+        t,
+        context,
+        clip_fea=None,
+        freqs=None,
+        transformer_options={},  # noqa: B006
+        context_latents=None,
+        **kwargs,
+    ):
+        """x [B, C, T, H, W], t [B] (0 to 1000), context [B, tokens, text width] -> velocity [B, 16, T, H, W].
+
+        `context_latents`: in-context references [B, C, T, H, W], whose tokens follow those of x and are dropped before the head."""
         if not self.turbo:
-            return super().forward_orig(
-                x, t, context, clip_fea=clip_fea, freqs=freqs, transformer_options=transformer_options, **kwargs
-            )
+            options = {"transformer_options": transformer_options, "context_latents": context_latents}
+            return super().forward_orig(x, t, context, clip_fea=clip_fea, freqs=freqs, **options, **kwargs)
         latent = x
         x = self.patch_embedding(x.float()).to(x.dtype)
         grid = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)
+        length = x.shape[1]
+        for reference in context_latents or ():  # videos and images to look at; `freqs` covers them
+            tokens = self.patch_embedding(reference.to(device=x.device, dtype=torch.float32)).to(x.dtype)
+            x = torch.cat([x, tokens.flatten(2).transpose(1, 2)], dim=1)
         transformer_options.update(grid_sizes=grid, total_blocks=len(self.blocks), block_type="double")
 
         e = self.time_embedding(sinusoidal_embedding_1d(self.freq_dim, t.flatten())).reshape(t.shape[0], -1, self.dim)
@@ -209,7 +232,7 @@ class TurboWanModel(WanModel):
                     context=context,
                     context_img_len=image_tokens,
                     transformer_options=transformer_options,
-                    **injected,
+                    injected=injected,
                 )
             else:
                 arguments = {
@@ -234,7 +257,7 @@ class TurboWanModel(WanModel):
                     }
                 )["img"]
         comfy.model_prefetch.prefetch_queue_pop(queue, x.device, None)
-        return self.unpatchify(self.head(x, e), grid)
+        return self.unpatchify(self.head(x[:, :length], e), grid)
 
 
 def _replaceable(block: TurboBlock, image_tokens: int | None, injected: dict, args: dict) -> dict:
@@ -247,6 +270,6 @@ def _replaceable(block: TurboBlock, image_tokens: int | None, injected: dict, ar
             freqs=args["pe"],
             context_img_len=image_tokens,
             transformer_options=args["transformer_options"],
-            **injected,
+            injected=injected,
         )
     }

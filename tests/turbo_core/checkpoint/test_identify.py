@@ -75,8 +75,14 @@ def test_our_converters_metadata_or_proj_l_marks_a_turbo_file(field):
 
 def test_comfyuis_own_quantisation_is_taken():
     layer = "blocks.0.ffn.0"
-    side = names(f"{layer}.comfy_quant", f"{layer}.weight_scale", f"{layer}.input_scale")
+    side = names(f"{layer}.comfy_quant", f"{layer}.weight_scale", f"{layer}.weight_codebook", f"{layer}.input_scale")
     packed = {f"{layer}.weight": torch.empty(512, 128, device="meta")}
     assert identify(NAME, {**stock(), **side, **packed})[0] == spec()
     del side[f"{layer}.comfy_quant"]
-    assert f"2 unexpected: {layer}.weight_scale, {layer}.input_scale" in refusal({**stock(), **side})
+    listed = ", ".join(f"{layer}.{name}" for name in ("weight_scale", "weight_codebook", "input_scale"))
+    assert f"3 unexpected: {listed}" in refusal({**stock(), **side})
+
+
+def test_an_attention_that_a_file_chooses_is_left_to_comfyui():
+    chosen = names("blocks.0.self_attn.comfy_attention.config", "blocks.1.cross_attn.comfy_attention.config")
+    assert identify(NAME, {**stock(), **chosen})[0] == spec()

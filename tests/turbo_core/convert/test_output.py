@@ -1,6 +1,5 @@
 """A new file appears whole, under a name inside its folder, or not at all."""
 
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,8 @@ from td_pack.turbo_core.convert.codec import TensorInfo
 from td_pack.turbo_core.convert.container import Container
 from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.errors import TurboError
+
+resource = pytest.importorskip("resource", reason="limits the size of files, which Windows cannot")
 
 TESTS = str(Path(__file__).resolve().parents[2])
 

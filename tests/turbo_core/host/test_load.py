@@ -133,6 +133,7 @@ def test_dtype_is_what_was_asked_for(name, dtype, state_dict, plain, tmp_path):
     assert relative_error(velocity, forward(plain)) <= {"bf16": 3e-2, "fp16": 5e-3, "fp32": 0}[name]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/maps is Linux's")
 def test_weights_that_fit_stay_mapped_from_the_file(state_dict, tmp_path):
     path = checkpoints.write_pth(tmp_path / "model.pth", state_dict)
     code = """
