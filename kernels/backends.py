@@ -3,7 +3,7 @@
     triton          the GPU kernels in `triton/`, where Triton can be imported and reaches the device
     comfy_kitchen   its compiled kernels, where it has the same function of the same tensors (`kitchen/`)
     dequantized     for int8 linears, on a GPU that multiplies int8 no faster than 16 bits or has no kernel for it
-    torch           the definitions in `reference/`: any device, the same numerics, sparse where the operator is sparse
+    torch           the definitions in `reference/`, or the same made for speed in `torch/`: any device, sparse where the operator is
     dense           for sparse attention alone, where even the definition does not run: full attention, with a warning
 
 The device's part of the decision (is the backend there, does it pass a self-test) is made once per device, the tensors' part

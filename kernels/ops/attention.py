@@ -11,16 +11,16 @@ from ..tally import count
 
 logger = logging.getLogger("turbodiffusion")
 
-BLOCK_MAP = Operator("block_map", "attention", {"triton": "triton.block_map", "torch": "reference.sla"})
+BLOCK_MAP = Operator("block_map", "attention", {"triton": "triton.block_map", "torch": "torch.sla"})
 BLOCK_SPARSE = Operator(
     "block_sparse_attention",
     "attention",
-    {"triton": "triton.block_sparse_attention", "torch": "reference.sla"},
+    {"triton": "triton.block_sparse_attention", "torch": "torch.sla"},
 )
 SPARSE_LINEAR = Operator(
     "sparse_linear_attention",
     "attention",
-    {"triton": "triton.block_sparse_attention", "torch": "reference.sla", "dense": ""},
+    {"triton": "triton.block_sparse_attention", "torch": "torch.sla", "dense": ""},
 )
 SAGE_BLOCK_SPARSE = Operator(
     "sage_block_sparse_attention",
