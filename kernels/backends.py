@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import torch
 
+from . import amd
+
 HALF = (torch.float16, torch.bfloat16)
 HEAD_WIDTHS = (64, 128)
 _MIN_CAPABILITY = (8, 0)  # bf16 and int8 tensor cores (NVIDIA)
@@ -97,7 +99,7 @@ def unavailable(backend: str, family: str, device: torch.device) -> str | None:
     """Why a backend does not run a family of operators on a device, or None if it does. The self-test runs here."""
     missing = {"comfy_kitchen": _kitchen_unavailable, "dequantized": _on_cpu}.get(backend, lambda device: None)
     if backend == "triton":
-        missing = slow_int8 if family == "int8" else triton_unavailable
+        missing = {"int8": slow_int8, "8-bit attention": _sage_unavailable}.get(family, triton_unavailable)
     reason = missing(device)
     if reason is not None or backend == "dense" or (backend == "torch" and device.type in ("cpu", "meta")):
         return reason
@@ -118,14 +120,17 @@ def triton_unavailable(device: torch.device) -> str | None:
         return "it is not installed (pip install triton; on Windows triton-windows)"
     if torch.version.hip is not None:
         architecture = torch.cuda.get_device_properties(device).gcnArchName
-        if not architecture.startswith("gfx9"):  # compiled for gfx11, the kernels run out of registers
-            return f"its kernels are made for AMD's gfx9 chips, and this is {architecture}"
+        reason = amd.unsupported(architecture)
+        if reason is not None:
+            return reason
     elif torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
         return f"{torch.cuda.get_device_name(device)} has no bfloat16 tensor cores (compute capability 8.0 or newer is needed)"
     try:
         importlib.import_module("triton")
     except (ImportError, OSError, RuntimeError) as error:
         return f"it cannot be imported ({error})"
+    if torch.version.hip is not None:
+        return amd.too_old(torch.cuda.get_device_properties(device).gcnArchName, triton_version())
     return None
 
 
@@ -139,6 +144,14 @@ def slow_int8(device: torch.device) -> str | None:
         wanted = ".".join(map(str, _INT8_ON_10))
         return f"before Triton {wanted} its int8 products do not use this GPU's tensor cores of the fifth generation"
     return None
+
+
+def _sage_unavailable(device: torch.device) -> str | None:
+    """Why Triton's 8-bit attention cannot be tried on a device, or None if it can."""
+    reason = triton_unavailable(device)
+    if reason is None and device.type == "cuda" and torch.version.hip is not None:
+        return amd.no_sage(torch.cuda.get_device_properties(device).gcnArchName)
+    return reason
 
 
 def triton_version() -> tuple[int, ...]:

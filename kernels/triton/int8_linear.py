@@ -11,12 +11,15 @@ import triton
 import triton.language as tl
 
 from ..reference.int8 import MIN_AMAX, TILE
+from .chip import is_rdna
 from .int8_quantize import encode, find_amax, quantize_block, quantize_row
 
 
-def tile(capability: tuple[int, int], rows: int, square: bool) -> dict[str, int]:
+def tile(capability: tuple[int, int], rows: int, square: bool, rdna: bool = False) -> dict[str, int]:
     """Launch parameters by compute capability (of ROCm devices: (0, 0)) and the rows of the product; `square` keeps the
-    program's tile that of a scale."""
+    program's tile that of a scale. RDNA spills with fewer than 16 warps."""
+    if rdna:
+        return {"BLOCK_M": TILE, "BLOCK_N": TILE, "MAGIC": False, "num_warps": 16, "num_stages": 1}
     narrow = not square and rows < 2048 and capability in ((8, 0), (8, 6), (9, 0))
     stages = 4 if narrow else 3 if capability >= (8, 0) else 2
     return {
@@ -109,7 +112,7 @@ def _launch(codes, scales, weight, weight_scale, bias, y, y_scale, residual, gat
     n, items = weight.shape[0], math.prod(batch)
     rocm = torch.version.hip or not codes.is_cuda
     capability = (0, 0) if rocm else torch.cuda.get_device_capability(codes.device)
-    options = tile(capability, items * m, square=y_scale is not None)
+    options = tile(capability, items * m, square=y_scale is not None, rdna=is_rdna(codes))
     with torch.cuda.device_of(codes):
         _matmul_kernel[(items * triton.cdiv(m, options["BLOCK_M"]) * triton.cdiv(n, options["BLOCK_N"]),)](
             codes.contiguous(), scales.contiguous(), weight.contiguous(), weight_scale.contiguous(), bias,

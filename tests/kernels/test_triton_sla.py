@@ -14,8 +14,10 @@ from td_pack.kernels.triton import kv_prepare as preparation
 from td_pack.kernels.triton.block_map import block_map
 from td_pack.kernels.triton.block_sparse_attention import block_sparse_attention, sparse_linear_attention
 from td_pack.kernels.triton.kv_prepare import kv_prepare
+from td_pack.kernels.triton.kv_prepare import launch_options as kv_launch_options
 from td_pack.tests.kernels.aot_cases import sla as aot_cases
 from td_pack.tests.support import checkpoints, tensors
+from td_pack.tests.support.aot import RDNA
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.poison import poisoned_memory
 from td_pack.tests.support.tensors import DTYPES, relative, structured_qkv
@@ -200,11 +202,12 @@ def test_no_listed_block_gives_zeros():
     assert torch.equal(out, torch.zeros_like(out))
 
 
-def test_smaller_tiles_give_the_same(monkeypatch):
-    q, k, v = structured_qkv(200)
+@pytest.mark.parametrize("keys, length", [(64, 200), (32, 200), (16, 200), (16, 65), (16, 256)])
+def test_smaller_tiles_give_the_same(monkeypatch, keys, length):
+    q, k, v = structured_qkv(length)
     weight, bias = projection()
     out = sparse_linear_attention(q, k, v, weight, bias, topk=0.5)
-    monkeypatch.setattr(attention, "tile", lambda *_: {"TILE_Q": 32, "num_warps": 4, "num_stages": 1})
+    monkeypatch.setattr(attention, "tile", lambda *_: {"TILE_Q": 32, "TILE_K": keys, "num_warps": 4, "num_stages": 1})
     assert relative(sparse_linear_attention(q, k, v, weight, bias, topk=0.5), out) < 1e-6
 
 
@@ -256,5 +259,11 @@ def test_the_compiled_tiles_are_the_launched_ones():
             hip = target.startswith("gfx")
             major = int(target[3:-2]) if hip else int(target[3:-1])
             launched = attention.tile(major, hip, case.constexprs["D"])
-            compiled = {**case.constexprs, **build.constexprs}["TILE_Q"], build.num_warps, build.num_stages
+            given = {**case.constexprs, **build.constexprs}
+            compiled = given["TILE_Q"], given["TILE_K"], build.num_warps, build.num_stages
             assert tuple(launched.values()) == compiled, (case.name, target)
+    for case in aot_cases.CASES[4:6]:
+        assert case.function == "_kv_partial_kernel"
+        for target, build in case.targets.items():
+            launched = kv_launch_options(case.constexprs["D"], target in RDNA)
+            assert tuple(launched.values()) == (build.num_warps, build.num_stages), (case.name, target)

@@ -1,0 +1,35 @@
+"""Which AMD GPUs the Triton kernels are compiled for, and why not others: decided by what the compiler made of them (the sweep in
+tests/kernels/test_aot.py), since none could be run on yet. The self-test on the user's own GPU has the last word.
+"""
+
+# gfx9: CDNA and older, compiled for gfx942. RDNA 3, 3.5 and 4 by their instruction sets, compiled for gfx1100, gfx1151, gfx1201.
+_RDNA = ("gfx110", "gfx115", "gfx120")
+_OLDEST_TRITON = (3, 6, 0)  # on RDNA: the oldest that was tried
+
+
+def _is_rdna(architecture: str) -> bool:
+    return architecture.startswith(_RDNA)
+
+
+def unsupported(architecture: str) -> str | None:
+    """Why the kernels do not run on an architecture ("gfx1030"), or None if they can be tried."""
+    if architecture.startswith("gfx9") or _is_rdna(architecture):
+        return None
+    if architecture.startswith("gfx10"):
+        return f"{architecture} has no matrix instructions (on AMD, RDNA 3 or newer and the gfx9 chips have)"
+    return f"its kernels are made for AMD's RDNA 3, RDNA 4 and gfx9 chips, and this is {architecture}"
+
+
+def too_old(architecture: str, triton: tuple[int, ...]) -> str | None:
+    """Why this Triton is not tried on an architecture, or None if it is."""
+    if not _is_rdna(architecture) or triton >= _OLDEST_TRITON:
+        return None
+    needed, found = (".".join(map(str, version)) for version in (_OLDEST_TRITON, triton))
+    return f"on {architecture} its kernels need Triton {needed} or newer, and this is {found}"
+
+
+def no_sage(architecture: str) -> str | None:
+    """Why 8-bit attention does not run on an architecture, or None if it can be tried."""
+    if _is_rdna(architecture):
+        return f"its 8-bit attention is not made for AMD's RDNA chips ({architecture}): choose sla, which runs in 16 bits"
+    return None
