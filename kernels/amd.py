@@ -31,5 +31,7 @@ def too_old(architecture: str, triton: tuple[int, ...]) -> str | None:
 def no_sage(architecture: str) -> str | None:
     """Why 8-bit attention does not run on an architecture, or None if it can be tried."""
     if _is_rdna(architecture):
-        return f"its 8-bit attention is not made for AMD's RDNA chips ({architecture}): choose sla, which runs in 16 bits"
+        return (
+            f"its 8-bit attention is not made for AMD's RDNA chips ({architecture}): choose sla, which runs in 16 bits"
+        )
     return None

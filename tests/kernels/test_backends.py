@@ -229,7 +229,9 @@ def test_rdna_needs_a_triton_that_was_tried_and_has_no_8_bit_attention(monkeypat
     assert chosen["sparse attention"].backend == chosen["int8 linear"].backend == "triton"
     sage = attention.SAGE_SPARSE_LINEAR.choose(GPU)
     assert sage.backend == ("triton" if architecture == "gfx942" else "torch")
-    assert architecture == "gfx942" or "is not made for AMD's RDNA chips (gfx1151): choose sla" in sage.rejected["triton"]
+    assert (
+        architecture == "gfx942" or "is not made for AMD's RDNA chips (gfx1151): choose sla" in sage.rejected["triton"]
+    )
 
 
 def test_old_cards(monkeypatch):
