@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from . import amd
+
 _MIN_CAPABILITY = (8, 0)  # bf16 and int8 tensor cores (NVIDIA)
 
 
@@ -20,6 +22,7 @@ class Backend(NamedTuple):
     name: str
     module: str  # in each operator's folder
     unavailable: Callable[[torch.device], str | None]
+    in_torch: bool = False  # plain torch: any dtype, nothing compiled
 
     def implements(self, folder: str) -> bool:
         """Whether the backend has a module for the operators of a folder, which is not imported for that."""
@@ -42,15 +45,17 @@ def triton_unavailable(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "it is not installed (pip install triton; on Windows triton-windows)"
     if torch.version.hip is not None:
-        architecture = torch.cuda.get_device_properties(device).gcnArchName
-        if not architecture.startswith("gfx9"):  # compiled for gfx11, the kernels run out of registers
-            return f"its kernels are made for AMD's gfx9 chips, and this is {architecture}"
+        reason = amd.unsupported(amd.architecture_of(device))
+        if reason is not None:
+            return reason
     elif torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
         return f"{torch.cuda.get_device_name(device)} has no bfloat16 tensor cores (compute capability 8.0 or newer is needed)"
     try:
         importlib.import_module("triton")
     except (ImportError, OSError, RuntimeError) as error:
         return f"it cannot be imported ({error})"
+    if torch.version.hip is not None:
+        return amd.too_old(amd.architecture_of(device), triton_version())
     return None
 
 
@@ -69,12 +74,14 @@ def _dequantized_unavailable(device: torch.device) -> str | None:
 
 
 # The definitions: any device.
-REFERENCE = Backend("torch", "reference", lambda device: None)
+REFERENCE = Backend("torch", "reference", lambda device: None, in_torch=True)
 # To add a backend, add a row and a module in the folder of each operator that it implements.
 BACKENDS = (
     Backend("triton", "triton", triton_unavailable),
     Backend("comfy_kitchen", "comfy_kitchen", _comfy_kitchen_unavailable),
     # int8 weights multiplied in 16 bits, for a GPU that multiplies int8 no faster or has no kernel for it
     Backend("dequantized", "dequantized", _dequantized_unavailable),
+    # the same function as the definition in a few large operations
+    Backend("batched", "batched", lambda device: None, in_torch=True),
     REFERENCE,
 )

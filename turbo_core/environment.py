@@ -101,7 +101,7 @@ def _gpus() -> list[str]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return [
-            "GPU: no NVIDIA driver found (AMD's gfx9 chips work with ROCm builds of torch; all else runs in plain torch)"
+            "GPU: no NVIDIA driver found (AMD's RDNA 3, RDNA 4 and gfx9 chips work with ROCm builds of torch; all else runs in plain torch)"
         ]
     try:
         command = [tool, "--query-gpu=name,compute_cap", "--format=csv,noheader"]

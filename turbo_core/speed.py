@@ -27,7 +27,7 @@ def speed_line(
         )
     if attention is not None and attention.backend == "triton":
         return _fast(device, int8)
-    sparse = "runs in plain torch" if attention is not None and attention.backend == "torch" else "cannot run"
+    sparse = "cannot run" if attention is None else "runs in plain torch"
     both = (
         "and int8 run in plain torch" if sparse == "runs in plain torch" else f"{sparse} and int8 runs in plain torch"
     )

@@ -13,6 +13,7 @@ BENCHES = {
     "text": "time and memory of encoding a prompt with a full-size umT5-XXL, and of having it kept",
     "mutants": "how many small defects in the product the tests notice",
     "weight": "lines of tests for each line of product",
+    "fallback": "sparse-linear attention in plain torch on this CPU against full attention",
     "kernels": "the kernels on this machine's GPU, in the Python that starts it (torch and triton are enough)",
 }
 STANDALONE = ("kernels",)  # need neither ComfyUI nor its environment

@@ -8,11 +8,12 @@ import os
 from pathlib import Path
 
 import pytest
+from td_pack.tests.support.aot import RDNA
 
 EXTRA = {
     "sm_86": "differs from sm_80 and sm_89 in few kernels",
     "gfx942": "AMD is best effort",
-    "gfx1100": "AMD is best effort",
+    **dict.fromkeys(RDNA, "AMD is best effort"),
 }
 FULL = os.environ.get("TURBODIFFUSION_FULL_AOT") == "1"
 

@@ -49,17 +49,42 @@ for title, operator in kernels.OPERATORS.items():
     assert modules == ""
     assert reason == "it is not installed (pip install triton; on Windows triton-windows)"
     assert len(choices) == 7
-    assert all(choice.startswith("torch; ") and "not triton: it does not reach" in choice for choice in choices)
+    assert all(
+        choice.startswith(("batched; ", "torch; ")) and "not triton: it does not reach" in choice for choice in choices
+    )
 
 
 @pytest.mark.parametrize(
     "architecture, reason",
-    [("gfx942", None), ("gfx1100", "its kernels are made for AMD's gfx9 chips, and this is gfx1100")],
+    [
+        *((name, None) for name in ("gfx942", "gfx1100", "gfx1101", "gfx1151", "gfx1200", "gfx1201")),
+        ("gfx1030", "gfx1030 has no matrix instructions (on AMD, RDNA 3 or newer and the gfx9 chips have)"),
+        ("gfx1250", "its kernels are made for AMD's RDNA 3, RDNA 4 and gfx9 chips, and this is gfx1250"),
+    ],
 )
 def test_rocm(monkeypatch, architecture, reason):
     monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(backends, "triton_version", lambda: (3, 6, 0))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=architecture))
     assert triton_unavailable(GPU) == reason
+
+
+@pytest.mark.parametrize("architecture", ["gfx942", "gfx1151"])
+def test_rdna_needs_a_triton_that_was_tried_and_has_no_sage_attention(monkeypatch, architecture):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=architecture))
+    monkeypatch.setattr(backends, "triton_version", lambda: (3, 5, 1))
+    monkeypatch.setattr(self_test, "fault", lambda *given: None)
+    reason = "on gfx1151 its kernels need Triton 3.6.0 or newer, and this is 3.5.1"
+    assert triton_unavailable(GPU) == (None if architecture == "gfx942" else reason)
+    monkeypatch.setattr(backends, "triton_version", lambda: (3, 9, 0))
+    chosen = {title: operator.choose(GPU) for title, operator in kernels.OPERATORS.items()}
+    assert chosen["sparse attention"].backend == chosen["int8 linear"].backend == "triton"
+    sage = chosen["sage attention"]
+    assert sage.backend == ("triton" if architecture == "gfx942" else "torch")
+    assert (
+        architecture == "gfx942" or "is not made for AMD's RDNA chips (gfx1151): choose sla" in sage.rejected["triton"]
+    )
 
 
 def test_old_cards(monkeypatch):

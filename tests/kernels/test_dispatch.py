@@ -12,7 +12,8 @@ CPU, GPU, OTHER = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
 
 def test_the_choice_says_why_each_faster_backend_does_not_run():
-    assert all(operator.choose(CPU).backend == "torch" for operator in OPERATORS.values())
+    chosen = {title: operator.choose(CPU).backend for title, operator in OPERATORS.items()}
+    assert chosen == dict.fromkeys(OPERATORS, "torch") | {"sparse attention": "batched"}
     choice = str(OPERATORS["norm and rope"].choose(CPU))
     assert choice.startswith("torch; ")
     assert "not triton: it does not reach a cpu device" in choice
@@ -24,7 +25,7 @@ def test_the_choice_says_why_each_faster_backend_does_not_run():
 
 def test_a_demanded_backend_runs_or_each_gives_its_reason():
     operator = OPERATORS["sparse attention"]
-    for name in ("triton", "torch"):
+    for name in ("triton", "batched", "torch"):
         with use_backend(name):
             assert operator.choose(CPU).backend == name
     q, k, v = torch.randn(3, 1, 200, 2, 32, generator=torch.Generator().manual_seed(1))
@@ -32,11 +33,11 @@ def test_a_demanded_backend_runs_or_each_gives_its_reason():
         kernels.sparse_linear_attention(q, k, v, None, None, 0.4)
     assert str(error.value) == (
         "No backend can run sparse_linear_attention: triton: its kernels support a head_dim of 64 or 128, not 32; "
-        "torch: triton was demanded."
+        "batched: triton was demanded; torch: triton was demanded."
     )
     with use_backend("dequantized"), pytest.raises(NoBackendError, match="dequantized: it has no int8_matmul;"):
         int8.MATMUL.choose(CPU)
-    assert operator.choose(CPU).backend == "torch"
+    assert operator.choose(CPU).backend == "batched"
 
 
 @pytest.mark.parametrize(
@@ -86,13 +87,13 @@ def test_the_next_backend_runs_where_one_fails(monkeypatch, availability):
     assert operator.choose(OTHER) == ("triton", {})
     failing(monkeypatch, "triton")
     availability(triton=None)
-    assert operator.choose(OTHER).backend == "torch"
-    failing(monkeypatch, "triton", "torch")
+    assert operator.choose(OTHER).backend == "batched"
+    failing(monkeypatch, "triton", "batched", "torch")
     availability(triton=None)
     reason = "its self-test failed (NotImplementedError: aten::gather is not implemented for mps)"
     with pytest.raises(NoBackendError) as error:
         operator.choose(OTHER)
-    assert error.value.reasons == f"triton: {reason}; torch: {reason}"
+    assert error.value.reasons == f"triton: {reason}; batched: {reason}; torch: {reason}"
     with pytest.raises(NoBackendError, match="No backend can run sage_sparse_linear_attention: triton: its self-test"):
         kernels.check_sparse_attention(OTHER, "fp16")
     assert OPERATORS["int8 linear"].choose(OTHER).backend == "dequantized"

@@ -1,4 +1,4 @@
-"""Sparse-linear attention in plain torch, against golden outputs and against float64 formulas written here."""
+"""Sparse-linear attention in plain torch, against golden outputs, float64 formulas written here and the definition."""
 
 import math
 
@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from td_pack.kernels.attention.batched import sla as batched
+from td_pack.kernels.attention.batched.sla import block_sparse_attention
 from td_pack.kernels.attention.reference import sla
-from td_pack.kernels.attention.reference.sla import block_map, block_sparse_attention, linear_attention
+from td_pack.kernels.attention.reference.sla import block_map, linear_attention
 from td_pack.tests.support import checkpoints
 
 LENGTHS = (1, 63, 64, 65, 127, 128, 129, 500, 640, 1000)
@@ -199,12 +201,35 @@ def test_strided_views_give_the_same(length):
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)  # other summation order, float64
 
 
+@pytest.mark.parametrize("heads, width, batch", [(1, 128, 2), (3, 64, 1), (5, 128, 1)])
+@pytest.mark.parametrize("length, keys", [(length, length) for length in LENGTHS] + [(200, 449), (449, 200)])
+def test_the_fast_form_is_the_definition(length, keys, heads, width, batch):
+    """On strided views, with blocks of two sizes, several batches of query blocks and of heads."""
+    q = torch.stack(draw(length, heads, width, batch, torch.float64), dim=-1)[..., 0]
+    k, v = torch.stack(draw(keys, heads, width, batch, torch.float64, seed=1), dim=-1).unbind(-1)[1:]
+    weight, bias = torch.linspace(-1, 1, width * width, dtype=torch.float64).view(width, width), q[0, 0, 0]
+    for topk, block in ((0.4, BLOCKS[0]), (0.9, BLOCKS[1])):
+        sizes = dict(zip(("block_q", "block_k"), block, strict=True))
+        for branch in ((None, None), (weight, bias)):
+            want = sla.sparse_linear_attention(q, k, v, *branch, topk=topk, **sizes)
+            got = batched.sparse_linear_attention(q, k, v, *branch, topk=topk, **sizes)
+            assert got.is_contiguous()
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)  # other summation order, float64
+
+
+def test_no_listed_block_gives_zeros():
+    q, k, v = draw(200)
+    out = block_sparse_attention(q, k, v, torch.zeros((1, 2, 2, 0), dtype=torch.int32))
+    assert torch.equal(out, torch.zeros_like(q))
+
+
 @pytest.mark.parametrize("elements", [1, 3 * 64 * 64 * 2])
 @pytest.mark.parametrize("length", [300, 448])
 def test_chunks_do_not_change_the_result(monkeypatch, length, elements):
     q, k, v = draw(length, heads=3, batch=2, dtype=torch.float64)
     sparse_whole, linear_whole = branches(q, k, v)
     monkeypatch.setattr(sla, "_CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(batched, "_CHUNK_ELEMENTS", elements)
     sparse_chunked, linear_chunked = branches(q, k, v)
     assert torch.equal(sparse_chunked, sparse_whole)
     # A matrix product of fewer heads at once sums in another order, in float64.

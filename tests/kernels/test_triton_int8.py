@@ -9,6 +9,7 @@ from td_pack.kernels.int8 import reference
 from td_pack.kernels.int8.triton import linear, quantize
 from td_pack.tests.kernels.aot_cases.int8 import CASES
 from td_pack.tests.support import tensors
+from td_pack.tests.support.aot import RDNA
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.poison import poisoned_memory
 from td_pack.tests.support.tensors import DTYPES, decode
@@ -268,7 +269,7 @@ def test_the_compiled_cases_are_what_is_launched():
             narrow = case.constexprs["BLOCK_N"] == 64
             square = "p_y_scale" not in case.constexprs
             compiled = case.constexprs | dict(build.constexprs)
-            options = linear.launch_config(capability, 512 if narrow else 1 << 15, square)
+            options = linear.launch_config(capability, 512 if narrow else 1 << 15, square, rdna=target in RDNA)
             assert options == {
                 **{key: compiled[key] for key in ("BLOCK_M", "BLOCK_N", "MAGIC")},
                 **{"num_warps": build.num_warps, "num_stages": build.num_stages},

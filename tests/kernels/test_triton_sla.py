@@ -17,6 +17,7 @@ from td_pack.kernels.attention.triton.kv_prepare import kv_prepare
 from td_pack.kernels.attention.triton.sla import block_sparse_attention, sparse_linear_attention
 from td_pack.tests.kernels.aot_cases import sla as aot_cases
 from td_pack.tests.support import checkpoints, tensors
+from td_pack.tests.support.aot import RDNA
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.poison import poisoned_memory
 from td_pack.tests.support.tensors import DTYPES, relative, structured_qkv
@@ -201,11 +202,14 @@ def test_no_listed_block_gives_zeros():
     assert torch.equal(out, torch.zeros_like(out))
 
 
-def test_smaller_tiles_give_the_same(monkeypatch):
-    q, k, v = structured_qkv(200)
+@pytest.mark.parametrize("keys, length", [(64, 200), (32, 200), (16, 200), (16, 65), (16, 256)])
+def test_smaller_blocks_give_the_same(monkeypatch, keys, length):
+    q, k, v = structured_qkv(length)
     weight, bias = projection()
     out = sparse_linear_attention(q, k, v, weight, bias, topk=0.5)
-    monkeypatch.setattr(attention, "launch_config", lambda *_: {"BLOCK_M": 32, "num_warps": 4, "num_stages": 1})
+    monkeypatch.setattr(
+        attention, "launch_config", lambda *_: {"BLOCK_M": 32, "BLOCK_N": keys, "num_warps": 4, "num_stages": 1}
+    )
     assert relative(sparse_linear_attention(q, k, v, weight, bias, topk=0.5), out) < 1e-6
 
 
@@ -257,5 +261,11 @@ def test_the_compiled_tiles_are_the_launched_ones():
             hip = target.startswith("gfx")
             major = int(target[3:-2]) if hip else int(target[3:-1])
             launched = attention.launch_config(major, hip, case.constexprs["D"])
-            compiled = {**case.constexprs, **build.constexprs}["BLOCK_M"], build.num_warps, build.num_stages
+            given = {**case.constexprs, **build.constexprs}
+            compiled = given["BLOCK_M"], given["BLOCK_N"], build.num_warps, build.num_stages
             assert tuple(launched.values()) == compiled, (case.name, target)
+    for case in aot_cases.CASES[4:6]:
+        assert case.function == "_kv_partial_kernel"
+        for target, build in case.targets.items():
+            launched = preparation.launch_config(case.constexprs["D"], target in RDNA)
+            assert tuple(launched.values()) == (build.num_warps, build.num_stages), (case.name, target)

@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .amdgcn import amd_loop, count_spills, read_amdgcn, read_metadata
 from .environment import cache_dir, lock, pip
 from .sass import hottest_loop, read_sass
 
@@ -41,8 +42,9 @@ TARGETS = {
     "sm_100": Target("cuda", 100, 32, 227 << 10),
     "sm_120": Target("cuda", 120, 32, 99 << 10),
     "gfx942": Target("hip", "gfx942", 64, 64 << 10),
-    "gfx1100": Target("hip", "gfx1100", 32, 64 << 10),
+    **{name: Target("hip", name, 32, 64 << 10) for name in ("gfx1100", "gfx1151", "gfx1201")},
 }
+RDNA = ("gfx1100", "gfx1151", "gfx1201")
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ class KernelCase:
 class Report:
     registers: int
     spill_bytes: int  # the stack frame of a thread: Triton puts nothing but spills there
-    loop_spills: int  # local-memory instructions in the hottest loop (of the kernel, if it has none)
+    loop_spills: int  # instructions for spilled registers in the hottest loop (of the kernel, if it has none)
     shared: int
     mma: dict[str, int]  # tensor-core instructions of the whole kernel
-    loop_instructions: int  # of the same, without NOPs; 0 on AMD
+    loop_instructions: int  # of the same, without NOPs
 
     def faults(self, build: Build, target: str) -> list[str]:
         """What is not as `build` says."""
@@ -94,7 +96,6 @@ class Report:
 
 # --- reading machine code ---------------------------------------------------------------------------------------------
 
-_AMD_MMA = re.compile(r"\bv_(?:s?mfmac?|wmma)_\w+")
 _LOCAL = ("LDL", "STL")
 
 
@@ -123,16 +124,15 @@ def _report_cuda(cubin: bytes, shared: int) -> Report:
 
 
 def _report_amd(assembly: str, shared: int) -> Report:
-    def read(name: str) -> int:
-        return int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])
-
+    code = read_amdgcn(assembly)
+    loop = amd_loop(code)
     return Report(
-        registers=read("vgpr_count"),
-        spill_bytes=read("private_segment_fixed_size"),
-        loop_spills=0,
+        registers=read_metadata(assembly, "vgpr_count"),
+        spill_bytes=read_metadata(assembly, "private_segment_fixed_size"),
+        loop_spills=count_spills(code, read_metadata(assembly, "sgpr_spill_count")),
         shared=shared,
-        mma=dict(Counter(_AMD_MMA.findall(assembly))),
-        loop_instructions=0,
+        mma=dict(Counter(instruction.opcode for instruction in code if instruction.is_mma())),
+        loop_instructions=len(loop),
     )
 
 

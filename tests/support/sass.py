@@ -1,4 +1,4 @@
-"""Reads the disassembly of an NVIDIA kernel: its instructions and its loops."""
+"""Reads the disassembly of an NVIDIA kernel: its instructions; and finds the loops of this and of AMD's (amdgcn.py)."""
 
 import re
 from collections import defaultdict
@@ -39,27 +39,60 @@ def read_sass(text: str) -> list[Instruction]:
     return [instruction for instruction in code if instruction.successors(None) != [instruction.address]]
 
 
-def find_loops(code: list[Instruction]) -> list[list[Instruction]]:
-    """The natural loops. Addresses alone mislead: waits for a barrier are moved behind the end and jump back."""
-    by_address = {instruction.address: instruction for instruction in code}
-    before = defaultdict(set)
-    for instruction, following in zip(code, [*code[1:], None], strict=True):
-        for address in instruction.successors(following and following.address):
-            before[address].add(instruction.address)
-    bodies = defaultdict(set)  # by the loop's head
-    for head, tail in [(head, tail) for head, tails in before.items() for tail in tails if tail >= head]:
-        body, open_ends = {head}, [tail]
+def _strong_components(nodes: set[int], after: dict[int, list[int]]) -> list[set[int]]:
+    """The parts of a graph in which every node reaches every other, without those of a single node that does not reach itself
+    (Kosaraju's algorithm)."""
+    before = defaultdict(list)
+    for node in nodes:
+        for follower in after[node]:
+            before[follower].append(node)
+    order, seen = [], set()
+    for root in sorted(nodes):
+        stack = [] if root in seen else [(root, iter(after[root]))]
+        seen.add(root)
+        while stack:
+            node, followers = stack[-1]
+            following = next((x for x in followers if x in nodes and x not in seen), None)
+            if following is None:
+                order.append(stack.pop()[0])
+            else:
+                seen.add(following)
+                stack.append((following, iter(after[following])))
+    found, placed = [], set()
+    for root in reversed(order):
+        component, open_ends = set(), [root]
         while open_ends:
-            address = open_ends.pop()
-            if address not in body:
-                body.add(address)
-                open_ends.extend(before[address])
-        if code[0].address not in body:  # else the head can be bypassed: a jump back, not a loop
-            bodies[head] |= body
-    return [[by_address[address] for address in sorted(body)] for body in bodies.values()]
+            node = open_ends.pop()
+            if node not in placed:
+                placed.add(node)
+                component.add(node)
+                open_ends.extend(before[node])
+        if len(component) > 1 or root in after[root]:
+            found.append(component)
+    return found
 
 
-def hottest_loop(code: list[Instruction]) -> list[Instruction]:
+def find_loops(code: list) -> list[list]:
+    """The loops, outer ones before those inside them: what reaches itself, and what still does without the loop's entries.
+
+    Addresses alone mislead: waits for a barrier are moved behind the end and jump back, and the head of a loop may stand in its
+    middle."""
+    by_address = {instruction.address: instruction for instruction in code}
+    after = {
+        instruction.address: [x for x in instruction.successors(following and following.address) if x in by_address]
+        for instruction, following in zip(code, [*code[1:], None], strict=True)
+    }
+    found, regions = [], [set(by_address)]
+    while regions:
+        region = regions.pop()
+        for component in _strong_components(region, after):
+            found.append(component)
+            entries = {x for node in by_address.keys() - component for x in after[node] if x in component}
+            regions.append(component - (entries or {min(component)}))
+    return [[by_address[address] for address in sorted(component)] for component in found]
+
+
+def hottest_loop(code: list) -> list:
     """The innermost loop with the most tensor-core instructions, or the longest loop if none has any, or all of it;
     NOPs do not count."""
 

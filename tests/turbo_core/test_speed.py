@@ -47,7 +47,7 @@ CASES = {
     ),
     "amd not supported": (
         {"architecture": "gfx1030"},
-        "Slow: the Triton kernels do not run on this GPU (its kernels are made for AMD's gfx9 chips, and this is gfx1030), "
+        "Slow: the Triton kernels do not run on this GPU (gfx1030 has no matrix instructions (on AMD, RDNA 3 or newer and the gfx9 chips have)), "
         f"{PLAIN}for speed {RTX}.",
     ),
     "mps": ({"kind": "mps"}, f"Slow: Triton does not reach an Apple GPU, {PLAIN}for speed {RTX}."),

@@ -3,14 +3,16 @@
     o = block_sparse_attention(q, k, v, block_map(q, k)) + proj(linear_attention(q, k, v))
 
 Sequences are [B, L, H, D] (batch, tokens, heads, head_dim), strided views included; any L >= 1 and any float dtype.
-The sparse branch keeps its sparsity (it gathers the selected keys and runs SDPA on them) and every temporary is
-bounded by `_CHUNK_ELEMENTS`, so this also runs full-size models, only slower than a fused kernel.
+This is the definition. Where no kernel runs, the same is computed in a few large operations (batched/sla.py), which take the
+block map and the linear branch from here: their temporaries are bounded by `_CHUNK_ELEMENTS`.
 """
+
+import itertools
 
 import torch
 import torch.nn.functional as F
 
-from ..format import BLOCK_K, BLOCK_Q, block_count, selected_blocks
+from ..format import BLOCK_K, BLOCK_Q, selected_blocks
 
 _CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 128 MB in bf16, 256 MB in float32
 
@@ -48,32 +50,15 @@ def block_sparse_attention(
     block_k: int = BLOCK_K,
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v over the keys of the listed blocks. `blocks` as from `block_map`; returns [B, L, H, D]."""
-    b, length, h, d = q.shape
-    n_q, n_k, selected = block_count(length, block_q), block_count(k.shape[1], block_k), blocks.shape[-1]
-
-    def split(x: torch.Tensor, block: int, count: int) -> torch.Tensor:
-        padded = F.pad(x, (0, 0, 0, 0, 0, count * block - x.shape[1]))
-        return padded.unflatten(1, (count, block)).permute(0, 3, 1, 2, 4)  # [B, H, count, block, D]
-
-    q_blocks, k_blocks, v_blocks = split(q, block_q, n_q), split(k, block_k, n_k), split(v, block_k, n_k)
-    out = torch.empty((b, n_q * block_q, h, d), dtype=q.dtype, device=q.device)
-    out_blocks = out.unflatten(1, (n_q, block_q)).permute(0, 3, 1, 2, 4)
-    key_exists = torch.arange(n_k * block_k, device=q.device).view(n_k, block_k) < k.shape[1]
-    chunk = max(1, _CHUNK_ELEMENTS // (selected * block_k * d))  # query blocks per step
-    for item in range(b):
-        for head in range(h):
-            for start in range(0, n_q, chunk):
-                rows = slice(start, start + chunk)
-                listed = blocks[item, head, rows]
-                keys, values = (x[item, head][listed].flatten(1, 2).unsqueeze(1) for x in (k_blocks, v_blocks))
-                mask = None
-                if k.shape[1] % block_k:
-                    mask = key_exists[listed].flatten(1)[:, None, None]
-                attended = F.scaled_dot_product_attention(
-                    q_blocks[item, head, rows].unsqueeze(1), keys, values, attn_mask=mask
-                )
-                out_blocks[item, head, rows] = attended.squeeze(1)
-    return out[:, :length]
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    key_blocks, value_blocks = (x.split(block_k, dim=1) for x in (k, v))
+    for item, head, i in itertools.product(*map(range, blocks.shape[:3])):
+        listed = blocks[item, head, i].tolist()
+        keys, values = (torch.cat([x[j][item, :, head] for j in listed]) for x in (key_blocks, value_blocks))
+        rows = slice(i * block_q, (i + 1) * block_q)
+        attended = F.scaled_dot_product_attention(q[item, rows, head][None], keys[None], values[None])
+        out[item, rows, head] = attended[0]
+    return out
 
 
 def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

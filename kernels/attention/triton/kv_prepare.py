@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ...amd import on_rdna
 from ..format import BLOCK_K
 
 SPLITS = 32  # fills the GPU from 5 heads on; 32 states of D x D floats are small beside k and v
@@ -120,6 +121,12 @@ def _kv_finish_kernel(
     tl.store(p_v_max + i_bh * D + o_r, b_v_max)
 
 
+def launch_config(d: int, rdna: bool) -> dict[str, int]:
+    """Launch config of the pass over the keys by head_dim, chosen from compiled code: RDNA spills with fewer warps."""
+    warps = 8 if d == 128 else 4
+    return dict(num_warps=2 * warps, num_stages=1) if rdna else dict(num_warps=warps, num_stages=2)
+
+
 def kv_prepare(k: torch.Tensor, v: torch.Tensor, proj_weight: torch.Tensor, *, block_k: int = BLOCK_K) -> PreparedKV:
     """k, v [B, L, H, D] with a contiguous last dimension, proj_weight [D, D] contiguous, D in {64, 128}."""
     b, length, h, d = k.shape
@@ -138,7 +145,7 @@ def kv_prepare(k: torch.Tensor, v: torch.Tensor, proj_weight: torch.Tensor, *, b
             k, v, kv, k_sum_part, k_total, v_max_part, out.k_pooled,
             *k.stride()[:3], *v.stride()[:3],
             length, n_k, chunk, h,
-            D=d, BLOCK_K=block_k, num_warps=8 if d == 128 else 4, num_stages=2, enable_fp_fusion=True,
+            D=d, BLOCK_K=block_k, enable_fp_fusion=True, **launch_config(d, on_rdna(k)),
         )  # fmt: skip
         _kv_finish_kernel[d // rows, b * h](
             kv, k_sum_part, k_total, v_max_part, proj_weight, out.values, out.k_sum, out.k_mean, out.v_max,

@@ -39,18 +39,21 @@ def _attention_kernel(
     p_q, p_k, p_v, p_blocks, p_o, p_values, p_k_sum, p_bias,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h,
     L_Q, L_K, N_Q, T, H, scale,
-    D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, LINEAR: tl.constexpr,
+    D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    LINEAR: tl.constexpr,
 ):  # fmt: skip
     i_m, i_bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
     i_b, i_h = i_bh // H, i_bh % H
-    o_q, o_k, o_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K), tl.arange(0, D)
+    PARTS: tl.constexpr = BLOCK_K // BLOCK_N  # steps of the softmax for each listed block
+    o_q, o_k, o_d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, D)
     i_row = i_m.to(tl.int64) * BLOCK_M
     m_q = (o_q < L_Q - i_m * BLOCK_M)[:, None]
     p_q += i_b * q_b + i_h * q_h + i_row * q_l + o_q[:, None] * q_l + o_d[None, :]
     p_k += i_b * k_b + i_h * k_h + o_k[:, None] * k_l + o_d[None, :]
     p_v += i_b * v_b + i_h * v_h + o_k[:, None] * v_l + o_d[None, :]
     p_blocks += (i_bh * N_Q + i_m * BLOCK_M // BLOCK_Q) * T
-    k_step, v_step = k_l.to(tl.int64) * BLOCK_K, v_l.to(tl.int64) * BLOCK_K
+    k_part, v_part = k_l.to(tl.int64) * BLOCK_N, v_l.to(tl.int64) * BLOCK_N
+    k_step, v_step = k_part * PARTS, v_part * PARTS
 
     b_q = tl.load(p_q, mask=m_q, other=0)
     b_acc = tl.zeros([BLOCK_M, D], tl.float32)
@@ -60,16 +63,26 @@ def _attention_kernel(
     i_last = tl.load(p_blocks + T - 1, mask=T > 0, other=-1).to(tl.int32)
     n_whole = T - (i_last * BLOCK_K + BLOCK_K > L_K).to(tl.int32)
     i_next = tl.load(p_blocks, mask=T > 0, other=0).to(tl.int32)
-    for i_t in tl.range(0, n_whole):
+    for i_t in tl.range(0, n_whole * PARTS):
         i_k = i_next  # loaded one step ahead, or each step would wait for its index before its keys
-        i_next = tl.load(p_blocks + i_t + 1, mask=i_t + 1 < T, other=0).to(tl.int32)
-        b_acc, b_max, b_sum = _attend_block(
-            b_q, p_k + i_k * k_step, p_v + i_k * v_step, b_acc, b_max, b_sum, scale, None
-        )
+        i_next = tl.load(p_blocks + (i_t + 1) // PARTS, mask=(i_t + 1) // PARTS < T, other=0).to(tl.int32)
+        p_k_part, p_v_part = p_k + i_k * k_step, p_v + i_k * v_step
+        if PARTS > 1:
+            p_k_part += i_t % PARTS * k_part
+            p_v_part += i_t % PARTS * v_part
+        b_acc, b_max, b_sum = _attend_block(b_q, p_k_part, p_v_part, b_acc, b_max, b_sum, scale, None)
     if n_whole < T:
-        b_acc, b_max, b_sum = _attend_block(
-            b_q, p_k + i_last * k_step, p_v + i_last * v_step, b_acc, b_max, b_sum, scale, o_k < L_K - i_last * BLOCK_K
-        )
+        p_k += i_last * k_step
+        p_v += i_last * v_step
+        count = L_K - i_last * BLOCK_K
+        if PARTS == 1:
+            b_acc, b_max, b_sum = _attend_block(b_q, p_k, p_v, b_acc, b_max, b_sum, scale, o_k < count)
+        else:
+            for i_part in tl.range(0, tl.cdiv(count, BLOCK_N)):
+                m_k = o_k < count - i_part * BLOCK_N
+                b_acc, b_max, b_sum = _attend_block(
+                    b_q, p_k + i_part * k_part, p_v + i_part * v_part, b_acc, b_max, b_sum, scale, m_k
+                )
     b_acc = b_acc / tl.where(b_sum == 0, 1.0, b_sum)[:, None]  # no block listed: zeros
     if LINEAR:
         # Loaded again: held over the loop it would cost the registers that keep the loop free of spills.
@@ -81,9 +94,10 @@ def _attention_kernel(
 def launch_config(major: int, hip: bool, d: int) -> dict[str, int]:
     """Launch config by the GPU's major version and head_dim: chosen from compiled code (spills, shared memory), not timed."""
     if hip and major >= 11:
-        return dict(BLOCK_M=64, num_warps=4, num_stages=1)
+        # RDNA has 256 registers a thread and holds the keys of a whole product in them; RDNA 3 (11) holds each key twice.
+        return dict(BLOCK_M=128, BLOCK_N=16 if major == 11 and d == 128 else 32, num_warps=8, num_stages=1)
     roomy = d == 64 or (major in (9, 10) and not hip)  # three stages of keys and values fit in shared memory
-    return dict(BLOCK_M=128, num_warps=8, num_stages=3 if roomy else 2)
+    return dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=3 if roomy else 2)
 
 
 def attend(
@@ -101,7 +115,7 @@ def attend(
     o = torch.empty((b, length, h, d), dtype=q.dtype, device=q.device)
     major = torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 0
     config = launch_config(major, torch.version.hip is not None, d)
-    config["BLOCK_M"] = min(config["BLOCK_M"], block_q)
+    config |= {"BLOCK_M": min(config["BLOCK_M"], block_q), "BLOCK_N": min(config["BLOCK_N"], block_k)}
     values, k_sum = (prepared.values, prepared.k_sum) if prepared else (None, None)
     with torch.cuda.device_of(q):
         _attention_kernel[triton.cdiv(length, config["BLOCK_M"]), b * h](

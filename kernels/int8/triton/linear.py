@@ -10,14 +10,17 @@ import torch
 import triton
 import triton.language as tl
 
+from ...amd import on_rdna
 from ...triton_primitives import ROUND, ROUND_BITS, encode, find_amax
 from ..format import MIN_AMAX, TILE
 from .quantize import quantize_block, quantize_row
 
 
-def launch_config(capability: tuple[int, int], rows: int, square: bool) -> dict[str, int]:
+def launch_config(capability: tuple[int, int], rows: int, square: bool, rdna: bool = False) -> dict[str, int]:
     """Launch config by compute capability (of ROCm devices: (0, 0)) and the rows of the product; with `square` a program's output
-    is one tile of the block-scaled format."""
+    is one tile of the block-scaled format. RDNA spills with fewer than 16 warps."""
+    if rdna:
+        return {"BLOCK_M": TILE, "BLOCK_N": TILE, "MAGIC": False, "num_warps": 16, "num_stages": 1}
     narrow = not square and rows < 2048 and capability in ((8, 0), (8, 6), (9, 0))
     stages = 4 if narrow else 3 if capability >= (8, 0) else 2
     return {
@@ -112,7 +115,7 @@ def _launch(codes, scales, weight, weight_scale, bias, y, y_scale, residual, gat
     n, items = weight.shape[0], math.prod(batch)
     rocm = torch.version.hip or not codes.is_cuda
     capability = (0, 0) if rocm else torch.cuda.get_device_capability(codes.device)
-    config = launch_config(capability, items * m, square=y_scale is not None)
+    config = launch_config(capability, items * m, square=y_scale is not None, rdna=on_rdna(codes))
     with torch.cuda.device_of(codes):
         _matmul_kernel[(items * triton.cdiv(m, config["BLOCK_M"]) * triton.cdiv(n, config["BLOCK_N"]),)](
             codes.contiguous(), scales.contiguous(), weight.contiguous(), weight_scale.contiguous(), bias,

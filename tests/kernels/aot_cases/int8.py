@@ -2,15 +2,15 @@
 
 import triton.language as tl
 from td_pack.kernels.int8.format import MIN_AMAX, TILE
-from td_pack.tests.support.aot import Build, KernelCase
+from td_pack.tests.support.aot import RDNA, Build, KernelCase
 
 NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-TARGETS = (*NVIDIA, "gfx942", "gfx1100")
+TARGETS = (*NVIDIA, "gfx942", *RDNA)
 MMA = dict.fromkeys(TARGETS, r"\bIMMA\.16832\.S8\.S8") | {
     "sm_90": r"\bIGMMA\.64x\d+x32\.S8\.S8",
     "sm_100": r"\bUTCIMMA|\bIMMA\.16832\.S8\.S8",  # the first from Triton 3.9 on
     "gfx942": r"mfma_i32\w*i8",
-    "gfx1100": r"wmma_i32\w*iu8",
+    **dict.fromkeys(RDNA, r"wmma_i32\w*iu8"),
 }
 
 
@@ -72,8 +72,8 @@ def _matmul(
         fp_fusion=False,
         targets={
             target: Build(
-                num_warps=4 if narrow else 8,
-                num_stages=4 if narrow else 3 if target.startswith("sm") else 2,
+                num_warps=16 if target in RDNA else 4 if narrow else 8,
+                num_stages=1 if target in RDNA else 4 if narrow else 3 if target.startswith("sm") else 2,
                 mma=MMA[target],
                 loop=loop,
                 constexprs={"MAGIC": target == "sm_80"},

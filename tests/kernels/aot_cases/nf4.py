@@ -1,9 +1,9 @@
 """Unpacking 4-bit weights at LingBot-World's block sizes: no tensor cores and no loop, so the whole kernel is counted."""
 
-from ...support.aot import Build, KernelCase
+from ...support.aot import RDNA, Build, KernelCase
 
 _NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-_AMD = ("gfx942", "gfx1100")
+_AMD = ("gfx942", *RDNA)
 _INSTRUCTIONS = {"double": (774, 774, 774, 785, 769, 795), "single": (763, 763, 763, 771, 755, 782)}
 
 

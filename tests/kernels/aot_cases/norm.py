@@ -1,10 +1,10 @@
 """The norm kernels at the widths of Wan 1.3B and 14B: no tensor cores and no loop, so the whole kernel is counted."""
 
 from ....kernels.int8.format import MIN_AMAX, TILE
-from ...support.aot import Build, KernelCase
+from ...support.aot import RDNA, Build, KernelCase
 
 _NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-_AMD = ("gfx942", "gfx1100")
+_AMD = ("gfx942", *RDNA)
 _STRIDES = ("x_b", "x_l")
 _MODULATION = ("shift_b", "shift_f", "scale_b", "scale_f")
 _INSTRUCTIONS = {

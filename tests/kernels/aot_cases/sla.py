@@ -2,7 +2,7 @@
 
 The launch options are those of the launchers; test_triton_sla.py compares `_attention` with `tile`."""
 
-from td_pack.tests.support.aot import Build, KernelCase
+from td_pack.tests.support.aot import RDNA, Build, KernelCase
 
 NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 MMA = {
@@ -13,7 +13,7 @@ MMA = {
     "sm_100": "UTCHMMA",
     "sm_120": "HMMA",
     "gfx942": "mfma",
-    "gfx1100": "wmma",
+    **dict.fromkeys(RDNA, "wmma"),
 }
 ROOMY = ("sm_90", "sm_100")
 
@@ -34,13 +34,13 @@ def _arguments(**kinds: str) -> dict[str, str]:
 
 
 def _attention(d: int, linear: bool, loops: dict[str, int]) -> KernelCase:
-    constexprs = {"D": d, "BLOCK_Q": 128, "BLOCK_K": 64, "BLOCK_M": 128, "LINEAR": linear}
+    constexprs = {"D": d, "BLOCK_Q": 128, "BLOCK_K": 64, "BLOCK_M": 128, "BLOCK_N": 64, "LINEAR": linear}
     if not linear:
         constexprs |= dict.fromkeys(("p_values", "p_k_sum", "p_bias"))
 
     def build(target: str) -> Build:
-        if target == "gfx1100":
-            return Build(4, 1, MMA[target], constexprs={"BLOCK_M": 64})
+        if target in RDNA:
+            return Build(8, 1, MMA[target], constexprs={"BLOCK_N": 32 if target == "gfx1201" or d == 64 else 16})
         return Build(8, 3 if d == 64 or target in ROOMY else 2, MMA[target], loops.get(target))
 
     return KernelCase(
@@ -57,7 +57,7 @@ def _attention(d: int, linear: bool, loops: dict[str, int]) -> KernelCase:
                 else _arguments(constexpr="p_values p_k_sum p_bias")
             ),
             **dict.fromkeys(_strides("qkv"), "i32"),
-            **_arguments(i32="L_Q L_K N_Q T H", fp32="scale", constexpr="D BLOCK_Q BLOCK_K BLOCK_M LINEAR"),
+            **_arguments(i32="L_Q L_K N_Q T H", fp32="scale", constexpr="D BLOCK_Q BLOCK_K BLOCK_M BLOCK_N LINEAR"),
         },
         constexprs=constexprs,
         targets={target: build(target) for target in MMA},
@@ -76,7 +76,10 @@ def _kv_partial(d: int, loops: dict[str, int]) -> KernelCase:
             **_arguments(i32="L N_K CHUNK H", constexpr="D BLOCK_K"),
         },
         constexprs={"D": d, "BLOCK_K": 64},
-        targets={t: Build(8 if d == 128 else 4, 2, MMA[t], loops.get(t)) for t in MMA},
+        targets={
+            t: Build((8 if d == 128 else 4) * (2 if t in RDNA else 1), 1 if t in RDNA else 2, MMA[t], loops.get(t))
+            for t in MMA
+        },
         divisible=_strides("kv"),
     )
 
