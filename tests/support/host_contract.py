@@ -14,6 +14,7 @@ INTERFACES = ("comfy_api.latest._io", "comfy_api.latest.ComfyExtension", "comfy_
 
 # Name: what the pack relies on, beyond that it exists and takes the arguments that the pack's calls pass.
 NAMES = {
+    "comfy.cli_args.args.cpu": "started with --cpu",
     "comfy.conds.CONDRegular": "base of CONDCamera; process_cond is given batch_size and maybe area",
     "comfy.context_windows.slice_cond": "cuts `temporal_dim` of cond.cond to the window's frames",
     "comfy.hooks.EnumHookMode.MinVram": "the mode of CFGGuider.sample for one group of hooks",
@@ -165,10 +166,15 @@ OVERRIDES = {
 
 # Overridden methods that are not called as ComfyUI's are, each with the reason.
 OWN_SIGNATURE = {
-    "comfy.model_sampling.ModelSamplingDiscreteFlow.set_parameters": "core passes its arguments by their names",
     "comfy.samplers.CFGGuider.set_conds": "called by the pack's nodes alone; `negative` may be left out",
     "comfy.samplers.CFGGuider.set_cfg": "called by the pack's nodes alone; one number for each expert",
 }
+
+# Overridden methods whose arguments ComfyUI passes by name where they have a default, so that **kwargs takes them.
+BY_NAME = (
+    "comfy.model_sampling.ModelSamplingDiscreteFlow.set_parameters",
+    "comfy_api.latest._input_impl.video_types.VideoFromFile.save_to",
+)
 
 # ComfyUI's code that the pack's follows, stands in for or relies on in detail: the pack's part, then the digest of each known form
 # (of the code without comments and docstrings), oldest first.
@@ -214,7 +220,7 @@ COPIES = {
     "comfy.ldm.wan.vae.WanVAE.decode": ("decode.decode: the chunks", "f759935e620e"),
     "comfy.ldm.wan.vae2_2.WanVAE.decode": ("decode.decode: the chunks", "b0ee9a6490fc"),
     "comfy_api.latest._input_impl.video_types.VideoFromComponents.save_to": (
-        "video.Mp4Writer",
+        "DecodedVideo, which feeds it frames that are read one by one",
         "51055e175af6",
         "9425c87c36e7",
     ),
@@ -245,7 +251,7 @@ ATTRIBUTES = {
     "comfy_kitchen.tensor.QuantizedTensor": "_layout_cls _params _qdata",
     "comfy_kitchen.tensor.BaseLayoutParams": "orig_dtype",
     "comfy.conds.CONDRegular": "_copy_with cond",
-    "comfy.sd.VAE": "disable_offload first_stage_model latent_channels memory_used_decode output_device process_output "
+    "comfy.sd.VAE": "disable_offload first_stage_model latent_channels latent_dim memory_used_decode output_device process_output "
     "spacial_compression_decode throw_exception_if_invalid upscale_ratio vae_dtype vae_output_dtype",
     "comfy.ldm.wan.vae.WanVAE": "conv2 decoder",
     "comfy.ldm.wan.vae.RMS_norm": "gamma",
@@ -264,12 +270,16 @@ ATTRIBUTES = {
 MARKS = {
     "_v": "comfy.model_patcher",
     "comfy_force_cast_weights": "comfy.model_patcher",
+    "comfy_patched_weights": "comfy.model_patcher",
+    "weight_comfy_model_dtype": "comfy.ops",
+    "bias_comfy_model_dtype": "comfy.ops",
     "_lowvram_function": "comfy.model_patcher",
     "can_assign_sd": "comfy.sd",
 }
 # Names that the sources read and that no class above has.
 ELSEWHERE = {
     "comfy_attention": "of WanSelfAttention, from about ComfyUI 0.40; optional",
+    "CastBiasWeightContext": "of comfy.ops, from 0.34; optional",
     "NodeReplace": "of comfy_api.latest.io; optional",
     "Input": "of io.Custom, public",
     "Output": "of io.Custom, public",

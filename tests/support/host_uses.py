@@ -205,8 +205,8 @@ def digest(function) -> str:
     return hashlib.sha256("".join(kept).encode()).hexdigest()[:12]
 
 
-def misfit(theirs, ours) -> str:
-    """Why `ours` does not take every call that `theirs` takes; empty if it does."""
+def misfit(theirs, ours, by_name: bool = False) -> str:
+    """Why `ours` does not take every call that `theirs` takes; empty if it does. `by_name`: what has a default is passed by name."""
     host = list(inspect.signature(theirs).parameters.values())
     mine = inspect.signature(ours).parameters
     kinds = {each.kind for each in mine.values()}
@@ -217,7 +217,7 @@ def misfit(theirs, ours) -> str:
         if each.kind == each.VAR_KEYWORD:
             fits = each.VAR_KEYWORD in kinds
         elif each.kind == each.POSITIONAL_OR_KEYWORD and i >= len(positional) and each.VAR_POSITIONAL not in kinds:
-            fits = False
+            fits = by_name and each.default is not each.empty and each.VAR_KEYWORD in kinds
         else:  # what has a default is passed by its name too
             fits = each.default is each.empty or each.name in mine or each.VAR_KEYWORD in kinds
         if not fits:

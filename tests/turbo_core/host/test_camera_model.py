@@ -204,8 +204,8 @@ def test_a_camera_that_does_not_fit_is_refused(cam, control, shape, message):
 
 def test_lingbot_s_shift_is_the_model_s_own(cam, tmp_path):
     assert cam.get_model_object("model_sampling").shift == 10
-    stock = load_model(str(checkpoints.write_pth(tmp_path / "wan.pth", checkpoints.upstream_state_dict(1, layers=1))))
-    assert stock.get_model_object("model_sampling").shift == 8
+    turbo = load_model(str(checkpoints.write_pth(tmp_path / "wan.pth", checkpoints.upstream_state_dict(1, layers=1))))
+    assert turbo.get_model_object("model_sampling").shift == 5  # rCM's, and not LingBot's, which is loaded before
 
 
 def test_offloaded_camera_layers_and_a_lora_on_them(tmp_path):

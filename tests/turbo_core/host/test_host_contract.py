@@ -59,7 +59,7 @@ def test_a_call_fits(use):
 def test_an_override_takes_what_comfyui_passes(name, cls):
     theirs, ours = OVERRIDDEN[name, cls]
     if not name.endswith(".__init__") and name not in contract.OWN_SIGNATURE:
-        problem = host_uses.misfit(theirs, ours)
+        problem = host_uses.misfit(theirs, ours, by_name=name in contract.BY_NAME)
         assert not problem, f"{cls} overrides {name}({host_uses.form(theirs)}) as ({host_uses.form(ours)}): {problem}"
     known = contract.OVERRIDES.get(name, ())
     now = host_uses.form(theirs)
