@@ -19,7 +19,12 @@ class Fault(Exception):
         where = [] if self.thread is None else [self.thread]
         where += [] if self.address is None else [f"address {self.address:#x}"]
         text = f"{self.problem} ({', '.join(where)})" if where else self.problem
-        return text if self.line is None else f"{text}\n    in {self.line}"
+        return text if self.line is None else f"{text}\n    in {shortened(self.line)}"
+
+
+def shortened(line: str) -> str:
+    """A PTX line and its source position without the middle of a long list of registers."""
+    return line if len(line) <= 200 else f"{line[:100]} ... {line[-100:]}"
 
 
 class OutOfBounds(Fault):

@@ -155,7 +155,7 @@ def _pack(value, kind: Format):
         return (value.astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     magnitude = np.where(np.isfinite(value), np.abs(value), 0.0)
     _, exponent = np.frexp(magnitude)
-    field = np.maximum(exponent - 1 - kind.low, -1) + 1  # 0 for subnormal numbers
+    field = np.where(magnitude > 0, np.maximum(exponent - 1 - kind.low, -1) + 1, 0)  # 0 for subnormal numbers
     unit = np.ldexp(1.0, np.maximum(field, 1) - 1 + kind.low - kind.mantissa)
     code = magnitude / unit - np.where(field > 0, 1 << kind.mantissa, 0) + field * (1 << kind.mantissa)
     if kind.infinity is not None:

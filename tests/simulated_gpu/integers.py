@@ -30,9 +30,14 @@ def _typed(function, kind):
 
 
 def _truncating_divide(kind):
+    unsigned = UNSIGNED[8 * np.dtype(kind).itemsize]
+
+    def size(x):
+        return np.asarray(np.where(x < 0, -x, x)).view(unsigned)  # of the lowest number too, which has no positive
+
     def run(a, b):
-        quotient = np.abs(a.astype(object) if kind is np.int64 else a.astype(np.int64)) // np.maximum(abs(b.astype(np.int64)), 1)
-        quotient = np.where((a < 0) != (b < 0), -quotient, quotient).astype(kind)
+        quotient = (size(a) // np.maximum(size(b), unsigned(1))).view(kind)
+        quotient = np.where((a < 0) != (b < 0), -quotient, quotient)
         return np.where(b == 0, kind(-1), quotient)
 
     return run

@@ -32,7 +32,8 @@ class SharedMemory:
         self._copies = np.zeros(words, np.int16)  # in flight to it
         self._matrix_reads = np.zeros(words, np.int16)  # by wgmma in flight
         self._interval = np.zeros(blocks, np.int32)
-        # A store by the generic proxy is seen by the async proxy (wgmma) once its warp has passed a fence.proxy.async.
+        # A store by the generic proxy is seen by the async proxy (wgmma) once its warp has passed a fence.proxy.async. Copies by
+        # cp.async are exempt: Triton, like CUTLASS, waits for them and fences nothing.
         self._stores = 0
         self._write_time = np.zeros(words, np.int64)
         self._fence_time = np.zeros(blocks * warps, np.int64)
@@ -143,6 +144,7 @@ class SharedMemory:
         self._data[size][start // size] = np.ascontiguousarray(data).view(UNIT[size]).reshape(-1)
         self._written.view(UNIT[size])[start // size] = _WRITTEN[size]
         self._note_write(words, warp[:, None], self._interval[warp // self._warps][:, None])
+        self._write_time[words] = 0
 
     def matrix_read(self, block, place, thread):
         """Rows of 16 bytes at addresses int64 [g, ...] that wgmma of warp groups in blocks [g] reads by the async proxy: uint8

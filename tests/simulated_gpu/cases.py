@@ -1,0 +1,250 @@
+"""What runs on the emulator: every operator with a Triton kernel, through the public entries, against its definition in torch.
+
+A case is a function of a compute capability (80, 89, ...) that gives measured errors with their bounds. `QUICK` cases are those of
+the normal test run; shapes are small and ragged, since the emulator needs about a second for a few thousand thread steps.
+
+The bounds: codes and integer products are exact, so they are equal or differ by one where a product and a sum are fused into one
+rounding. Attention in bfloat16 rounds the weights, the scores' inputs and the output, each by at most 2^-9 relative: an L2 error
+of about 2e-3 is expected and 4e-3 the bound (float16: an eighth of both).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from td_pack import kernels
+
+EPS = 1e-6
+ROUNDED = {torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float32: 2e-6}
+ALL = (80, 86, 89, 90, 120)
+FP8 = (89, 90, 120)
+
+
+class Check(NamedTuple):
+    """One measured error of a case and the most it may be."""
+
+    what: str
+    error: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """`run(capability, on_kernels)` where `on_kernels(function)` calls the function with the Triton kernels on the emulator."""
+
+    name: str
+    operator: str
+    run: Callable[[Callable], list[Check]]
+    quick: bool = False
+    capabilities: tuple[int, ...] = ALL
+    sized: bool = True  # the launcher asks for the compute capability
+
+
+def draw(*shape: int, seed: int = 0, dtype=torch.bfloat16, scale: float = 1.0) -> torch.Tensor:
+    """Normal values."""
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def relative(got, want) -> float:
+    """The L2 norm of the difference over that of `want`, NaN where one of them has a value that is not finite."""
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+def unequal(got, want) -> float:
+    """The share of elements that differ."""
+    if got.dtype != want.dtype or got.shape != want.shape:
+        return float("nan")
+    same = (got == want) | (got.isnan() & want.isnan()) if got.is_floating_point() else got == want
+    return float((~same).double().mean())
+
+
+def code_error(got, want) -> list[Check]:
+    """Codes may be a neighbour in a thousandth of the places, scales differ in a last place of float32's exp."""
+    difference = (got[0].int() - want[0].int()).abs()
+    return [
+        Check("largest difference of codes", float(difference.max()), 1),
+        Check("share of codes that differ", float((difference > 0).double().mean()), 1e-3),
+        Check("scales", relative(got[1], want[1]), 1e-5),
+    ]
+
+
+# --- int8 -------------------------------------------------------------------------------------------------------------
+
+
+def _quantize(shape, by, dtype, special=False):
+    def run(on_kernels):
+        x = draw(*shape, dtype=dtype)
+        if special:
+            x.view(-1)[3], x.view(-1)[-1], x.view(-1)[-2] = float("nan"), float("inf"), -0.0
+        got, want = on_kernels(lambda: kernels.int8_quantize(x, by)), kernels.int8_quantize(x, by)
+        return [Check("codes", unequal(got[0], want[0]), 0), Check("scales", unequal(got[1], want[1]), 0)]
+
+    return run
+
+
+def _product(m, n, k, epilogue, by="block", batch=1, dtype=torch.bfloat16):
+    def run(on_kernels):
+        weight, bias = kernels.quantize_block(draw(n, k, seed=1, dtype=torch.float32) / k**0.5), draw(n, seed=2, dtype=dtype)
+        x = draw(batch, m, k, dtype=dtype)
+        if epilogue == "linear":
+            call = lambda: kernels.int8_linear(x, *weight, bias, by)  # noqa: E731
+        else:
+            codes = kernels.int8_quantize(x, by)
+            residual, gate = draw(batch, m, n, seed=3, dtype=dtype), draw(batch, 1, n, seed=4, dtype=dtype)
+            call = {
+                "none": lambda: kernels.int8_matmul(*codes, *weight, bias, dtype),
+                "gelu": lambda: kernels.int8_matmul_gelu_quantize(*codes, *weight, bias, dtype),
+                "residual": lambda: kernels.int8_matmul_gate_residual(*codes, *weight, bias, residual, gate),
+            }[epilogue]
+        got, want = on_kernels(call), call()
+        if epilogue == "gelu":
+            return code_error(got, want)
+        # The last scaling and addition are one rounding in the kernel, two in the definition.
+        return [Check("relative", relative(got, want), ROUNDED[dtype] / 8)]
+
+    return run
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def _qkv(length, heads, d, dtype, keys=None, batch=1):
+    q, k, v = draw(3, batch, length, heads, d, seed=length + d, dtype=dtype)
+    return 2 * q, (k + draw(d, seed=1, dtype=dtype))[:, :keys], v[:, :keys]
+
+
+def _attention(length, heads, d, topk, dtype=torch.bfloat16, pv="", keys=None, batch=1, linear=True):
+    def run(on_kernels):
+        q, k, v = _qkv(length, heads, d, dtype, keys, batch)
+        weight, bias = (draw(d, d, seed=5, dtype=dtype, scale=d**-0.5), draw(d, seed=6, dtype=dtype)) if linear else (None, None)
+        got = on_kernels(lambda: kernels.sparse_linear_attention(q, k, v, weight, bias, topk, pv))
+        wide = [None if x is None else x.float() for x in (q, k, v, weight, bias)]
+        want = kernels.sparse_linear_attention(*wide, topk, pv)
+        # 8 bits, against the definition with the same codes: a weight near the middle of two codes rounds to the other where
+        # exp2 differs in its last place, and the sums of fp8 products may be float16.
+        extra = {"": 0, "fp16": 1e-3, "int8": 3e-3, "fp8": 6e-3}[pv]
+        return [Check("relative", relative(got, want), ROUNDED[dtype] + extra)]
+
+    return run
+
+
+def _block_map(length, heads, d, topk, dtype=torch.bfloat16):
+    def run(on_kernels):
+        q, k, _ = _qkv(length, heads, d, dtype)
+        got, want = on_kernels(lambda: kernels.block_map(q, k, topk)), kernels.block_map(q, k, topk)
+        return [Check("blocks that differ", unequal(got, want), 0)]
+
+    return run
+
+
+def _fused_views(on_kernels):
+    """q, k and v as views of one projection, and keys of another length than the queries."""
+    q, k, v = draw(2, 150, 3, 2, 64).unbind(2)
+    got = on_kernels(lambda: kernels.sparse_linear_attention(q, k, v, None, None, 0.5))
+    want = kernels.sparse_linear_attention(q.float(), k.float(), v.float(), None, None, 0.5)
+    return [Check("relative", relative(got, want), ROUNDED[torch.bfloat16])]
+
+
+# --- norms and 4-bit weights ------------------------------------------------------------------------------------------
+
+
+def _rope(batch, length, heads, d=128, dtype=torch.bfloat16):
+    def run(on_kernels):
+        x, weight = draw(batch, length, heads * d, dtype=dtype), draw(heads * d, seed=1, dtype=dtype)
+        angle = draw(length, d // 2, seed=2, dtype=torch.float32)
+        freqs = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(1, length, 1, d // 2, 2, 2)
+        call = lambda: kernels.rms_norm_rope(x, weight, freqs, heads, EPS)  # noqa: E731
+        return [Check("relative", relative(on_kernels(call), call()), ROUNDED[dtype])]
+
+    return run
+
+
+def _modulate(batch, length, width, frames, by=None, dtype=torch.bfloat16):
+    def run(on_kernels):
+        x = 3 * draw(batch, length, width, dtype=dtype) + 1
+        shift, scale = draw(2, batch, frames, width, seed=1, dtype=torch.float32)
+        if by is None:
+            call = lambda: kernels.layer_norm_modulate(x, shift, scale, EPS)  # noqa: E731
+            return [Check("relative", relative(on_kernels(call), call()), ROUNDED[dtype])]
+        call = lambda: kernels.layer_norm_modulate_quantize(x, shift, scale, EPS, by)  # noqa: E731
+        (codes, scales), (want, want_scales) = on_kernels(call), call()
+        difference = (codes.int() - want.int()).abs()
+        # float32 sums in another order move a value across a rounding boundary now and then
+        return [
+            Check("largest difference of codes", float(difference.max()), 1),
+            Check("share of codes that differ", float((difference > 0).double().mean()), 2e-2),
+            Check("scales", relative(scales, want_scales), 4e-3),
+        ]
+
+    return run
+
+
+def _nf4(rows, columns, nested, dtype):
+    def run(on_kernels):
+        generator, elements = torch.Generator().manual_seed(rows), rows * columns
+        blocks = -(-elements // 64)
+        codes = torch.randint(256, (-(-elements // 2),), generator=generator, dtype=torch.uint8)
+        absmax = torch.rand(blocks, generator=generator)
+        extra = (None, None)
+        if nested:
+            absmax = torch.randint(256, (blocks,), generator=generator, dtype=torch.uint8)
+            extra = (torch.rand(-(-blocks // 256), generator=generator), torch.randn(256, generator=generator))
+        table = torch.randn(16, generator=generator)
+        call = lambda: kernels.nf4_dequantize(codes, absmax, table, *extra, 0.25, 64, 256, rows, columns, dtype)  # noqa: E731
+        return [Check("values that differ", unequal(on_kernels(call), call()), 0)]
+
+    return run
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def _name(dtype) -> str:
+    return {BF16: "bf16", FP16: "fp16", FP32: "fp32"}[dtype]
+
+
+def _cases() -> list[Case]:
+    made = []
+
+    def add(operator, name, run, **options):
+        made.append(Case(f"{operator}-{name}", operator, run, **options))
+
+    for by in ("block", "row"):
+        for shape, dtype, quick in (((1, 130, 200), BF16, True), ((2, 5, 129), FP16, False), ((300, 256), FP32, False)):
+            name = f"{by}-{'x'.join(map(str, shape))}-{_name(dtype)}"
+            add("int8_quantize", name, _quantize(shape, by, dtype), quick=quick, sized=False)
+        add("int8_quantize", f"{by}-not-finite", _quantize((130, 130), by, BF16, True), sized=False)
+        for m, n, k, batch in ((140, 200, 256, 1), (5, 130, 250, 2)):
+            add("int8_linear", f"{by}-{batch}x{m}x{n}x{k}", _product(m, n, k, "linear", by, batch), quick=m == 140)
+    for epilogue in ("none", "gelu", "residual"):
+        for m, n, k, by, dtype in ((140, 200, 384, "block", BF16), (129, 128, 130, "row", FP16), (2050, 128, 128, "block", BF16)):
+            name = f"{epilogue}-{m}x{n}x{k}-{by}-{_name(dtype)}"
+            add("int8_matmul", name, _product(m, n, k, epilogue, by, dtype=dtype), quick=m == 140)
+    add("block_map", "500-bf16", _block_map(500, 2, 128, 0.3), quick=True, sized=False)
+    add("block_map", "1-fp16", _block_map(1, 1, 64, 1.0, FP16), sized=False)
+    add("block_map", "2900-bf16", _block_map(2900, 1, 64, 0.1), sized=False)
+    for pv in ("", "fp16", "int8", "fp8"):
+        operator, options = f"attention {pv}" if pv else "attention", {"capabilities": FP8 if pv == "fp8" else ALL}
+        add(operator, "d128-391-bf16", _attention(391, 1, 128, 0.5, pv=pv), quick=True, **options)
+        add(operator, "d64-200-bf16", _attention(200, 2, 64, 0.4, pv=pv), quick=not pv, **options)
+        add(operator, "d64-500-fp16", _attention(500, 1, 64, 0.2, FP16, pv), **options)
+        add(operator, "d128-1-bf16", _attention(1, 1, 128, 1.0, pv=pv), **options)
+        add(operator, "d128-700-sparse-only", _attention(700, 1, 128, 0.3, pv=pv, linear=False), **options)
+        add(operator, "d64-130-keys-70-batch-2", _attention(130, 1, 64, 1.0, pv=pv, keys=70, batch=2), **options)
+    add("attention", "fused-views", _fused_views)
+    for heads, length, batch in ((2, 17, 2), (12, 3, 1), (40, 2, 1)):
+        add("rms_norm_rope", f"{heads}-heads", _rope(batch, length, heads), quick=heads == 12, sized=False)
+    for width, frames, length in ((256, 3, 17), (1536, 1, 5), (5120, 2, 3)):
+        for by in (None, "block", "row"):
+            name = f"{width}-{frames}-frames" + (f"-{by}" if by else "")
+            run = _modulate(2 if width == 256 else 1, length, width, frames, by)
+            add("layer_norm_modulate", name, run, quick=width == 256, sized=False)
+    for dtype in (BF16, FP32, FP16):
+        for nested in (False, True):
+            name = f"{'double' if nested else 'single'}-{_name(dtype)}"
+            add("nf4_dequantize", name, _nf4(27, 37, nested, dtype), quick=dtype is BF16, sized=False)
+    return made
+
+
+CASES = {case.name: case for case in _cases()}
