@@ -34,6 +34,16 @@ def _prepare() -> None:
 _prepare()
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--simulated",
+        metavar="WHAT",
+        default="quick",
+        choices=("quick", "all", "80", "86", "89", "90", "120"),
+        help="compiled kernels in the emulator: quick (a few cases for 8.0, the default), a compute capability, or all of them",
+    )
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """One live ComfyUI for the whole run: the pack under an odd folder name, the test nodes, tiny checkpoints."""

@@ -33,13 +33,14 @@ class Machine:
         watched = any(i.opcode.startswith("wgmma.") for i in kernel.instructions())
         self._blocks = [[self._decode(i, watched) for i in block] for block in kernel.blocks]
         self.executed = 0  # instructions of the last launch, counted once a batch
+        self.hazards: set[str] = set()  # of the last launch: see shared.py
 
     def launch(self, grid: tuple[int, int, int], arguments: list[bytes], memory: GlobalMemory, max_lanes: int = MAX_LANES):
         """Runs all blocks of the grid; arguments are the parameters' bytes, little-endian. Raises a `Fault` at the first error."""
         sizes = [len(a) for a in arguments]
         if sizes != self.kernel.parameters:
             raise ValueError(f"{self.kernel.name} takes parameters of {self.kernel.parameters} bytes, got {sizes}")
-        self.executed = 0
+        self.executed, self.hazards = 0, set()
         together = max(1, max_lanes // self.kernel.threads)
         total = grid[0] * grid[1] * grid[2]
         with np.errstate(all="ignore"):
@@ -95,6 +96,7 @@ class Machine:
             line = self.kernel.blocks[number][index].line
             raise EmulatorError(f"{type(error).__name__}: {error}\n    in {line}") from error
         self.executed += len(self._blocks[number])
+        self.hazards.update(b.shared.hazards)
 
     # --- decoding -------------------------------------------------------------------------------------------------------
 

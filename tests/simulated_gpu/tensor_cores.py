@@ -9,7 +9,8 @@ import re
 
 import numpy as np
 
-from .formats import BF16, E4M3, E5M2, F16, canonical, decode as decode_format, encode
+from .formats import BF16, E4M3, E5M2, F16, canonical, encode
+from .formats import decode as decode_format
 from .loads import address
 from .parse import Instruction
 from .registers import Slots

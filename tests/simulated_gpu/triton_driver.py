@@ -44,11 +44,12 @@ class PtxBackend(CUDABackend):
 
 @dataclass
 class Launch:
-    """What one launch did: the kernel's name, blocks, instructions executed (once a batch of blocks)."""
+    """What one launch did: the kernel's name, blocks, instructions executed (once a batch of blocks), hazards (shared.py)."""
 
     name: str
     blocks: int
     executed: int
+    hazards: frozenset
 
 
 @dataclass
@@ -125,7 +126,7 @@ class _Launcher:
         memory = GlobalMemory(allocations)
         machine.launch((x, y, z), values + [b"\0" * 8] * _SCRATCH, memory)
         memory.close()
-        self._session.launches.append(Launch(self._name, x * y * z, machine.executed))
+        self._session.launches.append(Launch(self._name, x * y * z, machine.executed, frozenset(machine.hazards)))
 
 
 class EmulatedDriver(DriverBase):

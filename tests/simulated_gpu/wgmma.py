@@ -9,7 +9,7 @@ ignored, as results with Triton's descriptors show.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,13 +25,12 @@ _PITCH = {1: 128, 2: 64, 3: 32}  # bytes, by the descriptor's swizzle mode
 
 @dataclass
 class _Product:
-    """A wgmma in flight: its accumulators' and A's register slots, what it reads of shared memory, the warp groups that have
-    not waited for it yet."""
+    """A wgmma in flight: its accumulators' and A's register slots, and what it reads of shared memory (words of each operand) by
+    warp group, for the groups that have not waited for it yet."""
 
     accumulators: frozenset
     sources: frozenset
-    reads: list
-    groups: set = field(default_factory=set)
+    reads: dict[int, list]
 
 
 class ProductGroups:
@@ -56,8 +55,9 @@ class ProductGroups:
             for group in groups:
                 yield from group
 
-    def check(self, b, reads: frozenset, writes: frozenset) -> None:
-        """Raises ReadBeforeWait if an instruction touches registers of a product in flight."""
+    def check(self, b, reads: frozenset, writes: frozenset, renames: bool) -> None:
+        """Raises ReadBeforeWait if an instruction touches registers of a product in flight. One that `renames`, a mov between
+        two registers, makes its target one of the product's: such copies stand at the ends of loops, and ptxas removes them."""
         groups = None
         for product in self.in_flight():
             touched = product.accumulators & (reads | writes) or product.sources & writes
@@ -65,7 +65,10 @@ class ProductGroups:
                 continue
             if groups is None:
                 groups = set(range(b.lanes // GROUP)) if b.mask is None else set(np.flatnonzero(b.mask) // GROUP)
-            if mine := groups & product.groups:
+            mine = groups & product.reads.keys()
+            if mine and renames and not product.sources & writes:
+                product.accumulators |= writes
+            elif mine:
                 thread = b.thread(min(mine) * GROUP)
                 raise ReadBeforeWait("a register of a wgmma in flight is used before the wait for it", thread)
 
@@ -73,10 +76,8 @@ class ProductGroups:
         """Ends all but the `keep` newest committed groups of a warp group."""
         while len(self.committed[group]) > keep:
             for product in self.committed[group].pop(0):
-                product.groups.discard(group)
-                if not product.groups:
-                    for words in product.reads:
-                        b.shared.end_matrix_read(words)
+                for words in product.reads.pop(group):
+                    b.shared.end_matrix_read(words)
 
 
 def watch(step, i: Instruction, slots: Slots):
@@ -86,11 +87,12 @@ def watch(step, i: Instruction, slots: Slots):
     names = [_names(operand) for operand in i.operands]
     writes = frozenset() if i.parts[0] in ("st", "stmatrix", "bra", "bar", "red", "cp") or not names else names[0]
     reads = frozenset().union(*(names if not writes else names[1:]), [i.predicate] if i.predicate else [])
+    renames = i.parts[0] == "mov" and all(isinstance(operand, str) for operand in i.operands)
     reads, writes = (frozenset(slots.target(name) for name in group) for group in (reads, writes))
 
     def watched(b):
         if b.products is not None:
-            b.products.check(b, reads, writes)
+            b.products.check(b, reads, writes, renames)
         step(b)
         ProductGroups.of(b).dirty |= writes
 
@@ -170,7 +172,8 @@ def _multiply(i: Instruction, slots: Slots):
         for column, target in zip(product, targets, strict=True):
             old = np.where(add, b.full(b.r[target])[lanes], np.uint32(0))
             b.scatter(target, lanes, accumulate(column, old, result, False))
-        made = _Product(frozenset(targets), sources, [*tokens, token], set(map(int, groups)))
+        reads = {int(group): [words[n] for words in (*tokens, token)] for n, group in enumerate(groups)}
+        made = _Product(frozenset(targets), sources, reads)
         for group in groups:
             products.open[group].append(made)
 

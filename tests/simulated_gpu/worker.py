@@ -18,11 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Result(NamedTuple):
-    """`checks` of a case, or the text of the fault or error that ended it; `launches` names the kernels that ran."""
+    """`checks` of a case, or the text of the fault or error that ended it; `launches` names the kernels that ran, `hazards` what
+    was noted of which (shared.py)."""
 
     checks: list
     error: str | None
     launches: list[str]
+    hazards: list[tuple[str, str]]
     seconds: float
 
 
@@ -74,7 +76,8 @@ def run_case(name: str, capability: int, session) -> Result:
     if error is None and case.sized and not asked:
         error = "no launcher asked for the compute capability: the launch options are not those of this GPU"
     names = sorted({launch.name for launch in session.launches})
-    return Result(checks, error, names, time.process_time() - start)
+    hazards = sorted({(launch.name, text) for launch in session.launches for text in launch.hazards})
+    return Result(checks, error, names, hazards, time.process_time() - start)
 
 
 def serve(capability: int) -> None:
@@ -117,7 +120,7 @@ class Worker:
             self._process.stdin.flush()
             return pickle.load(self._process.stdout)
         except (EOFError, BrokenPipeError):
-            return Result([], f"the emulator's process ended with exit code {self._process.wait()}", [], 0.0)
+            return Result([], f"the emulator's process ended with exit code {self._process.wait()}", [], [], 0.0)
 
     def close(self) -> None:
         """Ends the process."""
