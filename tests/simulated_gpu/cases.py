@@ -121,9 +121,9 @@ def _attention(length, heads, d, topk, dtype=torch.bfloat16, pv="", keys=None, b
         got = on_kernels(lambda: kernels.sparse_linear_attention(q, k, v, weight, bias, topk, pv))
         wide = [None if x is None else x.float() for x in (q, k, v, weight, bias)]
         want = kernels.sparse_linear_attention(*wide, topk, pv)
-        # 8 bits, against the definition with the same codes: where exp2 differs in its last place a weight near the middle of two
-        # e4m3 codes, an eighth apart, rounds to the other, and the sums of fp8 products may be float16.
-        extra = 1e-3 if pv == "fp8" else 0
+        # fp8, against the definition with the same codes: for 8.9 Triton converts a weight through float16, rounded towards zero, so
+        # that one in about 2^8 rounds to the wrong neighbour, an eighth away: 2^-4 * 2^-3 at most over the whole.
+        extra = 4e-3 if pv == "fp8" else 0
         return [Check("relative", relative(got, want), ROUNDED[dtype] + extra)]
 
     return run

@@ -78,6 +78,16 @@ def test_float32_rounds_the_exact_result_once(name, mode):
     assert got.tolist() == want
 
 
+def test_fma_is_not_rounded_to_float64_first():
+    """a * b is half a last place of c, and 2^-58 or so more or less: float64 cannot tell, and ties would go to even."""
+    a, b = np.float32(2.0**-12 * (1 + 2896 * 2.0**-23)), np.float32(2.0**-12 * (1 - 2895 * 2.0**-23))
+    d, e = np.float32(2.0**-12 * (1 + 2897 * 2.0**-23)), np.float32(2.0**-12 * (1 - 2896 * 2.0**-23))
+    rows = [(a, b, np.float32(1)), (d, e, np.float32(1 + 2.0**-23)), (-a, b, np.float32(-1))]
+    given = [np.array(column, np.float32).view(np.uint32) for column in zip(*rows, strict=True)]
+    want = [1 + 2.0**-23, 1 + 2.0**-23, -1 - 2.0**-23]
+    assert evaluate("fma.rn.f32", *given, bits=32).view(np.float32).tolist() == want
+
+
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "fma"])
 def test_half_precision_rounds_once_and_packed_pairs_are_two_of_it(name, kind):

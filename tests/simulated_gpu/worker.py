@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..support.environment import cache_dir
+from .mutations import Mutation, apply, places
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Result(NamedTuple):
     """`checks` of a case, or the text of the fault or error that ended it; `launches` names the kernels that ran, `hazards` what
-    was noted of which (shared.py)."""
+    was noted of which (shared.py), `mutations` the defects that can be put into them."""
 
     checks: list
     error: str | None
     launches: list[str]
     hazards: list[tuple[str, str]]
+    mutations: list[Mutation]
     seconds: float
 
 
@@ -47,15 +49,21 @@ def claim_device(capability: int):
         yield asked
 
 
-def run_case(name: str, capability: int, session) -> Result:
-    """Runs a case of cases.py; `session` is that of triton_driver."""
+def run_case(name: str, capability: int, session, mutation: Mutation | None = None) -> Result:
+    """Runs a case of cases.py, with a defect in one of its kernels if given; `session` is that of triton_driver."""
     from td_pack.kernels import use_backend
 
     from .cases import CASES
     from .uninitialized import EmptyTensors
 
-    case, start = CASES[name], time.process_time()
+    case, start, texts = CASES[name], time.process_time(), {}
     session.launches.clear()
+
+    def mutate(kernel: str, text: str) -> str:
+        texts[kernel] = text
+        return apply(mutation, text) if mutation is not None and mutation.kernel == kernel else text
+
+    session.mutate = mutate
     asked = []
 
     def on_kernels(call):
@@ -77,11 +85,12 @@ def run_case(name: str, capability: int, session) -> Result:
         error = "no launcher asked for the compute capability: the launch options are not those of this GPU"
     names = sorted({launch.name for launch in session.launches})
     hazards = sorted({(launch.name, text) for launch in session.launches for text in launch.hazards})
-    return Result(checks, error, names, hazards, time.process_time() - start)
+    mutations = [] if mutation else [m for kernel, text in texts.items() for m in places(kernel, text)]
+    return Result(checks, error, names, hazards, mutations, time.process_time() - start)
 
 
 def serve(capability: int) -> None:
-    """Answers pickled names of cases from stdin with pickled Results until stdin ends."""
+    """Answers pickled (case, mutation or None) from stdin with pickled Results until stdin ends."""
     import torch
 
     from .triton_driver import install
@@ -92,10 +101,10 @@ def serve(capability: int) -> None:
     session = install(capability)
     while True:
         try:
-            name = pickle.load(jobs)
+            name, mutation = pickle.load(jobs)
         except EOFError:
             return
-        pickle.dump(run_case(name, capability, session), answers)
+        pickle.dump(run_case(name, capability, session, mutation), answers)
         answers.flush()
 
 
@@ -113,14 +122,14 @@ class Worker:
             [sys.executable, "-c", program], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def run(self, name: str) -> Result:
-        """Runs a case by its name."""
+    def run(self, name: str, mutation: Mutation | None = None) -> Result:
+        """Runs a case by its name, with a defect in one of its kernels if given."""
         try:
-            pickle.dump(name, self._process.stdin)
+            pickle.dump((name, mutation), self._process.stdin)
             self._process.stdin.flush()
             return pickle.load(self._process.stdout)
         except (EOFError, BrokenPipeError):
-            return Result([], f"the emulator's process ended with exit code {self._process.wait()}", [], [], 0.0)
+            return Result([], f"the emulator's process ended with exit code {self._process.wait()}", [], [], [], 0.0)
 
     def close(self) -> None:
         """Ends the process."""
