@@ -8,12 +8,14 @@ rounding. Attention in bfloat16 rounds the weights, the scores' inputs and the o
 of about 2e-3 is expected and 4e-3 the bound (float16: an eighth of both).
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from td_pack import kernels
+from td_pack.kernels.attention.reference.sla import block_map as reference_block_map
 
 EPS = 1e-6
 ROUNDED = {torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float32: 2e-6}
@@ -132,8 +134,9 @@ def _attention(length, heads, d, topk, dtype=torch.bfloat16, pv="", keys=None, b
 def _block_map(length, heads, d, topk, dtype=torch.bfloat16):
     def run(on_kernels):
         q, k, _ = _qkv(length, heads, d, dtype)
-        got, want = on_kernels(lambda: kernels.block_map(q, k, topk)), kernels.block_map(q, k, topk)
-        return [Check("blocks that differ", unequal(got, want), 0)]
+        got = on_kernels(lambda: importlib.import_module("td_pack.kernels.attention.triton.block_selection").block_map(q, k, topk))
+        want = reference_block_map(q, k, topk)
+        return [Check("blocks that differ", unequal(got.long(), want.long()), 0)]
 
     return run
 
