@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts this may have an older one, which fails on what follows
     sys.exit("dev.py: Python 3.10 or newer is needed.")
@@ -27,15 +28,20 @@ COMMANDS = {
 }
 
 
-def load_pack() -> None:
-    """Makes the checkout importable as `td_pack`; on sys.path its `nodes/` would shadow ComfyUI's nodes.py."""
+def load_pack() -> ModuleType:
+    """Imports this folder as the package `td_pack` by its path, as ComfyUI does; needs neither ComfyUI nor torch.
+
+    Removes the folder from sys.path, where its `nodes/` would shadow ComfyUI's nodes.py.
+    """
     sys.path[:] = [p for p in sys.path if Path(p or os.curdir).resolve() != ROOT]
     spec = importlib.util.spec_from_file_location(
         "td_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
+    assert spec and spec.loader  # None only for a file whose suffix no loader handles
     module = importlib.util.module_from_spec(spec)
     sys.modules["td_pack"] = module
     spec.loader.exec_module(module)
+    return module
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

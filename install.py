@@ -1,15 +1,16 @@
 """What ComfyUI-Manager runs after installing the pack. It installs nothing: it says what is here and what is missing."""
 
-import importlib.util
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    spec = importlib.util.spec_from_file_location("environment", PACK / "turbo_core" / "environment.py")
-    environment = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(environment)
+    from dev import load_pack
+
+    load_pack()
+    from td_pack.turbo_core import environment
+
     for line in environment.report(environment.find_comfyui(PACK)):
         print(f"TurboDiffusion: {line}")
 

@@ -1,6 +1,5 @@
 """Makes the pack importable as `td_pack` with ComfyUI's modules beside it, and offers the shared live server."""
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -10,20 +9,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _load_pack() -> None:
-    """Imports the pack the way ComfyUI does (by path); the root itself must not be on sys.path, where `nodes/`
-    would shadow ComfyUI's nodes.py."""
-    sys.path[:] = [p for p in sys.path if Path(p or os.curdir).resolve() != ROOT]
-    spec = importlib.util.spec_from_file_location(
-        "td_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["td_pack"] = module
-    spec.loader.exec_module(module)
-
-
 def _prepare() -> None:
-    _load_pack()
+    sys.path.insert(0, str(ROOT))
+    import dev
+
+    dev.load_pack()  # which removes the root from sys.path
     from td_pack.tests.support import host, interpreter
 
     interpreter.install()  # before ComfyUI's modules, which import triton

@@ -112,17 +112,17 @@ def test_nothing_is_installed():
 
 def test_importing_the_pack_is_free(tmp_path):
     seconds, *modules = fresh(
-        "began = time.process_time(); load(); print(time.process_time() - began, *sys.modules)", tmp_path
+        "began = time.process_time(); load_pack(); print(time.process_time() - began, *sys.modules)", tmp_path
     ).split()
-    assert "pack" in modules
+    assert "td_pack" in modules
     assert not [
-        name for name in modules if name.split(".")[0] in ("torch", "triton", "comfy") or name.startswith("pack.")
+        name for name in modules if name.split(".")[0] in ("torch", "triton", "comfy") or name.startswith("td_pack.")
     ]
     assert float(seconds) < 0.3  # of this process's own CPU time: measured 2 ms, and torch alone takes a second
 
 
 def test_core_and_kernels_import_without_triton_and_comfyui(tmp_path):
-    modules = [".".join(("pack", *path.with_suffix("").parts)) for path in SOURCES if layer(path) == "turbo_core"]
+    modules = [".".join(("td_pack", *path.with_suffix("").parts)) for path in SOURCES if layer(path) == "turbo_core"]
     modules = [name.removesuffix(".__init__") for name in modules]
     out = fresh(
         f"""
@@ -132,14 +132,14 @@ class Refuse:
         if name.split(".")[0] in refused:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
-load()
-for name in {["pack.kernels", *modules]!r}:
+load_pack()
+for name in {["td_pack.kernels", *modules]!r}:
     importlib.import_module(name)
-print(*(name for name in sys.modules if name.startswith("pack.")))
+print(*(name for name in sys.modules if name.startswith("td_pack.")))
 """,
         tmp_path,
     )
-    assert {"pack.kernels", *modules} <= set(out.split())
+    assert {"td_pack.kernels", *modules} <= set(out.split())
 
 
 def test_a_comfyui_without_a_part_that_is_imported_is_told_so(tmp_path):
@@ -151,7 +151,7 @@ def test_a_comfyui_without_a_part_that_is_imported_is_told_so(tmp_path):
 import asyncio
 sys.path.insert(0, {str(tmp_path)!r})
 try:
-    asyncio.run(load().comfy_entrypoint())
+    asyncio.run(load_pack().comfy_entrypoint())
 except ImportError as error:
     print(error)
 """,
@@ -185,10 +185,10 @@ def test_a_comfyui_that_is_too_old_is_told_so(version, tmp_path):
 import asyncio
 sys.path.insert(0, {str(tmp_path)!r})
 try:
-    asyncio.run(load().comfy_entrypoint())
+    asyncio.run(load_pack().comfy_entrypoint())
 except ImportError as error:
     print(error)
-print([name for name in sys.modules if name.startswith("pack.nodes")])
+print([name for name in sys.modules if name.startswith("td_pack.nodes")])
 """,
         tmp_path,
     )

@@ -24,12 +24,12 @@ class Refuse:
         if name.split(".")[0] in ("triton", "comfy_kitchen"):
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
-load()
+load_pack()
 import importlib.util, torch
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name in ("triton", "comfy_kitchen") else find(name, *rest)
-from pack import kernels
-from pack.kernels.backends import triton_unavailable
+from td_pack import kernels
+from td_pack.kernels.backends import triton_unavailable
 q, k, v = torch.randn(3, 1, 200, 2, 128)
 kernels.sparse_linear_attention(q, k, v, None, None, 0.4)
 kernels.sparse_linear_attention(q, k, v, None, None, 0.4, "int8")
@@ -38,7 +38,7 @@ kernels.int8_linear(x, *weight)
 codes = kernels.layer_norm_modulate_quantize(x, *torch.randn(2, 1, 1, 256))
 kernels.int8_matmul_gelu_quantize(*codes, *weight, None, torch.bfloat16)
 loaded = (name.split(".") for name in sys.modules)
-print(*(name for name in loaded if name[0] == "triton" or (name[0] == "pack" and {"triton", "comfy_kitchen"} & set(name))))
+print(*(name for name in loaded if name[0] == "triton" or (name[0] == "td_pack" and {"triton", "comfy_kitchen"} & set(name))))
 print(triton_unavailable(torch.device("cuda")))
 for title, operator in kernels.OPERATORS.items():
     print(operator.choose(torch.device("cpu")))

@@ -10,13 +10,13 @@ NO_TRITON = "raise ImportError('triton is not installed (hidden by a test)')\n"
 
 ENTRY = """
 import asyncio, gc, importlib
-load()
-importlib.import_module("pack.tests.support.host").load_host()
+load_pack()
+importlib.import_module("td_pack.tests.support.host").load_host()
 import comfy.samplers, comfy_extras.nodes_custom_sampler, comfy_extras.nodes_wan, comfy.sd, comfy_api.latest, folder_paths, execution, server
 gc.disable()                        # a collection of the host's whole heap can fall anywhere and costs 0.2 s
 before = set(sys.modules)
 start = time.process_time()
-extension = asyncio.run(sys.modules["pack"].comfy_entrypoint())
+extension = asyncio.run(sys.modules["td_pack"].comfy_entrypoint())
 nodes = asyncio.run(extension.get_node_list())
 print(time.process_time() - start, len(nodes), *sorted(set(sys.modules) - before))
 """
@@ -27,7 +27,7 @@ def test_entering_the_pack_is_quick_and_imports_no_triton(tmp_path):
     # CPU time of the process alone, and the best of three: what else a shared machine does only ever adds to it.
     assert min(float(seconds) for seconds, *_ in runs) < 0.3
     _, nodes, *modules = runs[0]
-    assert int(nodes) >= 6 and "pack.nodes" in modules
+    assert int(nodes) >= 6 and "td_pack.nodes" in modules
     assert not [name for name in modules if "triton" in name.split(".")], "the kernels, or triton itself"
 
 

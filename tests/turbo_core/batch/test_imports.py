@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from td_pack.tests.support.fresh import PRELUDE
 from td_pack.tests.support.server import ROOT
 
 BATCH = ROOT / "turbo_core" / "batch"
@@ -38,9 +39,7 @@ def test_no_other_part_of_the_pack_imports_it():
 
 def test_without_ray_the_command_says_how_to_get_it(tmp_path):
     code = (
-        "import importlib.util, sys\n"
-        f"spec = importlib.util.spec_from_file_location('td_pack', {str(ROOT / '__init__.py')!r}, submodule_search_locations=[{str(ROOT)!r}])\n"
-        "sys.modules['td_pack'] = importlib.util.module_from_spec(spec)\n"
+        f"{PRELUDE}load_pack()\n"
         "sys.modules['ray'] = None\n"
         "from td_pack.turbo_core.batch.cli import main\n"
         f"sys.exit(main(['--seeds', '1', '--workflow', {str(ROOT / 'workflows/api/TurboWan2.1-T2V-1.3B-480P.json')!r}, '--ray', 'local', '--out', 'x']))\n"

@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 import pytest
-from td_pack.tests.support.server import ROOT
+from td_pack.tests.support.fresh import PRELUDE
 from td_pack.turbo_core.batch.job import Job
 from td_pack.turbo_core.batch.manifest import DONE, FAILED, PENDING, RUNNING, Manifest, Record
 from td_pack.turbo_core.batch.results import Results, file_names
@@ -122,10 +122,10 @@ def test_what_a_killed_run_left_is_removed_and_a_second_run_kept_out(tmp_path):
 
 
 SAVE = """
-import importlib.util, sys, resource, signal
+{prelude}
+load_pack()
+import resource, signal
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("td_pack", {root!r}, submodule_search_locations=[{folder!r}])
-sys.modules["td_pack"] = module = importlib.util.module_from_spec(spec)
 from td_pack.turbo_core.batch.job import Job
 from td_pack.turbo_core.batch.results import DiskFull, Results
 from td_pack.turbo_core.batch.worker import Outcome
@@ -142,7 +142,7 @@ for i, size in enumerate((100_000, 3_000_000, 100_000)):
 
 
 def save_script(path, limit: str):
-    path.write_text(SAVE.format(root=str(ROOT / "__init__.py"), folder=str(ROOT), limit=textwrap.dedent(limit)))
+    path.write_text(SAVE.format(prelude=PRELUDE, limit=textwrap.dedent(limit)))
     return path
 
 
