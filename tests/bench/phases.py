@@ -141,7 +141,7 @@ def turbo_job(way: str) -> dict:
 
 
 def lingbot_job() -> dict:
-    """The shipped workflow at another size, with a picture of one colour."""
+    """The shipped workflow at another size, with a picture of one color."""
     from td_pack.tests.support import workflows
     from td_pack.tests.support.jobs import node
 

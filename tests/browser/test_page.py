@@ -49,7 +49,7 @@ def test_a_workflow_made_by_hand_gives_the_video_it_asks_for(page, server):
 
     clip, fps = read_video(next((server.output_dir / "video").glob(f"{demo.JOBS['t2v']}*.mp4")))
     score = vision.score(clip, world.parse(text))
-    assert fps == 8 and score.colour and score.direction and score.background
+    assert fps == 8 and score.color and score.direction and score.background
 
 
 def read_video(path: Path) -> tuple[torch.Tensor, float]:

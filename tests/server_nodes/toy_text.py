@@ -6,9 +6,9 @@ import re
 import torch
 
 WIDTH, ROWS = 4096, 8
-DEFAULTS = {"colour": "red", "kind": "disc", "direction": "right", "speed": "slowly", "background": "dark"}
+DEFAULTS = {"color": "red", "kind": "disc", "direction": "right", "speed": "slowly", "background": "dark"}
 GROUPS = {
-    "colour": ("red", "orange", "yellow", "green", "blue", "purple"),
+    "color": ("red", "orange", "yellow", "green", "blue", "purple"),
     "kind": ("disc", "square", "triangle"),
     "direction": ("left", "right", "up", "down"),
     "speed": ("slowly", "fast"),
@@ -20,7 +20,7 @@ SYNONYMS = {"circle": "disc", "slow": "slowly", "quickly": "fast", "box": "squar
 def encode(prompt: str) -> tuple[torch.Tensor, list[str]]:
     """A prompt as an embedding [1, 8, 4096], float32, and notes about what it did with it, one sentence each.
 
-    A colour belongs to the next kind of shape, so both words' vectors say which shape they describe, the first or the second.
+    A color belongs to the next kind of shape, so both words' vectors say which shape they describe, the first or the second.
     What a prompt does not name is filled in. Rows without a word are zero."""
     words = parse(prompt)
     notes = []
@@ -53,9 +53,9 @@ def parse(prompt: str) -> list[tuple[str, str, int]]:
     groups, found, shapes = known(), [], 0
     for word in plain(prompt):
         group = groups.get(word)
-        if group is None or (shapes == 2 and group in ("colour", "kind")):
+        if group is None or (shapes == 2 and group in ("color", "kind")):
             continue
-        which = shapes if group in ("colour", "kind") else 0
+        which = shapes if group in ("color", "kind") else 0
         if (group, which) in {(g, s) for g, _, s in found}:
             continue
         found.append((group, word, which))

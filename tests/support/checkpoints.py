@@ -93,10 +93,10 @@ def upstream_state_dict(
     """A checkpoint as upstream publishes it: 16 channels for T2V, 36 for I2V."""
     named = shapes(dim, ffn_dim, layers, in_channels, sla)
     sd = {key: weight(seed, key, shape) for key, shape in named.items()}
-    return quantised(sd) if int8 else sd
+    return quantized(sd) if int8 else sd
 
 
-def quantise(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 codes of a matrix and the float32 scale of each 128x128 tile."""
     w = w.float()
     rows, columns = w.shape
@@ -107,13 +107,13 @@ def quantise(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes.flatten(2).flatten(0, 1)[:rows, :columns].contiguous(), amax / TILE
 
 
-def quantised(sd: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The checkpoint with the blocks' linears as int8, as upstream's quantiser leaves it."""
+def quantized(sd: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The checkpoint with the blocks' linears as int8, as upstream's quantizer leaves it."""
     result = {}
     for key, value in sd.items():
         if key.startswith("blocks.") and key.endswith(".weight") and value.ndim == 2 and "proj_l" not in key:
             name = key.removesuffix(".weight")
-            result[f"{name}.int8_weight"], result[f"{name}.scale"] = quantise(value)
+            result[f"{name}.int8_weight"], result[f"{name}.scale"] = quantize(value)
         else:
             result[key] = value.float() if "norm" in key else value
     return result

@@ -25,8 +25,8 @@ def write_expert(path: Path, seed: int, **size) -> Path:
     """A `.safetensors` file with every tensor of an int8 model of that size; the values repeat a random buffer."""
     entries = {}
     for key, shape in checkpoints.shapes(sla=True, **size).items():
-        quantised = key.startswith("blocks.") and key.endswith(".weight") and len(shape) == 2 and "proj_l" not in key
-        if quantised:
+        quantized = key.startswith("blocks.") and key.endswith(".weight") and len(shape) == 2 and "proj_l" not in key
+        if quantized:
             layer = key.removesuffix(".weight")
             entries[f"{layer}.int8_weight"] = (torch.int8, shape)
             entries[f"{layer}.scale"] = (torch.float32, tuple(-(-n // checkpoints.TILE) for n in shape))
@@ -40,7 +40,7 @@ def write_encoder(path: Path, seed: int, weights: str = "fp8") -> Path:
     linears are scaled float8 (6.7 GB)."""
     tokenizer = text_encoders.tokenizer()
     entries = {"spiece_model": (torch.uint8, tuple(tokenizer.shape))}
-    for key, shape in text_encoders.shapes(width=4096, heads=64, head_width=64, vocabulary=256384).items():
+    for key, shape in text_encoders.shapes(width=4096, heads=64, head_dim=64, vocabulary=256384).items():
         scaled = weights == "fp8" and len(shape) == 2 and key != "shared.weight" and "relative" not in key
         entries[key] = (torch.float8_e4m3fn if scaled else torch.float16, shape)
         if scaled:
@@ -54,7 +54,7 @@ def write_encoder(path: Path, seed: int, weights: str = "fp8") -> Path:
 
 
 def write_nf4_expert(path: Path, seed: int, control: str = "cam", **size) -> Path:
-    """A `.safetensors` file as bitsandbytes packs LingBot-World: every linear in NF4, doubly quantised, the rest in bfloat16."""
+    """A `.safetensors` file as bitsandbytes packs LingBot-World: every linear in NF4, doubly quantized, the rest in bfloat16."""
     entries, known = {}, {}
     for key, shape in lingbot.shapes(control, **size).items():
         if not key.endswith(".weight") or len(shape) != 2 or key == "patch_embedding.weight":

@@ -42,7 +42,7 @@ def is_linear(key: str, value: torch.Tensor) -> bool:
 
 
 def packed(sd: dict[str, torch.Tensor], kind: str = "nf4", double: bool = True) -> dict[str, torch.Tensor]:
-    """The checkpoint with every linear as bitsandbytes' 4-bit linears save it; `double`: scales quantised again."""
+    """The checkpoint with every linear as bitsandbytes' 4-bit linears save it; `double`: scales quantized again."""
     result = {}
     for key, value in sd.items():
         result |= pack(key, value, kind, double) if is_linear(key, value) else {key: value}
@@ -60,13 +60,13 @@ def pack(
 
 
 def unpack(sd: dict[str, torch.Tensor], key: str, dtype: torch.dtype) -> torch.Tensor:
-    """bitsandbytes' own dequantisation of one packed weight."""
+    """bitsandbytes' own dequantization of one packed weight."""
     functional = bitsandbytes().functional
     state = {name.removeprefix(key + "."): value for name, value in sd.items() if name.startswith(key + ".")}
-    quantised = functional.QuantState.from_dict(state, device="cpu")
-    quantised.dtype = dtype
+    quantized = functional.QuantState.from_dict(state, device="cpu")
+    quantized.dtype = dtype
     with torch.compiler.set_stance("force_eager"):  # it would compile itself for each shape
-        return functional.dequantize_4bit(sd[key], quantised)
+        return functional.dequantize_4bit(sd[key], quantized)
 
 
 def bitsandbytes():

@@ -26,9 +26,9 @@ def test_noise_is_one_cpu_stream(name):
     assert torch.equal(torch.stack(draws[1:]), tensors["renoise"])
 
 
-def test_the_quantiser_is_the_golden_one():
+def test_the_quantizer_is_the_golden_one():
     _, tensors = checkpoints.golden_case("ops")
-    codes, scale = checkpoints.quantise(tensors["int8.w"])
+    codes, scale = checkpoints.quantize(tensors["int8.w"])
     assert torch.equal(codes, tensors["int8.wq"])
     torch.testing.assert_close(scale, tensors["int8.ws"], rtol=1e-6, atol=0)
 

@@ -6,11 +6,11 @@ from PIL import Image
 from td_pack.tests.support import demo
 
 
-def write_video(path, grey_levels, size):
+def write_video(path, gray_levels, size):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=16)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for level in grey_levels:
+        for level in gray_levels:
             picture = np.full((size[1], size[0], 3), level, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())

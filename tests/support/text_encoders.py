@@ -34,9 +34,9 @@ def tokenizer(vocabulary: int = 40) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(model.getvalue(), np.uint8).copy())
 
 
-def shapes(width: int, heads: int, head_width: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+def shapes(width: int, heads: int, head_dim: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
     """Every weight of the encoder with its shape."""
-    inner = heads * head_width
+    inner = heads * head_dim
     named = {"shared": (vocabulary, width), "encoder.final_layer_norm": (width,)}
     for layer in (f"encoder.block.{i}.layer" for i in range(LAYERS)):
         attention, ffn = f"{layer}.0.SelfAttention", f"{layer}.1.DenseReluDense"

@@ -32,7 +32,7 @@ def rate_and_metadata(video: Path | str | BytesIO) -> tuple[Fraction, dict[str, 
 
 
 def tags(video: Path | str | BytesIO) -> dict:
-    """What the file says of itself: container, codec and colours."""
+    """What the file says of itself: container, codec and colors."""
     with av.open(_rewound(video)) as container:
         stream = container.streams.video[0]
         about = {name: getattr(stream.codec_context, name) for name in TAGS}

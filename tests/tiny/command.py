@@ -80,5 +80,5 @@ def train(stages, work: Path) -> None:
         elif stage == "t2v_sla":
             models.write(models.T2V, train_more.run_sla(load("t2v_dense.pth", work), data(), work))
         elif stage == "lora":
-            turquoise = train_more.recolour(data(), vae(), work / "turquoise.pt")
+            turquoise = train_more.recolor(data(), vae(), work / "turquoise.pt")
             models.write(models.LORA, train_more.run_lora(load(models.T2V), turquoise, work))

@@ -20,10 +20,10 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 @dataclass(frozen=True)
 class Row:
     """Shares of clips that show what the prompt says; PSNR in dB and SSIM against the reference of the table, where there is
-    one; `first`: PSNR of the first frame against the given one (I2V); `turquoise`: share of clips in the LoRA's colour."""
+    one; `first`: PSNR of the first frame against the given one (I2V); `turquoise`: share of clips in the LoRA's color."""
 
     name: str
-    colour: float
+    color: float
     kind: float
     direction: float
     everything: float
@@ -46,7 +46,7 @@ def judge(
     palette: dict | None = None,
     **more,
 ) -> Row:
-    """`palette` replaces the world's colours, which what is seen is named by; `more` are further figures of the row."""
+    """`palette` replaces the world's colors, which what is seen is named by; `more` are further figures of the row."""
     scores = [vision.score(clip, scene, palette) for clip, scene in zip(clips, wanted, strict=True)]
 
     def share(part: str) -> float:
@@ -55,7 +55,7 @@ def judge(
     if reference is not None:
         more["psnr"] = mean(vision.psnr(a, b) for a, b in zip(clips, reference, strict=True))
         more["ssim"] = mean(vision.ssim(a, b) for a, b in zip(clips, reference, strict=True))
-    return Row(name, share("colour"), share("kind"), share("direction"), share("all"), **more)
+    return Row(name, share("color"), share("kind"), share("direction"), share("all"), **more)
 
 
 def mean(values) -> float:
@@ -63,11 +63,11 @@ def mean(values) -> float:
     return sum(values) / len(values)
 
 
-def shows(clip: torch.Tensor, wanted: world.Scene, colour: str, palette: dict) -> bool:
-    """Whether a clip's first shape has this colour of a palette."""
+def shows(clip: torch.Tensor, wanted: world.Scene, color: str, palette: dict) -> bool:
+    """Whether a clip's first shape has this color of a palette."""
     pixels = clip.float().numpy()
     found = vision.look(pixels, vision.background_of(pixels), wanted, palette)
-    return bool(found) and found[0].colour == colour
+    return bool(found) and found[0].color == color
 
 
 class Table:
@@ -112,15 +112,15 @@ class Table:
         for steps in (1, 2, 3):
             row(f"SLA 2 of 9, {steps} step{'s' * (steps > 1)}", sparse, steps=steps)
         row("SLA 2 of 9, 4 steps, ODE", sparse, mode="ode")
-        quantised = models.int8(path, self.folder)
-        row("int8, dense attention", models.load(quantised))
-        row("int8, SLA 2 of 9", models.load(quantised, 2))
+        quantized = models.int8(path, self.folder)
+        row("int8, dense attention", models.load(quantized))
+        row("int8, SLA 2 of 9", models.load(quantized, 2))
 
     def lora(self) -> None:
-        wanted = [scene for scene in scenes(400) if len(scene.shapes) == 1 and scene.shapes[0].colour == "red"][:16]
+        wanted = [scene for scene in scenes(400) if len(scene.shapes) == 1 and scene.shapes[0].color == "red"][:16]
         tensors = {k: v.float() for k, v in safetensors.torch.load_file(self.weights / models.LORA).items()}
         path = self.weights / models.T2V
-        palette = world.COLOURS | {"turquoise": world.TURQUOISE}
+        palette = world.COLORS | {"turquoise": world.TURQUOISE}
         for kind, base in (("float", path), ("int8", models.int8(path, self.folder))):
             model, reference = models.load(base, 2), None
             for strength in STRENGTHS:
@@ -158,7 +158,7 @@ def sheet(table: Table, path: Path) -> None:
 
 
 COLUMNS = {
-    "colour": ("colour", "{:.0%}"),
+    "color": ("color", "{:.0%}"),
     "kind": ("shape", "{:.0%}"),
     "direction": ("direction", "{:.0%}"),
     "everything": ("all three", "{:.0%}"),

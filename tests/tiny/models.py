@@ -61,7 +61,7 @@ def sample(
         options = {}
         if vae is not None:
             frames = [world.render(scene, frames=1) for scene in batch]
-            raw = encode(vae, torch.stack([canvases.followed_by_grey(frame) for frame in frames]))
+            raw = encode(vae, torch.stack([canvases.followed_by_gray(frame) for frame in frames]))
             mask = torch.ones(1, 1, *raw.shape[2:])
             mask[:, :, 0] = 0  # known, in ComfyUI's polarity
             options = {"concat_latent_image": raw, "concat_mask": mask}

@@ -30,5 +30,5 @@ def test_the_demos_image_to_video_job_moves_the_shape_it_is_given(server, tmp_pa
     clip = torch.from_numpy(np.stack(frames)).float() / 255
     assert clip.shape == (world.FRAMES, world.SIZE, world.SIZE, 3)
     score = vision.score(clip, wanted)
-    assert score.colour and score.direction and score.background
+    assert score.color and score.direction and score.background
     assert vision.psnr(clip[0], given) >= 25  # what the models reach without the video's compression is 30 and more

@@ -25,7 +25,7 @@ def test_i2v_keeps_the_first_frame_and_obeys_the_direction(table):
     high, low = (models.load(models.WEIGHTS / name) for name in (models.I2V_HIGH, models.I2V_LOW))
     clips, row = t2v(table, high, low=low, vae=table.vae, mode="ode")
     first = [vision.psnr(clip[0], world.render(s, frames=1)[0]) for clip, s in zip(clips, table.scenes, strict=True)]
-    assert row.direction >= 0.95 and row.colour >= 0.95
+    assert row.direction >= 0.95 and row.color >= 0.95
     assert row.kind >= 0.5  # 81 % of 64 clips measured, 30 % by chance
     assert measure.mean(first) >= 25
 
@@ -45,8 +45,8 @@ def test_int8_shows_the_same_clips(table):
 
 
 def test_the_lora_changes_red_to_turquoise(table):
-    wanted = [s for s in measure.scenes(200) if len(s.shapes) == 1 and s.shapes[0].colour == "red"][:8]
-    palette = world.COLOURS | {"turquoise": world.TURQUOISE}
+    wanted = [s for s in measure.scenes(200) if len(s.shapes) == 1 and s.shapes[0].color == "red"][:8]
+    palette = world.COLORS | {"turquoise": world.TURQUOISE}
     model = models.load(models.WEIGHTS / models.T2V, 2)
     tensors = {k: v.float() for k, v in safetensors.torch.load_file(models.WEIGHTS / models.LORA).items()}
 

@@ -20,7 +20,7 @@ def test_a_clip_shows_what_its_prompt_says(seed):
 @pytest.mark.parametrize("background", world.BACKGROUNDS)
 def test_shapes_that_touch_are_two(background):
     scene = world.parse(f"a green square and a orange triangle moving down fast over a {background} background")
-    shapes = [dataclasses.replace(s, centre=(x, 64.0)) for s, x in zip(scene.shapes, (40.0, 83.0), strict=True)]
+    shapes = [dataclasses.replace(s, center=(x, 64.0)) for s, x in zip(scene.shapes, (40.0, 83.0), strict=True)]
     scene = dataclasses.replace(scene, shapes=tuple(shapes))
     assert dataclasses.astuple(vision.score(world.render(scene), scene)) == (True,) * 5
 
@@ -33,7 +33,7 @@ def test_a_clip_is_a_function_of_its_seed():
 @pytest.mark.parametrize(
     "part, change",
     [
-        ("colour", lambda s: dataclasses.replace(s, shapes=(dataclasses.replace(s.shapes[0], colour="green"),))),
+        ("color", lambda s: dataclasses.replace(s, shapes=(dataclasses.replace(s.shapes[0], color="green"),))),
         ("kind", lambda s: dataclasses.replace(s, shapes=(dataclasses.replace(s.shapes[0], kind="triangle"),))),
         ("direction", lambda s: dataclasses.replace(s, direction="left")),
         ("speed", lambda s: dataclasses.replace(s, speed="fast")),
@@ -62,7 +62,7 @@ def test_a_prompt_reads_back_as_its_scene():
 
 def test_the_stand_in_encoder_knows_the_words_of_the_world():
     assert toy_text.GROUPS == {
-        "colour": tuple(world.COLOURS),
+        "color": tuple(world.COLORS),
         "kind": world.KINDS,
         "direction": tuple(world.DIRECTIONS),
         "speed": tuple(world.SPEEDS),
@@ -80,7 +80,7 @@ def test_the_stand_in_encoder_tells_what_it_made_of_a_prompt():
     assert {tuple(row[:4].tolist()) for row in embedding[0]} == {tuple(row[:4].tolist()) for row in same[0]}
 
 
-def test_a_colour_belongs_to_its_shape():
+def test_a_color_belongs_to_its_shape():
     one, two = (
         toy_text.encode(f"{text} moving up fast over a dark background")[0]
         for text in ("a red disc and a blue square", "a blue disc and a red square")

@@ -16,10 +16,10 @@ STILL = 8  # pixels that a shape must move in a clip to have a direction
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of one shape: kind and colour by the median frame, its way by a line through its centres."""
+    """What was seen of one shape: kind and color by the median frame, its way by a line through its centers."""
 
     kind: str
-    colour: str
+    color: str
     direction: str
     speed: str
 
@@ -28,7 +28,7 @@ class Seen:
 class Score:
     """Whether a clip is what its prompt says, each for all of its shapes."""
 
-    colour: bool
+    color: bool
     kind: bool
     direction: bool
     speed: bool
@@ -36,20 +36,20 @@ class Score:
 
     @property
     def all(self) -> bool:
-        return self.colour and self.kind and self.direction
+        return self.color and self.kind and self.direction
 
 
-def score(clip: torch.Tensor, wanted: world.Scene, colours: dict | None = None) -> Score:
-    """Judges a clip [frames, H, W, 3] in 0..1; `colours` replaces the world's (names to RGB)."""
+def score(clip: torch.Tensor, wanted: world.Scene, colors: dict | None = None) -> Score:
+    """Judges a clip [frames, H, W, 3] in 0..1; `colors` replaces the world's (names to RGB)."""
     clip = clip.float().numpy()
     background = background_of(clip)
-    seen = look(clip, background, wanted, colours or world.COLOURS)
+    seen = look(clip, background, wanted, colors or world.COLORS)
     right_background = nearest(background, world.BACKGROUNDS) == wanted.background
     if len(seen) != len(wanted.shapes):
         return Score(False, False, False, False, right_background)
     pairs = list(zip(seen, wanted.shapes, strict=True))
     return Score(
-        all(s.colour == shape.colour for s, shape in pairs),
+        all(s.color == shape.color for s, shape in pairs),
         all(s.kind == shape.kind for s, shape in pairs),
         all(s.direction == wanted.direction for s in seen),
         all(s.speed == wanted.speed for s in seen),
@@ -58,27 +58,27 @@ def score(clip: torch.Tensor, wanted: world.Scene, colours: dict | None = None) 
 
 
 def background_of(clip: np.ndarray) -> np.ndarray:
-    """The median colour of the picture's edge."""
+    """The median color of the picture's edge."""
     edge = np.concatenate([clip[:, :4].reshape(-1, 3), clip[:, -4:].reshape(-1, 3), clip[:, :, :4].reshape(-1, 3)])
     return np.median(edge, 0)
 
 
-def look(clip: np.ndarray, background: np.ndarray, wanted: world.Scene, colours: dict) -> list[Seen]:
+def look(clip: np.ndarray, background: np.ndarray, wanted: world.Scene, colors: dict) -> list[Seen]:
     """The shapes of a clip in the order its prompt names them: by the lane they keep to. Fewer or more than the prompt says
     in most frames: an empty list."""
     count = len(wanted.shapes)
     across = 0 if world.DIRECTIONS[wanted.direction][1] == 0 else 1
-    frames = [blobs(frame, background, np.array(list(colours.values()))) for frame in clip]
+    frames = [blobs(frame, background, np.array(list(colors.values()))) for frame in clip]
     good = [(i, sorted(found, key=lambda b: b[0][across])) for i, found in enumerate(frames) if len(found) == count]
     if len(good) < 0.75 * len(frames):
         return []
     times = np.array([i for i, _ in good]) / (len(frames) - 1)
-    return [one([found[k] for _, found in good], times, colours) for k in range(count)]
+    return [one([found[k] for _, found in good], times, colors) for k in range(count)]
 
 
 def blobs(frame: np.ndarray, background: np.ndarray, palette: np.ndarray) -> list[tuple]:
-    """(centre (y, x), part of its bounding box filled, colour) of everything that is not background. Shapes that touch are told
-    apart by their colours, of a palette [n, 3]."""
+    """(center (y, x), part of its bounding box filled, color) of everything that is not background. Shapes that touch are told
+    apart by their colors, of a palette [n, 3]."""
     found = []
     for touching in regions(np.abs(frame - background).max(-1) > CONTRAST):
         distances = np.square(frame[touching][:, None] - palette).sum(-1)
@@ -88,7 +88,7 @@ def blobs(frame: np.ndarray, background: np.ndarray, palette: np.ndarray) -> lis
             continue
         nearest_of = np.full(frame.shape[:2], -1)
         nearest_of[touching] = distances[:, large].argmin(1)
-        # Not the edges of one shape, which are mixed with the background and may look like the other's colour.
+        # Not the edges of one shape, which are mixed with the background and may look like the other's color.
         found += [part for k in range(len(large)) for part in regions(nearest_of == k)]
     return [blob(frame, inside) for inside in found]
 
@@ -106,7 +106,7 @@ def blob(frame: np.ndarray, inside: np.ndarray) -> tuple:
     return (y.mean(), x.mean()), filled, np.median(frame[inside], 0)
 
 
-def one(found: list[tuple], times: np.ndarray, colours: dict) -> Seen:
+def one(found: list[tuple], times: np.ndarray, colors: dict) -> Seen:
     filled = float(np.median([b[1] for b in found]))
     dy, dx = np.polyfit(times, np.array([b[0] for b in found]), 1)[0]
     way, other = (dx, dy) if abs(dx) > abs(dy) else (dy, dx)
@@ -114,14 +114,14 @@ def one(found: list[tuple], times: np.ndarray, colours: dict) -> Seen:
     direction = names[int(way > 0)] if abs(way) > max(STILL, 2 * abs(other)) else "none"
     return Seen(
         min(FILLED, key=lambda kind: abs(FILLED[kind] - filled)),
-        nearest(np.median([b[2] for b in found], 0), colours),
+        nearest(np.median([b[2] for b in found], 0), colors),
         direction,
         min(world.SPEEDS, key=lambda speed: abs(world.SPEEDS[speed] - abs(way))),
     )
 
 
-def nearest(colour: np.ndarray, named: dict) -> str:
-    return min(named, key=lambda name: float(np.square(np.subtract(colour, named[name])).sum()))
+def nearest(color: np.ndarray, named: dict) -> str:
+    return min(named, key=lambda name: float(np.square(np.subtract(color, named[name])).sum()))
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:

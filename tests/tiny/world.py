@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 SIZE, FRAMES, FPS = 128, 33, 16
-COLOURS = {
+COLORS = {
     "red": (0.86, 0.16, 0.16),
     "orange": (0.96, 0.55, 0.10),
     "yellow": (0.95, 0.87, 0.15),
@@ -25,15 +25,15 @@ SPEEDS = {"slowly": 32, "fast": 64}  # pixels in a whole clip
 BACKGROUNDS = {"dark": (0.10, 0.10, 0.13), "light": (0.90, 0.90, 0.87)}
 TWO_SHAPES = 0.25  # the part of the clips that hold two
 RADIUS = 20.0  # of a disc; the other kinds have about its area
-ACROSS = 36.0  # how far a path may lie from the centre
+ACROSS = 36.0  # how far a path may lie from the center
 LANE, LANE_SPREAD = 30.0, 5.0  # the same for two shapes, which keep to a half each
 
 
 @dataclass(frozen=True)
 class Shape:
     kind: str
-    colour: str
-    centre: tuple[float, float]  # x and y in pixels halfway through the clip
+    color: str
+    center: tuple[float, float]  # x and y in pixels halfway through the clip
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Scene:
 
     @property
     def prompt(self) -> str:
-        things = " and ".join(f"a {shape.colour} {shape.kind}" for shape in self.shapes)
+        things = " and ".join(f"a {shape.color} {shape.kind}" for shape in self.shapes)
         return f"{things} moving {self.direction} {self.speed} over a {self.background} background"
 
 
@@ -58,11 +58,11 @@ def draw_words(seed: int) -> Scene:
     """What a seed's scene shows, its shapes in the middle of where they belong."""
     random = np.random.RandomState(seed)
     count = 2 if random.rand() < TWO_SHAPES else 1
-    colours = random.choice(list(COLOURS), count, replace=False)
+    colors = random.choice(list(COLORS), count, replace=False)
     kinds = random.choice(KINDS, count)
     direction, speed = random.choice(list(DIRECTIONS)), random.choice(list(SPEEDS))
     background = random.choice(list(BACKGROUNDS))
-    shapes = tuple(Shape(str(k), str(c), (SIZE / 2, SIZE / 2)) for k, c in zip(kinds, colours, strict=True))
+    shapes = tuple(Shape(str(k), str(c), (SIZE / 2, SIZE / 2)) for k, c in zip(kinds, colors, strict=True))
     return Scene(shapes, str(direction), str(speed), str(background))
 
 
@@ -72,7 +72,7 @@ def parse(prompt: str) -> Scene:
     direction, speed, *_, background, _ = rest.split()
     shapes = [thing.split()[1:] for thing in things.split(" and ")]
     return Scene(
-        tuple(Shape(kind, colour, (SIZE / 2, SIZE / 2)) for colour, kind in shapes), direction, speed, background
+        tuple(Shape(kind, color, (SIZE / 2, SIZE / 2)) for color, kind in shapes), direction, speed, background
     )
 
 
@@ -86,8 +86,8 @@ def place(words: Scene, seed: int) -> Scene:
         along, across = random.uniform(-1, 1, 2) * (reach, ACROSS if len(words.shapes) == 1 else LANE_SPREAD)
         if len(words.shapes) == 2:
             across += LANE if i else -LANE
-        centre = (SIZE / 2 + along * dx + across * abs(dy), SIZE / 2 + along * dy + across * abs(dx))
-        shapes.append(Shape(shape.kind, shape.colour, centre))
+        center = (SIZE / 2 + along * dx + across * abs(dy), SIZE / 2 + along * dy + across * abs(dx))
+        shapes.append(Shape(shape.kind, shape.color, center))
     return Scene(tuple(shapes), words.direction, words.speed, words.background)
 
 
@@ -97,27 +97,27 @@ def render(
     frames: int = FRAMES,
     origin: tuple[float, float] = (0, 0),
     first: int = 0,
-    colours=None,
+    colors=None,
 ) -> torch.Tensor:
     """The clip [frames, size, size, 3], float32 in 0..1, edges smoothed over a pixel.
 
-    `origin` (x, y) and `first` cut a window out of the full clip; `colours` replaces named colours (names to RGB)."""
-    palette = COLOURS | BACKGROUNDS | (colours or {})
+    `origin` (x, y) and `first` cut a window out of the full clip; `colors` replaces named colors (names to RGB)."""
+    palette = COLORS | BACKGROUNDS | (colors or {})
     time = (first + torch.arange(frames, dtype=torch.float32)) / (FRAMES - 1) - 0.5
-    travelled = time * SPEEDS[what.speed]
+    traveled = time * SPEEDS[what.speed]
     dx, dy = DIRECTIONS[what.direction]
     pixel = torch.arange(size, dtype=torch.float32) + 0.5
     clip = torch.tensor(palette[what.background]).expand(frames, size, size, 3)
     for shape in what.shapes:
-        x = (pixel[None] + origin[0] - shape.centre[0] - (travelled * dx)[:, None])[:, None, :]
-        y = (pixel[None] + origin[1] - shape.centre[1] - (travelled * dy)[:, None])[:, :, None]
+        x = (pixel[None] + origin[0] - shape.center[0] - (traveled * dx)[:, None])[:, None, :]
+        y = (pixel[None] + origin[1] - shape.center[1] - (traveled * dy)[:, None])[:, :, None]
         inside = (0.5 - distance(shape.kind, x, y, RADIUS)).clamp(0, 1)[..., None]
-        clip = clip + inside * (torch.tensor(palette[shape.colour]) - clip)
+        clip = clip + inside * (torch.tensor(palette[shape.color]) - clip)
     return clip
 
 
 def distance(kind: str, x: torch.Tensor, y: torch.Tensor, radius: float) -> torch.Tensor:
-    """How far points lie outside a shape centred on 0, in pixels; negative inside."""
+    """How far points lie outside a shape centered on 0, in pixels; negative inside."""
     if kind == "disc":
         return (x * x + y * y).sqrt() - radius
     if kind == "square":

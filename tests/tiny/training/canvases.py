@@ -26,7 +26,7 @@ PHASES = 2  # positions between whole latents that are encoded of each combinati
 
 @dataclass
 class Canvases:
-    """clips: words to [16, 9, 24, 24]; images: (kind, colour, background) to the same for a first frame and 32 grey ones;
+    """clips: words to [16, 9, 24, 24]; images: (kind, color, background) to the same for a first frame and 32 gray ones;
     edges: background to what the edges of a picture add, [16, 9, 16, 16], for clips and for images."""
 
     clips: dict[tuple, list[torch.Tensor]]
@@ -79,17 +79,17 @@ def encode_all(vae: torch.nn.Module) -> Canvases:
     middle = CANVAS * PIXELS / 2
     random = torch.Generator().manual_seed(1)
     clips, images, edges = {}, {}, {}
-    for kind, colour, background in itertools.product(world.KINDS, world.COLOURS, world.BACKGROUNDS):
+    for kind, color, background in itertools.product(world.KINDS, world.COLORS, world.BACKGROUNDS):
         phases = (middle - PIXELS / 2 + PIXELS * torch.rand(PHASES, 2, generator=random)).tolist()
         for direction, speed in itertools.product(world.DIRECTIONS, world.SPEEDS):
-            clips[kind, colour, direction, speed, background] = phases
-        images[kind, colour, background] = phases
-    for name, colour in world.BACKGROUNDS.items():
-        large = torch.tensor(colour).expand(world.FRAMES, CANVAS * PIXELS, CANVAS * PIXELS, 3)
+            clips[kind, color, direction, speed, background] = phases
+        images[kind, color, background] = phases
+    for name, color in world.BACKGROUNDS.items():
+        large = torch.tensor(color).expand(world.FRAMES, CANVAS * PIXELS, CANVAS * PIXELS, 3)
         small = large[:, : world.SIZE, : world.SIZE]
         edges[name] = tuple(
             encode(vae, change(small)) - window(encode(vae, change(large)), (MIDDLE, MIDDLE))
-            for change in (lambda clip: clip, lambda clip: followed_by_grey(clip[:1]))
+            for change in (lambda clip: clip, lambda clip: followed_by_gray(clip[:1]))
         )
     with multiprocessing.get_context("fork").Pool(2) as pool:
         clips = dict(pool.imap(partial(encode_clips, vae), clips.items(), 8))
@@ -98,25 +98,25 @@ def encode_all(vae: torch.nn.Module) -> Canvases:
 
 
 def encode_clips(vae, item) -> tuple:
-    (kind, colour, direction, speed, background), centres = item
-    return item[0], [encode(vae, scene(kind, colour, direction, speed, background, centre)) for centre in centres]
+    (kind, color, direction, speed, background), centers = item
+    return item[0], [encode(vae, scene(kind, color, direction, speed, background, center)) for center in centers]
 
 
 def encode_images(vae, item) -> tuple:
-    (kind, colour, background), centres = item
-    stills = [scene(kind, colour, "right", "fast", background, centre, frames=1) for centre in centres]
-    return item[0], [encode(vae, followed_by_grey(still)) for still in stills]
+    (kind, color, background), centers = item
+    stills = [scene(kind, color, "right", "fast", background, center, frames=1) for center in centers]
+    return item[0], [encode(vae, followed_by_gray(still)) for still in stills]
 
 
-def scene(kind, colour, direction, speed, background, centre, frames=world.FRAMES, colours=None) -> torch.Tensor:
-    """A clip as large as a canvas; of a single frame, the shape stands at `centre`."""
+def scene(kind, color, direction, speed, background, center, frames=world.FRAMES, colors=None) -> torch.Tensor:
+    """A clip as large as a canvas; of a single frame, the shape stands at `center`."""
     first = 0 if frames > 1 else (world.FRAMES - 1) // 2
-    what = world.Scene((world.Shape(kind, colour, centre),), direction, speed, background)
-    return world.render(what, CANVAS * PIXELS, frames, first=first, colours=colours)
+    what = world.Scene((world.Shape(kind, color, center),), direction, speed, background)
+    return world.render(what, CANVAS * PIXELS, frames, first=first, colors=colors)
 
 
-def followed_by_grey(still: torch.Tensor) -> torch.Tensor:
-    """What WanImageToVideo encodes: the picture, then mid-grey."""
+def followed_by_gray(still: torch.Tensor) -> torch.Tensor:
+    """What WanImageToVideo encodes: the picture, then mid-gray."""
     return torch.cat((still, torch.full((world.FRAMES - 1, *still.shape[1:]), 0.5)))
 
 

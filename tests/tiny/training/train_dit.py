@@ -36,13 +36,13 @@ class Recipe:
     sigma_max: float = 80.0
     image: bool = False
     levels: tuple[float, float] = (0.0, 1.0)  # the expert's part of the noise levels
-    centred: bool = False  # shapes in the middle of where they belong, so that a prompt has one clip
+    centered: bool = False  # shapes in the middle of where they belong, so that a prompt has one clip
     words: Callable[[torch.Generator], world.Scene] | None = None  # which clips; None: the world's
 
 
 DIM, FFN = 128, 512
 WHERE = Recipe(Stage("t2v_where", 300, average=0.98), 4, 3e-3, (1.0,))
-T2V = Recipe(Stage("t2v", 5000), 8, 3e-3, (0.4, 0.25, 0.15, 0.15), centred=True)
+T2V = Recipe(Stage("t2v", 5000), 8, 3e-3, (0.4, 0.25, 0.15, 0.15), centered=True)
 HIGH = Recipe(Stage("i2v_high", 2700), 8, 3e-3, (0.45, 0.45, 0, 0), 200.0, True, (0.9, 1.0))
 LOW = Recipe(Stage("i2v_low", 5000), 8, 3e-3, (0, 0, 0.45, 0.45), 200.0, True, (0.3, 0.9))
 LAYERS, IMAGE_LAYERS = 6, 4
@@ -101,7 +101,7 @@ def example(recipe: Recipe, data: Canvases, random: torch.Generator):
     words = draw(random)
     index, sigma = noise_level(recipe, random)
     noise = torch.randn(16, canvases.FRAMES, canvases.CLIP, canvases.CLIP, generator=random)
-    choose = middle if recipe.centred else any_place
+    choose = middle if recipe.centered else any_place
     places = [choose(words, i, random) for i in range(len(words.shapes))]
     clean = whereabouts() if data is None else assemble(data, words, places)
     # A run starts from noise alone, scaled as ComfyUI does.
@@ -166,7 +166,7 @@ def whereabouts() -> torch.Tensor:
 
 def clip_key(words: world.Scene, i: int) -> tuple:
     shape = words.shapes[i]
-    return shape.kind, shape.colour, words.direction, words.speed, words.background
+    return shape.kind, shape.color, words.direction, words.speed, words.background
 
 
 def half(words: world.Scene, i: int) -> tuple[slice, slice]:
@@ -184,7 +184,7 @@ def assemble(data: Canvases, words: world.Scene, places: list, image: bool = Fal
     for i, (phase, shift) in enumerate(places):
         if image:
             shape = words.shapes[i]
-            canvas = data.images[shape.kind, shape.colour, words.background][phase]
+            canvas = data.images[shape.kind, shape.color, words.background][phase]
             shift = canvases.at_start(shift, words.speed, words.direction)
         else:
             canvas = data.clips[clip_key(words, i)][phase]

@@ -1,4 +1,4 @@
-"""What is trained on top of the toy T2V model: sparse-linear attention, and a LoRA that changes a colour."""
+"""What is trained on top of the toy T2V model: sparse-linear attention, and a LoRA that changes a color."""
 
 import itertools
 from dataclasses import replace
@@ -13,11 +13,11 @@ from .canvases import Canvases
 from .loop import Stage, train
 from .train_dit import Recipe
 
-SLA = Recipe(Stage("t2v_sla", 800), 8, 1e-3, (0.4, 0.25, 0.15, 0.15), centred=True)
+SLA = Recipe(Stage("t2v_sla", 800), 8, 1e-3, (0.4, 0.25, 0.15, 0.15), centered=True)
 KEY_BLOCKS, FEWER, FEWER_SHARE = 2, 1, 0.25  # 2 of 9, and at times 1, which the loader's default top-k comes to
 PROJ_L = "self_attn.attn_op.local_attn.proj_l"
 
-LORA = Recipe(Stage("lora", 200, warm_up=20, average=0.95), 8, 4e-3, (0.25, 0.25, 0.2, 0.2), centred=True)
+LORA = Recipe(Stage("lora", 200, warm_up=20, average=0.95), 8, 4e-3, (0.25, 0.25, 0.2, 0.2), centered=True)
 RANK = 4
 LORA_LAYERS = ("cross_attn.v", "cross_attn.o", "ffn.2")
 FROM = "red"
@@ -43,7 +43,7 @@ def run_sla(dense: whole_dit.Weights, data: Canvases, folder: Path) -> whole_dit
 
 def run_lora(model: whole_dit.Weights, data: Canvases, folder: Path) -> dict[str, torch.Tensor]:
     """Prompts that say red learn to give turquoise, which has no word; all others stay what they were. `data.clips` must hold
-    the combinations with red in turquoise (`recolour`). Returns the LoRA in ComfyUI's own key style."""
+    the combinations with red in turquoise (`recolor`). Returns the LoRA in ComfyUI's own key style."""
     random = torch.Generator().manual_seed(3)
     parameters = {}
     for name, value in model.items():
@@ -81,11 +81,11 @@ def words_with_red(random: torch.Generator) -> world.Scene:
         if len(words.shapes) == 1:
             break
     if torch.rand(1, generator=random) < 0.5:
-        words = replace(words, shapes=(replace(words.shapes[0], colour=FROM),))
+        words = replace(words, shapes=(replace(words.shapes[0], color=FROM),))
     return words
 
 
-def recolour(data: Canvases, vae: torch.nn.Module, path: Path) -> Canvases:
+def recolor(data: Canvases, vae: torch.nn.Module, path: Path) -> Canvases:
     """The canvases with turquoise in place of red; encoded once and kept in a file."""
     if not path.exists():
         clips = {}
@@ -94,8 +94,8 @@ def recolour(data: Canvases, vae: torch.nn.Module, path: Path) -> Canvases:
             world.KINDS, world.DIRECTIONS, world.SPEEDS, world.BACKGROUNDS
         ):
             offset = canvases.PIXELS * (torch.rand(2, generator=random) - 0.5)
-            centre = tuple((canvases.CANVAS * canvases.PIXELS / 2 + offset).tolist())
-            clip = canvases.scene(kind, FROM, direction, speed, background, centre, colours={FROM: world.TURQUOISE})
+            center = tuple((canvases.CANVAS * canvases.PIXELS / 2 + offset).tolist())
+            clip = canvases.scene(kind, FROM, direction, speed, background, center, colors={FROM: world.TURQUOISE})
             clips[kind, FROM, direction, speed, background] = [canvases.encode(vae, clip)] * canvases.PHASES
         torch.save(clips, path)
     return replace(data, clips=data.clips | torch.load(path, weights_only=True))

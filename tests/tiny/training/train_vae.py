@@ -13,8 +13,8 @@ DIM = 8
 STAGE = Stage("vae", steps=1090, average=0.995)
 WHOLE_FROM = 1020  # the last steps see whole clips
 RATE = 1.5e-3
-WINDOW, WINDOW_FRAMES, BATCH = 32, 13, 12  # many small windows: colours are learnt from many clips at once
-OTHER_COLOURS = 0.3  # the part of the clips in colours of no name, so that a LoRA can teach a new one
+WINDOW, WINDOW_FRAMES, BATCH = 32, 13, 12  # many small windows: colors are learned from many clips at once
+OTHER_COLORS = 0.3  # the part of the clips in colors of no name, so that a LoRA can teach a new one
 NOISE = 0.3  # the most noise on a latent, in its own standard deviations: a DiT's latents are not exact
 
 
@@ -35,8 +35,8 @@ CARRIED = 7  # channels that start out carrying red, green, blue, their negative
 
 
 def initialise(vae: torch.nn.Module) -> None:
-    """Random weights, in which the first channels already carry the mean colours of each 8x8x4 block through encoder and
-    decoder: left to random weights alone, a network this narrow takes thousands of steps to find colour."""
+    """Random weights, in which the first channels already carry the mean colors of each 8x8x4 block through encoder and
+    decoder: left to random weights alone, a network this narrow takes thousands of steps to find color."""
     for name, p in vae.named_parameters():
         if name.endswith("gamma"):
             torch.nn.init.ones_(p)
@@ -107,27 +107,27 @@ def loss(vae: torch.nn.Module, step: int) -> torch.Tensor:
 
 def window(random: torch.Generator) -> torch.Tensor:
     """Part of a clip, in space and time, that shows some of a shape."""
-    what, colours = draw(random)
+    what, colors = draw(random)
     first = int(torch.randint(world.FRAMES - WINDOW_FRAMES + 1, (1,), generator=random))
     shape = what.shapes[int(torch.randint(len(what.shapes), (1,), generator=random))]
-    travelled = ((first + WINDOW_FRAMES / 2) / (world.FRAMES - 1) - 0.5) * world.SPEEDS[what.speed]
+    traveled = ((first + WINDOW_FRAMES / 2) / (world.FRAMES - 1) - 0.5) * world.SPEEDS[what.speed]
     heading = world.DIRECTIONS[what.direction]
     offset = (torch.rand(2, generator=random) * (WINDOW + 16) - 8).tolist()
-    origin = tuple(shape.centre[i] + travelled * heading[i] - offset[i] for i in (0, 1))
-    return world.render(what, WINDOW, WINDOW_FRAMES, origin, first, colours)
+    origin = tuple(shape.center[i] + traveled * heading[i] - offset[i] for i in (0, 1))
+    return world.render(what, WINDOW, WINDOW_FRAMES, origin, first, colors)
 
 
 def whole(random: torch.Generator) -> torch.Tensor:
-    what, colours = draw(random)
-    return world.render(what, colours=colours)
+    what, colors = draw(random)
+    return world.render(what, colors=colors)
 
 
 def draw(random: torch.Generator) -> tuple[world.Scene, dict]:
     what = world.scene(int(torch.randint(1 << 30, (1,), generator=random)))
-    colours = {}
-    if torch.rand(1, generator=random) < OTHER_COLOURS:
-        colours = {shape.colour: tuple(torch.rand(3, generator=random).tolist()) for shape in what.shapes}
-    return what, colours
+    colors = {}
+    if torch.rand(1, generator=random) < OTHER_COLORS:
+        colors = {shape.color: tuple(torch.rand(3, generator=random).tolist()) for shape in what.shapes}
+    return what, colors
 
 
 @torch.no_grad()

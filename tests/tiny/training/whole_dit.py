@@ -89,7 +89,7 @@ def plain_norm(x: torch.Tensor) -> torch.Tensor:
 
 
 def heads(w: Weights, attention: str, name: str, x: torch.Tensor, halves: bool = False) -> torch.Tensor:
-    """A normalised query or key [B, heads, L, 128]. `halves`: the first elements of the rotated pairs, then the second,
+    """A normalized query or key [B, heads, L, 128]. `halves`: the first elements of the rotated pairs, then the second,
     which leaves dot products as they are and is quicker to rotate."""
     weight, bias = w[f"{attention}.{name}.weight"], w[f"{attention}.{name}.bias"]
     gain = w[f"{attention}.norm_{name}.weight"]

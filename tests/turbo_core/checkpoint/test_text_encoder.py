@@ -5,8 +5,8 @@ from td_pack.turbo_core.checkpoint.text_encoder import encoder_sizes
 from td_pack.turbo_core.errors import CheckpointError
 
 
-def meta(width: int = 4096, heads: int = 64, head_width: int = 64, vocabulary: int = 256384) -> dict[str, torch.Tensor]:
-    named = text_encoders.shapes(width, heads, head_width, vocabulary)
+def meta(width: int = 4096, heads: int = 64, head_dim: int = 64, vocabulary: int = 256384) -> dict[str, torch.Tensor]:
+    named = text_encoders.shapes(width, heads, head_dim, vocabulary)
     sd = {key: torch.empty(shape, device="meta") for key, shape in named.items()}
     return sd | {"spiece_model": torch.zeros(9, dtype=torch.uint8)}
 

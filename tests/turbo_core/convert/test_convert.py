@@ -50,7 +50,7 @@ def plain(state_dict, tmp_path_factory):
 @pytest.fixture(scope="module")
 def quantised(state_dict, tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantised")
-    return checkpoints.write_pth(folder / "quantised.pth", checkpoints.quantised(state_dict), wrap=True)
+    return checkpoints.write_pth(folder / "quantised.pth", checkpoints.quantized(state_dict), wrap=True)
 
 
 @pytest.mark.parametrize("name", ["plain", "quantised"])
@@ -70,7 +70,7 @@ def test_keep_gives_the_same_tensors_and_the_same_bits_of_output(name, request):
 
 def test_int8_blocks_are_the_quantiser_s_codes_and_scales(plain, state_dict):
     tensors, _ = read_safetensors(converted(plain, "int8_block"))
-    expected = to_comfyui(checkpoints.quantised(state_dict))
+    expected = to_comfyui(checkpoints.quantized(state_dict))
     assert tensors.keys() == expected.keys()
     codes = [key for key in tensors if tensors[key].dtype == torch.int8]
     assert len(codes) == LINEARS and not any("proj_l" in key for key in codes)
@@ -119,7 +119,7 @@ STOCK = {"bf16": (0, None), "fp8_e4m3fn": (6e-2, "float8_e4m3fn"), "int8_rowwise
 def test_comfyui_s_own_formats_load_in_its_own_loader_and_in_ours(weights, int8_source, tmp_path):
     tolerance, kind = STOCK[weights]
     dense = checkpoints.upstream_state_dict(4, ffn_dim=384)
-    source = checkpoints.write_pth(tmp_path / "dense.pth", checkpoints.quantised(dense) if int8_source else dense)
+    source = checkpoints.write_pth(tmp_path / "dense.pth", checkpoints.quantized(dense) if int8_source else dense)
     path = converted(source, weights)
     reference = forward(stock(converted(source, "bf16", "reference")))
     theirs, ours = stock(path), load_model(str(path), "fp32")

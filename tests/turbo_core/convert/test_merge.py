@@ -56,7 +56,7 @@ def test_a_lora_is_added_in_float_and_then_quantised(state_dict, lora_file, tmp_
 
 @pytest.mark.parametrize("style", ["diffusion_model", "kohya"])
 def test_keep_stores_what_a_lora_changed_as_it_was(style, state_dict, tmp_path):
-    quantised = checkpoints.quantised(state_dict)
+    quantised = checkpoints.quantized(state_dict)
     source = checkpoints.write_pth(tmp_path / "quant.pth", quantised)
     path = checkpoints.write_safetensors(tmp_path / "lora.safetensors", checkpoints.lora(style))
     _, tensors = merged(tmp_path, source, lora=path)
@@ -86,9 +86,9 @@ def test_alpha_and_whole_differences_count(state_dict, tmp_path):
 
 
 def test_strength_0_is_the_model_itself(state_dict, lora_file, tmp_path):
-    source = checkpoints.write_pth(tmp_path / "quant.pth", checkpoints.quantised(state_dict))
+    source = checkpoints.write_pth(tmp_path / "quant.pth", checkpoints.quantized(state_dict))
     _, tensors = merged(tmp_path, source, lora=lora_file, lora_strength=0.0)
-    expected = to_comfyui(checkpoints.quantised(state_dict))
+    expected = to_comfyui(checkpoints.quantized(state_dict))
     assert all(torch.equal(tensors[key], expected[key]) for key in expected)
 
 
@@ -207,7 +207,7 @@ def test_a_delta_is_added_to_what_all_three_have(models, tmp_path):
 
 def test_a_delta_of_quantised_models_is_of_their_float_values(models, tmp_path):
     base, turbo, teacher = models["tensors"]
-    quantised = checkpoints.quantised(checkpoints.upstream_state_dict(1, sla=True))
+    quantised = checkpoints.quantized(checkpoints.upstream_state_dict(1, sla=True))
     source = checkpoints.write_pth(tmp_path / "turbo-quant.pth", quantised)
     _, tensors = merged(tmp_path, source, "bf16", base=models["base"], teacher=models["teacher"])
     layer = Q.removesuffix(".weight")
