@@ -15,26 +15,20 @@ from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
 
 from . import faults, process, slow_file, toy_text
+from .schema import TestNode
 
 TOKENS = 512
-_PAUSE, _LONGEST, _LOOKS = 0.05, 6000, 20  # seconds between two looks, how many, and how many of them with an audience
+_PAUSE, _LONGEST, _WITH_AUDIENCE = 0.05, 6000, 20  # seconds between two polls, most polls, polls with a second client
 
 
-class TestTextEmbedding(io.ComfyNode):
-    """Random numbers in the shape of umt5's embedding, drawn from the text."""
+class TestTextEmbedding(TestNode):
+    """A random embedding [1, 512, width], float32, whose seed is a hash of the text."""
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestTextEmbedding",
-            display_name="Test Text Embedding",
-            category="tests",
-            inputs=[
-                io.String.Input("text", multiline=True),
-                io.Int.Input("width", default=4096, min=1, max=1 << 16),
-            ],
-            outputs=[io.Conditioning.Output()],
-        )
+    INPUTS = [
+        io.String.Input("text", multiline=True),
+        io.Int.Input("width", default=4096, min=1, max=1 << 16),
+    ]
+    OUTPUTS = [io.Conditioning.Output()]
 
     @classmethod
     def execute(cls, text: str, width: int) -> io.NodeOutput:
@@ -42,18 +36,11 @@ class TestTextEmbedding(io.ComfyNode):
         return io.NodeOutput([[torch.randn(1, TOKENS, width, generator=generator), {}]])
 
 
-class TestTensorConditioning(io.ComfyNode):
+class TestTensorConditioning(TestNode):
     """Conditioning from a safetensors file in the input folder: `context` and, for I2V, `image` (a latent) and `mask`."""
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestTensorConditioning",
-            display_name="Test Tensor Conditioning",
-            category="tests",
-            inputs=[io.String.Input("file")],
-            outputs=[io.Conditioning.Output()],
-        )
+    INPUTS = [io.String.Input("file")]
+    OUTPUTS = [io.Conditioning.Output()]
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
@@ -63,21 +50,13 @@ class TestTensorConditioning(io.ComfyNode):
         return io.NodeOutput([[tensors["context"].float(), options]])
 
 
-class TestRandomLatent(io.ComfyNode):
-    """A video latent of random numbers."""
+class TestRandomLatent(TestNode):
+    """A random video latent [1, channels, length, height, width], float32."""
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestRandomLatent",
-            display_name="Test Random Latent",
-            category="tests",
-            inputs=[
-                io.Int.Input(name, default=1, min=0, max=1 << 20)
-                for name in ("channels", "length", "height", "width", "seed")
-            ],
-            outputs=[io.Latent.Output()],
-        )
+    INPUTS = [
+        io.Int.Input(name, default=1, min=0, max=1 << 20) for name in ("channels", "length", "height", "width", "seed")
+    ]
+    OUTPUTS = [io.Latent.Output()]
 
     @classmethod
     def execute(cls, channels: int, length: int, height: int, width: int, seed: int) -> io.NodeOutput:
@@ -85,22 +64,15 @@ class TestRandomLatent(io.ComfyNode):
         return io.NodeOutput({"samples": torch.randn(1, channels, length, height, width, generator=generator)})
 
 
-class TestFailingVAE(io.ComfyNode):
-    """A VAE whose decoder runs out of memory from its `at`-th chunk on, on latents with a side longer than `above`."""
+class TestFailingVAE(TestNode):
+    """A VAE whose decoder runs out of memory from chunk `at` on, for latents with a side longer than `above`."""
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestFailingVAE",
-            display_name="Test Failing VAE",
-            category="tests",
-            inputs=[
-                io.String.Input("vae_name"),
-                io.Int.Input("at", default=1, min=1, max=1 << 20),
-                io.Int.Input("above", default=0, min=0, max=1 << 20),
-            ],
-            outputs=[io.Vae.Output()],
-        )
+    INPUTS = [
+        io.String.Input("vae_name"),
+        io.Int.Input("at", default=1, min=1, max=1 << 20),
+        io.Int.Input("above", default=0, min=0, max=1 << 20),
+    ]
+    OUTPUTS = [io.Vae.Output()]
 
     @classmethod
     def execute(cls, vae_name: str, at: int, above: int) -> io.NodeOutput:
@@ -115,29 +87,25 @@ class TestFailingVAE(io.ComfyNode):
         return io.NodeOutput(vae)
 
 
-class TestTrouble(io.ComfyNode):
-    """Passes a latent on, or fails in one of the ways that a batch has to survive; or first waits: for an interrupt, for a file
-    (gate), or for a client beside the one that queued the prompt, who has had a second to see it running (audience)."""
+class TestTrouble(TestNode):
+    """Passes a latent on, fails in one of the ways that a batch has to survive, or waits before it passes the latent on.
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestTrouble",
-            display_name="Test Trouble",
-            category="tests",
-            inputs=[
-                io.Latent.Input("samples"),
-                io.Combo.Input(
-                    "kind", options=["none", "error", "out of memory", "end the process", "wait", "gate", "audience"]
-                ),
-                io.String.Input(
-                    "once",
-                    default="",
-                    tooltip="A file; where it exists, nothing happens. The first run makes it, a gate waits for it.",
-                ),
-            ],
-            outputs=[io.Latent.Output()],
-        )
+    `wait` ends by an interrupt, `gate` once the file `once` exists, `audience` once a second client has been connected
+    for a second, beside the one that queued the prompt.
+    """
+
+    INPUTS = [
+        io.Latent.Input("samples"),
+        io.Combo.Input(
+            "kind", options=["none", "error", "out of memory", "end the process", "wait", "gate", "audience"]
+        ),
+        io.String.Input(
+            "once",
+            default="",
+            tooltip="A file. If it exists, the latent is passed on. The first run creates it; a gate waits for it.",
+        ),
+    ]
+    OUTPUTS = [io.Latent.Output()]
 
     @classmethod
     def execute(cls, samples: dict, kind: str, once: str) -> io.NodeOutput:
@@ -157,24 +125,18 @@ class TestTrouble(io.ComfyNode):
             if kind == "gate" and pathlib.Path(once).exists():
                 break
             listened += bool(server.sockets.keys() - {server.client_id})
-            if kind == "audience" and listened > _LOOKS:
+            if kind == "audience" and listened > _WITH_AUDIENCE:
                 break
             time.sleep(_PAUSE)
         return io.NodeOutput(samples)
 
 
-class TestToyWorldText(io.ComfyNode):
-    """The toy world's stand-in for umT5; what it made of the prompt is shown on the node."""
+class TestToyWorldText(TestNode):
+    """The toy world's stand-in for umT5; the node shows the defaults that it filled in."""
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestToyWorldText",
-            display_name="Toy World Text (a stand-in, not umT5)",
-            category="tests",
-            inputs=[io.String.Input("text", multiline=True)],
-            outputs=[io.Conditioning.Output()],
-        )
+    INPUTS = [io.String.Input("text", multiline=True)]
+    OUTPUTS = [io.Conditioning.Output()]
+    MORE = {"display_name": "Toy World Text (a stand-in, not umT5)"}
 
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:

@@ -1,4 +1,4 @@
-"""Nodes that make a chosen phase of a later node fail, or hold it until the client has done something to the server."""
+"""Nodes that make a chosen phase of a later node run out of memory, or hold it until the client has acted."""
 
 import gc
 import time
@@ -9,13 +9,15 @@ from comfy.text_encoders.t5 import T5
 from comfy_api.latest import io, ui
 from server import PromptServer
 
+from .schema import NeverCached
+
 HELD = "test_held"  # the event that tells the client a phase is held
 _LONGEST = 30.0  # seconds to hold
 WHAT = ["oom", "hold"]
 
 
 def strike(what: str) -> None:
-    """Runs out of memory, or waits for an interrupt, for /free, or for another prompt in the queue."""
+    """Raises OutOfMemoryError, or waits for an interrupt, for /free or for another prompt in the queue."""
     if what == "oom":
         raise torch.OutOfMemoryError("Allocation on device (made to fail by a test)")
     server = PromptServer.instance
@@ -24,33 +26,22 @@ def strike(what: str) -> None:
     end = time.monotonic() + _LONGEST
     while not (comfy.model_management.processing_interrupted() or queue.get_flags(reset=False) or queue.queue):
         if time.monotonic() > end:
-            raise TimeoutError("nobody did anything to the server")
+            raise TimeoutError("the client did not act within 30 s")
         time.sleep(0.01)
 
 
-class TestFault(io.ComfyNode):
-    """Passes its input on; the `call`-th time that any module of class `module` runs from then on, the fault strikes once."""
+class TestFault(NeverCached):
+    """Passes its input on and makes the call number `call` of any module of class `module` fail or wait, once."""
 
     _armed = None
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestFault",
-            display_name="Test Fault",
-            category="tests",
-            inputs=[
-                io.AnyType.Input("any"),
-                io.String.Input("module"),
-                io.Int.Input("call", default=1),
-                io.Combo.Input("what", options=WHAT),
-            ],
-            outputs=[io.AnyType.Output()],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, **_):
-        return float("nan")
+    INPUTS = [
+        io.AnyType.Input("any"),
+        io.String.Input("module"),
+        io.Int.Input("call", default=1),
+        io.Combo.Input("what", options=WHAT),
+    ]
+    OUTPUTS = [io.AnyType.Output()]
 
     @classmethod
     def execute(cls, any, module: str, call: int, what: str) -> io.NodeOutput:
@@ -71,27 +62,16 @@ class TestFault(io.ComfyNode):
         return io.NodeOutput(any)
 
 
-class TestLoadFault(io.ComfyNode):
-    """A model whose loading onto the device meets the fault."""
+class TestLoadFault(NeverCached):
+    """A model that fails or waits, once, while it is loaded onto the device."""
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestLoadFault",
-            display_name="Test Load Fault",
-            category="tests",
-            inputs=[io.Model.Input("model"), io.Combo.Input("what", options=WHAT)],
-            outputs=[io.Model.Output()],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, **_):
-        return float("nan")
+    INPUTS = [io.Model.Input("model"), io.Combo.Input("what", options=WHAT)]
+    OUTPUTS = [io.Model.Output()]
 
     @classmethod
     def execute(cls, model, what: str) -> io.NodeOutput:
         model = model.clone()
-        # What is among a model's patches is moved to the device along with it; nothing calls a patch of this name.
+        # ComfyUI moves a model's patches to the device with the model, and calls none of this name.
         model.set_model_patch(_Patch(what), "test_load_fault")
         return io.NodeOutput(model)
 
@@ -107,23 +87,11 @@ class _Patch:
         return self
 
 
-class TestResident(io.ComfyNode):
-    """The models that ComfyUI has loaded, and how many text encoders exist at all."""
+class TestResident(NeverCached):
+    """Shows the models that ComfyUI has loaded and the number of text encoders in memory."""
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestResident",
-            display_name="Test Resident",
-            category="tests",
-            inputs=[io.AnyType.Input("any", optional=True)],
-            outputs=[],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, **_):
-        return float("nan")
+    INPUTS = [io.AnyType.Input("any", optional=True)]
+    MORE = {"is_output_node": True}
 
     @classmethod
     def execute(cls, any=None) -> io.NodeOutput:

@@ -1,23 +1,17 @@
-"""A look into the server's process, and a shorter text for benches."""
+"""Nodes that show the state of the server's process, and that shorten a text for benchmarks."""
 
 import threading
 
 import psutil
 from comfy_api.latest import io
 
+from .schema import TestNode
 
-class TestProcess(io.ComfyNode):
-    """What the server's process holds now: the names of its threads and the files it has open."""
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestProcess",
-            display_name="Test Process",
-            category="tests",
-            is_output_node=True,
-            not_idempotent=True,
-        )
+class TestProcess(TestNode):
+    """Shows the names of the server's threads and the files that it has open."""
+
+    MORE = {"is_output_node": True, "not_idempotent": True}
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
@@ -26,18 +20,11 @@ class TestProcess(io.ComfyNode):
         return io.NodeOutput(ui={"text": [*threads, *files]})
 
 
-class TestFirstTokens(io.ComfyNode):
-    """The first tokens of a text: a CPU multiplies all 512 of them with every block's weights."""
+class TestFirstTokens(TestNode):
+    """The first `count` tokens of a text, which keeps cross-attention fast on a CPU."""
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestFirstTokens",
-            display_name="Test First Tokens",
-            category="tests",
-            inputs=[io.Conditioning.Input("conditioning"), io.Int.Input("count", default=8, min=1)],
-            outputs=[io.Conditioning.Output()],
-        )
+    INPUTS = [io.Conditioning.Input("conditioning"), io.Int.Input("count", default=8, min=1)]
+    OUTPUTS = [io.Conditioning.Output()]
 
     @classmethod
     def execute(cls, conditioning: list, count: int) -> io.NodeOutput:

@@ -1,15 +1,17 @@
-"""A model whose file is on a disk so slow that reading it never ends."""
+"""A model whose file is read from a pipe, which never ends."""
 
 import os
 import pathlib
 
 from comfy_api.latest import io
 
+from .schema import TestNode
+
 SIZE = 1 << 30  # bytes
 
 
 class SlowFile(type(pathlib.Path())):
-    """A pipe that passes for a large file."""
+    """The path of a pipe, with the size of a large file."""
 
     def is_file(self) -> bool:
         return True
@@ -18,18 +20,11 @@ class SlowFile(type(pathlib.Path())):
         return os.stat_result((*os.stat(self)[:6], SIZE, 0, 0, 0))
 
 
-class TestSlowFile(io.ComfyNode):
-    """Lets the model come from a pipe, for whoever reads its file from now on. No other prompt may use that file."""
+class TestSlowFile(TestNode):
+    """Makes all that read the model's file from now on read a pipe. No other prompt may use that file."""
 
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="TestSlowFile",
-            display_name="Test Slow File",
-            category="tests",
-            inputs=[io.Model.Input("model"), io.String.Input("pipe")],
-            outputs=[io.Model.Output()],
-        )
+    INPUTS = [io.Model.Input("model"), io.String.Input("pipe")]
+    OUTPUTS = [io.Model.Output()]
 
     @classmethod
     def execute(cls, model, pipe: str) -> io.NodeOutput:

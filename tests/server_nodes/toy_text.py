@@ -1,5 +1,4 @@
-"""A stand-in for umT5 in the toy world of tests/tiny: words to fixed random vectors. It knows that world's words and nothing
-else, so it serves the demo and the tests only."""
+"""The stand-in for umT5 in the toy world of tests/tiny, for the demo and the tests: a fixed random vector for each word."""
 
 import re
 
@@ -18,10 +17,11 @@ SYNONYMS = {"circle": "disc", "slow": "slowly", "quickly": "fast", "box": "squar
 
 
 def encode(prompt: str) -> tuple[torch.Tensor, list[str]]:
-    """A prompt as an embedding [1, 8, 4096], float32, and notes about what it did with it, one sentence each.
+    """The embedding [1, 8, 4096], float32, of a prompt, and one sentence for each unknown word and each default.
 
-    A color belongs to the next kind of shape, so both words' vectors say which shape they describe, the first or the second.
-    What a prompt does not name is filled in. Rows without a word are zero."""
+    A color belongs to the kind of shape that follows it; the vectors of both depend on whether that shape is the first
+    or the second. A group of words that the prompt does not name gets its default. Rows without a word are zero.
+    """
     words = parse(prompt)
     notes = []
     unknown = sorted({w for w in plain(prompt) if w not in known() and w not in FILLERS})

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from td_pack.turbo_core.batch.client import Client, ExecutionFailed, PromptRejected, Result
 
@@ -44,10 +43,6 @@ class ComfyClient:
     def interrupt(self) -> None:
         """Stops the prompt that is running."""
         self._do(lambda client: client.interrupt())
-
-    def upload_image(self, path: Path, name: str | None = None) -> str:
-        """Puts a picture into the input folder and returns the name that LoadImage takes."""
-        return self._do(lambda client: client.upload(path.read_bytes(), name or path.name, overwrite=True))
 
     def view(self, file: dict) -> bytes:
         """Downloads one of `Result.files`."""
