@@ -88,6 +88,7 @@ def run_installed(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
+    """Runs a command in its environment and returns the exit code: 2 where the environment cannot be made."""
     options, rest = parse(argv)
     load_pack()
     if not (ROOT / "tests").is_dir():

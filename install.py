@@ -6,6 +6,7 @@ PACK = Path(__file__).resolve().parent
 
 
 def main() -> None:
+    """Prints the report on this machine, a fact a line."""
     from dev import load_pack
 
     load_pack()

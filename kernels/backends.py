@@ -60,6 +60,7 @@ def triton_unavailable(device: torch.device) -> str | None:
 
 
 def triton_version() -> tuple[int, ...]:
+    """The version of the installed Triton, three numbers. Raises ImportError without Triton."""
     return tuple(int(part) for part in importlib.import_module("triton").__version__.split("+")[0].split(".")[:3])
 
 

@@ -19,6 +19,7 @@ def counting(counter: Counter) -> Iterator[None]:
 
 
 def count(name: str) -> None:
+    """Adds one call of `name` to the counter of the surrounding context, if there is one."""
     counter = _current.get()
     if counter is not None:
         counter[name] += 1

@@ -1,8 +1,8 @@
 """Small ragged inputs on which a backend is compared with the definitions, before it runs anything else on a device."""
 
 import importlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeGuard
 
 import torch
 
@@ -17,7 +17,7 @@ class Case(NamedTuple):
     the arguments in `exact`, which are float32 in a bf16 model too. A result of integers must be equal, one of floats close."""
 
     function: str
-    arguments: dict[str, object]
+    arguments: Mapping[str, object]
     exact: tuple[str, ...] = ()
     decode: Callable = lambda result: result  # from what the function returns to the tensor that is compared
 
@@ -49,13 +49,13 @@ def fault(backend: Backend, folder: str, cases: str, device: torch.device) -> st
     return None
 
 
-def _is_rounded(name: str, value: object, case: Case) -> bool:
+def _is_rounded(value: object, name: str, case: Case) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and name not in case.exact
 
 
 def _round(name: str, value: object, case: Case, dtype: torch.dtype) -> object:
     """The argument for the definition: float32 values that `dtype` can represent."""
-    return value.to(dtype).float() if _is_rounded(name, value, case) else value
+    return value.to(dtype).float() if _is_rounded(value, name, case) else value
 
 
 def _move(name: str, value: object, case: Case, device: torch.device, dtype: torch.dtype) -> object:
@@ -64,4 +64,4 @@ def _move(name: str, value: object, case: Case, device: torch.device, dtype: tor
         return dtype
     if not isinstance(value, torch.Tensor):
         return value
-    return value.to(device, dtype if _is_rounded(name, value, case) else None)
+    return value.to(device, dtype if _is_rounded(value, name, case) else None)

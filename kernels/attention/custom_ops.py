@@ -82,5 +82,15 @@ def sparse_linear_attention(
 
 
 @sparse_linear_attention.register_fake
-def _(q, k, v, proj_weight, proj_bias, topk, pv="", block_q=BLOCK_Q, block_k=BLOCK_K):
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    proj_weight: torch.Tensor | None,
+    proj_bias: torch.Tensor | None,
+    topk: float,
+    pv: str = "",
+    block_q: int = BLOCK_Q,
+    block_k: int = BLOCK_K,
+) -> torch.Tensor:
     return q.new_empty(q.shape)

@@ -72,7 +72,7 @@ def int8_quantize(x: torch.Tensor, by: str = "block") -> tuple[torch.Tensor, tor
 
 
 @int8_quantize.register_fake
-def _(x, by="block"):
+def _(x: torch.Tensor, by: str = "block") -> tuple[torch.Tensor, torch.Tensor]:
     return empty_codes(x, by)
 
 
@@ -99,7 +99,13 @@ def int8_linear(
 
 
 @int8_linear.register_fake
-def _(x, weight, weight_scale, bias=None, activation="block"):
+def _(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str = "block",
+) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
@@ -122,7 +128,14 @@ def int8_matmul(
 
 
 @int8_matmul.register_fake
-def _(codes, scales, weight, weight_scale, bias, out_dtype):
+def _(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
     return codes.new_empty((*codes.shape[:-1], weight.shape[0]), dtype=out_dtype)
 
 
@@ -147,7 +160,14 @@ def int8_matmul_gelu_quantize(
 
 
 @int8_matmul_gelu_quantize.register_fake
-def _(codes, scales, weight, weight_scale, bias, out_dtype):
+def _(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
     shape = (*codes.shape[:-1], weight.shape[0])
     return codes.new_empty(shape), scales.new_empty(scale_shape(shape, "block"))
 
@@ -178,5 +198,13 @@ def int8_matmul_gate_residual(
 
 
 @int8_matmul_gate_residual.register_fake
-def _(codes, scales, weight, weight_scale, bias, residual, gate):
+def _(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    gate: torch.Tensor,
+) -> torch.Tensor:
     return residual.new_empty(residual.shape)

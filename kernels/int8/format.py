@@ -5,6 +5,8 @@ Tiles lie over the last two dimensions, so they never straddle the items of a ba
 ragged. By "block", codes are -128..127 and a scale is amax / 128. By "row" (activations only), each row of the tensor has one
 scale, amax / 127, and codes are -127..127."""
 
+from collections.abc import Sequence
+
 import torch
 
 TILE = 128
@@ -27,7 +29,7 @@ def check_kind(by: str) -> None:
         raise ValueError(f"An activation is quantized by {by!r}: choose block or row.")
 
 
-def scale_shape(shape: torch.Size, by: str) -> tuple[int, ...]:
+def scale_shape(shape: Sequence[int], by: str) -> tuple[int, ...]:
     """Shape of the scales of codes [..., M, K]: [..., ceil(M/128), ceil(K/128)] by "block", [..., M] by "row"."""
     return (*shape[:-2], tile_count(shape[-2]), tile_count(shape[-1])) if by == "block" else tuple(shape[:-1])
 

@@ -41,21 +41,23 @@ def nf4_dequantize(
     Bit-equal to bitsandbytes' dequantization. Raises ValueError for shapes or types that do not fit together."""
     elements = rows * columns
     blocks = math.ceil(elements / blocksize) if blocksize > 0 else -1
-    nested = nested_absmax is not None and nested_quant_map is not None
+    dtype_of_scales = torch.float32
+    nested_fit = True
+    if nested_absmax is not None and nested_quant_map is not None:
+        dtype_of_scales = torch.uint8
+        nested_blocks = math.ceil(blocks / max(nested_blocksize, 1))
+        nested_fit = nested_absmax.shape == (nested_blocks,) and nested_quant_map.shape == (256,)
     fits = (
-        min(rows, columns) > 0
+        nested_fit
+        and min(rows, columns) > 0
         and blocksize >= 32
         and blocksize & (blocksize - 1) == 0
         and codes.dtype == torch.uint8
         and codes.shape == (math.ceil(elements / 2),)
         and absmax.shape == (blocks,)
-        and absmax.dtype == (torch.uint8 if nested else torch.float32)
+        and absmax.dtype == dtype_of_scales
         and quant_map.shape == (16,)
     )
-    if fits and nested:
-        fits = nested_absmax.shape == (math.ceil(blocks / max(nested_blocksize, 1)),) and nested_quant_map.shape == (
-            256,
-        )
     if not fits:
         sizes = [list(x.shape) for x in (codes, absmax, quant_map, nested_absmax, nested_quant_map) if x is not None]
         raise ValueError(
@@ -80,16 +82,16 @@ def nf4_dequantize(
 
 @nf4_dequantize.register_fake
 def _(
-    codes,
-    absmax,
-    quant_map,
-    nested_absmax,
-    nested_quant_map,
-    nested_offset,
-    blocksize,
-    nested_blocksize,
-    rows,
-    columns,
-    dtype,
-):
+    codes: torch.Tensor,
+    absmax: torch.Tensor,
+    quant_map: torch.Tensor,
+    nested_absmax: torch.Tensor | None,
+    nested_quant_map: torch.Tensor | None,
+    nested_offset: float,
+    blocksize: int,
+    nested_blocksize: int,
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     return codes.new_empty((rows, columns), dtype=dtype)

@@ -25,7 +25,7 @@ def nf4_dequantize(
     columns: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """codes uint8 [ceil(N/2)], absmax [ceil(N/blocksize)] uint8 (float32 without nested_*) -> [rows, columns], N = rows * columns"""
+    """codes uint8 [ceil(N/2)], absmax [ceil(N/blocksize)] uint8 (float32 without nested_*) -> [rows, columns], N = rows * columns."""
     out = torch.empty(rows * columns, dtype=dtype, device=codes.device)
     byte = torch.arange(256, device=codes.device)
     pairs = torch.stack([quant_map[byte >> 4], quant_map[byte & 15]], dim=1)  # the values of the two codes of each byte
@@ -33,7 +33,7 @@ def nf4_dequantize(
         stop = min(start + CHUNK, len(out))
         blocks = torch.arange(start // blocksize, -(-stop // blocksize), device=codes.device)
         scales = absmax[blocks]
-        if nested_absmax is not None:
+        if nested_absmax is not None and nested_quant_map is not None:
             scales = nested_quant_map[scales.int()] * nested_absmax[blocks // nested_blocksize] + nested_offset
         values = F.embedding(codes[start // 2 : (stop + 1) // 2].int(), pairs).flatten()
         values = F.pad(values, (0, len(blocks) * blocksize - len(values))).view(-1, blocksize)

@@ -15,7 +15,7 @@ def _nf4_dequantize_kernel(
     p_codes, p_absmax, p_map, p_nested_absmax, p_nested_map, p_out, offset, N, B,
     NESTED: tl.constexpr, BLOCKSIZE: tl.constexpr, NESTED_BLOCKSIZE: tl.constexpr, BLOCKS: tl.constexpr
 ):  # fmt: skip
-    """codes [ceil(N/2)] -> out [N], B = ceil(N/BLOCKSIZE); a program for BLOCKS blocks"""
+    """codes [ceil(N/2)] -> out [N], B = ceil(N/BLOCKSIZE); a program for BLOCKS blocks."""
     HALF: tl.constexpr = BLOCKSIZE // 2
     o_b = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     m_b = o_b < B
@@ -47,7 +47,7 @@ def nf4_dequantize(
     columns: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """codes uint8 [ceil(N/2)], absmax [ceil(N/blocksize)] uint8 (float32 without nested_*) -> [rows, columns], N = rows * columns"""
+    """codes uint8 [ceil(N/2)], absmax [ceil(N/blocksize)] uint8 (float32 without nested_*) -> [rows, columns], N = rows * columns."""
     out = torch.empty((rows, columns), dtype=dtype, device=codes.device)
     nested = nested_absmax is not None
     blocks = max(1, ELEMENTS // blocksize)

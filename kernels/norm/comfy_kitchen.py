@@ -47,11 +47,13 @@ def unavailable(device: torch.device) -> str | None:
 def rms_norm_rope(
     x: torch.Tensor, weight: torch.Tensor, freqs: torch.Tensor, *, heads: int, eps: float
 ) -> torch.Tensor:
+    """Rotary embedding of the RMS-normalized x [B, L, H * D]: [B, L, H, D] in x's dtype; see `custom_ops`."""
     normed = F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).unflatten(2, (heads, -1))
     rotate = registry.get_implementation("apply_rope1", backend=_backend("apply_rope1")[0])
     return rotate(normed, freqs)
 
 
 def layer_norm_modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float) -> torch.Tensor:
+    """LayerNorm(x) * (1 + scale) + shift of x [B, L, width], in x's dtype; see `custom_ops`."""
     modulate = registry.get_implementation("adaln", backend=_backend("adaln")[0])
     return modulate(x, scale, shift, eps)

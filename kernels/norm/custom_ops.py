@@ -59,7 +59,7 @@ def rms_norm_rope(
 
 
 @rms_norm_rope.register_fake
-def _(x, weight, freqs, heads, eps=1e-6):
+def _(x: torch.Tensor, weight: torch.Tensor, freqs: torch.Tensor, heads: int, eps: float = 1e-6) -> torch.Tensor:
     return x.new_empty((*x.shape[:2], heads, x.shape[2] // heads))
 
 
@@ -95,7 +95,7 @@ def layer_norm_modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tenso
 
 
 @layer_norm_modulate.register_fake
-def _(x, shift, scale, eps=1e-6):
+def _(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 
@@ -113,5 +113,7 @@ def layer_norm_modulate_quantize(
 
 
 @layer_norm_modulate_quantize.register_fake
-def _(x, shift, scale, eps=1e-6, by="block"):
+def _(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float = 1e-6, by: str = "block"
+) -> tuple[torch.Tensor, torch.Tensor]:
     return empty_codes(x, by)

@@ -18,10 +18,11 @@ def norm(generator: torch.Generator, device: torch.device) -> Iterator[Case]:
     weight, (shift, scale) = draw(256), draw(2, 1, 1, 256)
     angle = draw(17, 64)
     freqs = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(1, 17, 1, 64, 2, 2)
-    given = {"x": x, "weight": weight, "freqs": freqs, "heads": 2, "eps": 1e-6}
-    yield Case("rms_norm_rope", given, exact=("freqs",))
+    yield Case("rms_norm_rope", {"x": x, "weight": weight, "freqs": freqs, "heads": 2, "eps": 1e-6}, exact=("freqs",))
     given = {"x": x, "shift": shift, "scale": scale, "eps": 1e-6}
     yield Case("layer_norm_modulate", given)
     yield Case(
-        "layer_norm_modulate_quantize", given | {"by": "block"}, decode=lambda y: dequantize_block(*y, torch.float32)
+        "layer_norm_modulate_quantize",
+        given | {"by": "block"},
+        decode=lambda y: dequantize_block(y[0], y[1], torch.float32),
     )

@@ -25,7 +25,7 @@ def calls(tree: ast.AST) -> list[ast.Call]:
 
 
 def kernels(tree: ast.Module) -> dict[str, tuple[ast.FunctionDef, list[str]]]:
-    """The functions launched on a grid (helpers have no program id), with what they do not specialise on."""
+    """The functions launched on a grid (helpers have no program id), with what they do not specialize on."""
     found = {}
     for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
         if any(dotted(call.func) == "tl.program_id" for call in calls(function)):
@@ -49,6 +49,11 @@ def file_faults(text: str) -> list[str]:
         launch = isinstance(call.func, ast.Subscript) and dotted(call.func.value) in kernels(tree)
         if launch and "enable_fp_fusion" not in words:
             faults.append(f"line {call.lineno}: launch without enable_fp_fusion")
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        arguments = [*function.args.args, *function.args.kwonlyargs]
+        jitted = any(ast.unparse(each).startswith("triton.jit") for each in function.decorator_list)
+        if not jitted and not (function.returns and all(each.annotation for each in arguments)):
+            faults.append(f"{function.name}: not typed")  # mypy does not ask it of these files
     for name, (function, _) in kernels(tree).items():
         if "tl.int64" not in ast.unparse(function):
             faults.append(f"{name}: no 64-bit offsets")
@@ -66,7 +71,7 @@ def case_faults(text: str, cases: list[KernelCase]) -> list[str]:
             is_length = argument.arg.isupper() and argument.annotation is None
             fixed = own and all(argument.arg in case.divisible for case in own)
             if is_length and argument.arg not in runtime and not fixed:
-                faults.append(f"{name}: specialised on {argument.arg}")
+                faults.append(f"{name}: specialized on {argument.arg}")
     return faults
 
 
@@ -130,7 +135,7 @@ def _kernel(p_x, L, N, x_b, W: tl.constexpr):
     i = tl.program_id(0).to(tl.int64)
     tl.load(p_x + i * L, mask=i < N, other=0)
 
-def run(x):
+def run(x: torch.Tensor) -> None:
     _kernel[(1,)](x, enable_fp_fusion=True)
 """
 CASE = KernelCase("kernel", "kernels.x.triton", "_kernel", {}, {}, {}, divisible=("N",))
@@ -142,13 +147,15 @@ CASE = KernelCase("kernel", "kernels.x.triton", "_kernel", {}, {}, {}, divisible
     ("enable_fp_fusion=True", "", "line 8: launch without enable_fp_fusion"),
     ("tl.load(", "tl.make_block_ptr(", "line 5: make_block_ptr"),
     ("tl.load(", "tl.atomic_add(", "line 5: atomic_add"),
+    (": torch.Tensor", "", "run: not typed"),
+    (" -> None", "", "run: not typed"),
 ])  # fmt: skip
 def test_broken_file_is_found(old, new, message):
     assert not file_faults(SOUND)
     assert message in file_faults(SOUND.replace(old, new))
 
 
-def test_missing_case_and_specialised_length_are_found():
+def test_missing_case_and_specialized_length_are_found():
     assert not case_faults(SOUND, [CASE])
-    assert case_faults(SOUND, []) == ["_kernel: no ahead-of-time case", "_kernel: specialised on N"]
-    assert case_faults(SOUND.replace('"L"', ""), [CASE]) == ["_kernel: specialised on L"]
+    assert case_faults(SOUND, []) == ["_kernel: no ahead-of-time case", "_kernel: specialized on N"]
+    assert case_faults(SOUND.replace('"L"', ""), [CASE]) == ["_kernel: specialized on L"]

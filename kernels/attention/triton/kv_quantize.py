@@ -64,7 +64,8 @@ def kv_quantize(
     v8 = torch.empty(
         (b, h, tokens, d) if pv == "fp16" else (b, h, d, tokens), dtype=PV_FORMATS[pv].dtype, device=k.device
     )
-    v_scale = None if pv == "fp16" else v_max.clamp_min(1e-6) / PV_FORMATS[pv].v_max
+    largest = PV_FORMATS[pv].v_max
+    v_scale = None if largest is None else v_max.clamp_min(1e-6) / largest
     with torch.cuda.device_of(k):
         _kv_quantize_kernel[n_k, b * h](
             k, v, k_mean, v_scale, k8, k_scale, v8,

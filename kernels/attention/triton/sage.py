@@ -123,7 +123,7 @@ def sage_attention(
     *,
     pv: str,
     block_q: int = BLOCK_Q,
-    linear: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    linear: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None,
 ) -> torch.Tensor:
     """q [B, L, H, D] with a contiguous last dimension, D in {64, 128}; `length` keys as from `kv_quantize`; blocks
     [B, H, query blocks, T] contiguous integers, unique in a row (T = 0 gives zeros); `linear` = (values, k_sum of

@@ -110,7 +110,18 @@ def _matmul_kernel(
 _DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
-def _launch(codes, scales, weight, weight_scale, bias, y, y_scale, residual, gate, dtype):
+def _launch(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    y_scale: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> None:
     *batch, m, k = codes.shape
     n, items = weight.shape[0], math.prod(batch)
     rocm = torch.version.hip or not codes.is_cuda
@@ -134,7 +145,7 @@ def int8_matmul(
     *,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
-    """codes int8 [..., M, K] with block or row scales, weight int8 [N, K] -> [..., M, N]"""
+    """codes int8 [..., M, K] with block or row scales, weight int8 [N, K] -> [..., M, N]."""
     y = torch.empty((*codes.shape[:-1], weight.shape[0]), dtype=out_dtype, device=codes.device)
     _launch(codes, scales, weight, weight_scale, bias, y, None, None, None, out_dtype)
     return y
@@ -148,7 +159,7 @@ def int8_linear(
     *,
     activation: str = "block",
 ) -> torch.Tensor:
-    """x [..., M, K], quantized by "block" or "row", times weight int8 [N, K]"""
+    """x [..., M, K], quantized by "block" or "row", times weight int8 [N, K]."""
     quantize = {"block": quantize_block, "row": quantize_row}[activation]
     codes, scales = quantize(x)
     return int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=x.dtype)
@@ -163,7 +174,7 @@ def int8_matmul_gelu_quantize(
     *,
     out_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quantize_block` of the tanh GELU of `int8_matmul`: a tile of the output is a tile of the next layer's input"""
+    """`quantize_block` of the tanh GELU of `int8_matmul`: a tile of the output is a tile of the next layer's input."""
     *batch, m, _ = codes.shape
     n = weight.shape[0]
     y = torch.empty((*batch, m, n), dtype=torch.int8, device=codes.device)
@@ -184,7 +195,7 @@ def int8_matmul_gate_residual(
     residual: torch.Tensor,
     gate: torch.Tensor,
 ) -> torch.Tensor:
-    """residual [B, M, N] + gate [B, N] or [B, 1, N] times `int8_matmul` of codes [B, M, K]"""
+    """residual [B, M, N] + gate [B, N] or [B, 1, N] times `int8_matmul` of codes [B, M, K]."""
     y = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
     gate, residual = gate.to(residual.dtype).contiguous(), residual.contiguous()
     _launch(codes, scales, weight, weight_scale, bias, y, None, residual, gate, residual.dtype)

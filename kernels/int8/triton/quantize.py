@@ -18,7 +18,7 @@ from ..format import MIN_AMAX, TILE
 def _quantize_block_kernel(
     p_x, p_codes, p_scales, M, K, x_b, x_m, x_k, MIN_AMAX: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    """x [B, M, K] -> codes [B, M, K], scales [B, ceil(M/TILE), ceil(K/TILE)]; a program for each scale"""
+    """x [B, M, K] -> codes [B, M, K], scales [B, ceil(M/TILE), ceil(K/TILE)]; a program for each scale."""
     i_scale = tl.program_id(0)
     n_m, n_k = tl.cdiv(M, TILE), tl.cdiv(K, TILE)
     i_b = (i_scale // (n_m * n_k)).to(tl.int64)
@@ -38,7 +38,7 @@ def _quantize_block_kernel(
 def _quantize_row_kernel(
     p_x, p_codes, p_scales, M, K, x_b, x_m, x_k, MIN_AMAX: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """x [B, M, K] -> codes [B, M, K], scales [B, M]; a program for each row"""
+    """x [B, M, K] -> codes [B, M, K], scales [B, M]; a program for each row."""
     i_row = tl.program_id(0).to(tl.int64)
     o_k = tl.arange(0, WIDTH)
     p_x += i_row // M * x_b + i_row % M * x_m + o_k.to(tl.int64) * x_k
@@ -49,7 +49,7 @@ def _quantize_row_kernel(
 
 
 def quantize_block(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [..., M, K] -> codes int8 [..., M, K], scales float32 [..., ceil(M/128), ceil(K/128)]"""
+    """x [..., M, K] -> codes int8 [..., M, K], scales float32 [..., ceil(M/128), ceil(K/128)]."""
     *batch, m, k = x.shape
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty((*batch, triton.cdiv(m, TILE), triton.cdiv(k, TILE)), dtype=torch.float32, device=x.device)
@@ -62,7 +62,7 @@ def quantize_block(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def quantize_row(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [..., M, K] -> codes int8 [..., M, K], scales float32 [..., M]"""
+    """x [..., M, K] -> codes int8 [..., M, K], scales float32 [..., M]."""
     *batch, m, k = x.shape
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty((*batch, m), dtype=torch.float32, device=x.device)

@@ -108,7 +108,14 @@ def _modulate_quantize_block_kernel(
     tl.store(p_codes + (i_b * L + i_l + o_l)[:, None] * WIDTH + o_w[None, :], encode(b_y, amax, 128), mask=m_x)
 
 
-def _launch(x, shift, scale, out, row_scales, eps: float) -> None:
+def _launch(
+    x: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    out: torch.Tensor,
+    row_scales: torch.Tensor | None,
+    eps: float,
+) -> None:
     b, length, width = x.shape
     with torch.cuda.device_of(x):
         _layer_norm_modulate_kernel[(length, b)](
@@ -133,12 +140,15 @@ def _launch(x, shift, scale, out, row_scales, eps: float) -> None:
 
 
 def layer_norm_modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float) -> torch.Tensor:
+    """LayerNorm(x) * (1 + scale) + shift of x [B, L, width], in x's dtype; see `custom_ops`."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _launch(x, shift, scale, out, None, eps)
     return out
 
 
-def _quantize_block(x, shift, scale, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantize_block(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     b, length, width = x.shape
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty((b, triton.cdiv(length, TILE), triton.cdiv(width, TILE)), dtype=torch.float32, device=x.device)
@@ -161,6 +171,7 @@ def _quantize_block(x, shift, scale, eps: float) -> tuple[torch.Tensor, torch.Te
 def layer_norm_modulate_quantize(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float, by: str = "row"
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """`layer_norm_modulate` as int8 codes [B, L, width] and float32 scales, by "row" or "block"; see `custom_ops`."""
     if by == "block":
         return _quantize_block(x, shift, scale, eps)
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)

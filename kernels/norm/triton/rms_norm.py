@@ -46,6 +46,7 @@ def _rms_norm_rope_kernel(
 def rms_norm_rope(
     x: torch.Tensor, weight: torch.Tensor, freqs: torch.Tensor, *, heads: int, eps: float
 ) -> torch.Tensor:
+    """Rotary embedding of the RMS-normalized x [B, L, H * D]: [B, L, H, D] in x's dtype; see `custom_ops`."""
     b, length, width = x.shape
     out = torch.empty((b, length, heads, width // heads), dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
