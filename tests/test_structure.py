@@ -103,6 +103,15 @@ def test_sources_are_short_and_ascii(path):
     assert len(text.splitlines()) <= 300
 
 
+def test_contributing_names_only_what_is_there():
+    """A path of the pack in its text, but for those of an example and of placeholders in capitals."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    named = re.findall(r"(?:^|[` ])((?:tests|turbo_core|kernels|nodes|locales|workflows)/[\w./*-]*)", text, re.M)
+    assert len(named) > 40
+    missing = {name for name in named if not re.search(r"[A-Z]{3}", name) and not list(ROOT.glob(name.rstrip("./")))}
+    assert not missing
+
+
 def test_nothing_is_installed():
     """ComfyUI brings all that the pack imports; listing torch or triton could replace the user's own build."""
     lines = (line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
