@@ -3,6 +3,8 @@
 import ast
 import graphlib
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,6 +112,15 @@ def test_contributing_names_only_what_is_there():
     assert len(named) > 40
     missing = {name for name in named if not re.search(r"[A-Z]{3}", name) and not list(ROOT.glob(name.rstrip("./")))}
     assert not missing
+
+
+def test_commit_subjects_are_short():
+    """At most 72 characters since the commit that the rule came after."""
+    command = ["git", "log", "--no-merges", "--format=%s", "9462281..HEAD"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True) if shutil.which("git") else None
+    if done is None or done.returncode:
+        pytest.skip("no git here, or not the whole history")
+    assert not [subject for subject in done.stdout.splitlines() if len(subject) > 72]
 
 
 def test_nothing_is_installed():
