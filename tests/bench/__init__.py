@@ -1,4 +1,4 @@
-"""`dev.py bench NAME`: measurements that are no tests."""
+"""`dev.py bench NAME`: measurements; they assert nothing."""
 
 import importlib
 import sys

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
 
 def measured(how: str, *numbers: int) -> dict:
-    """`measure` in a process of its own."""
+    """Runs `measure` in a new process."""
     dev = Path(__file__).resolve().parents[2] / "dev.py"
     command = [sys.executable, str(dev), "--here", "bench", "decode", "--measure", how, *map(str, numbers)]
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | ALLOCATOR).stdout

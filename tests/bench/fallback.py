@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(length: int, repeat: int) -> dict[str, list[float]]:
-    """Seconds of each function by repetition; they take turns, so that what else the machine does falls on all alike."""
+    """Seconds of each function by repetition; interleaved, so that other load on the machine affects all alike."""
     import torch
     import torch.nn.functional as F
     from td_pack.kernels.attention.batched.sla import block_sparse_attention, sparse_linear_attention
@@ -67,7 +67,7 @@ def measure(length: int, repeat: int) -> dict[str, list[float]]:
 
 
 def _processor() -> str:
-    """What /proc says (Linux)."""
+    """The CPU's model, from /proc (Linux)."""
     found = Path("/proc/cpuinfo")
     lines = found.read_text().splitlines() if found.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

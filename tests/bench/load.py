@@ -68,7 +68,7 @@ RUNS = {"int8": run_int8, "nf4": run_nf4}
 
 
 def measured(paths: list[Path]) -> dict:
-    """`measure` in a process of its own."""
+    """Runs `measure` in a new process."""
     dev = Path(__file__).resolve().parents[2] / "dev.py"
     command = [sys.executable, str(dev), "--here", "bench", "load", "--measure", *map(str, paths)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]

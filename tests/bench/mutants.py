@@ -1,4 +1,4 @@
-"""`dev.py bench mutants`: how many small defects in the product the tests notice.
+"""`dev.py bench mutants`: how many of a fixed set of small defects in the product the tests catch.
 
 Ten kinds of defect, `--per-kind` places each, chosen by a hash of the statement they are in, so that moving a file or a line does not
 change the choice. Each is written into a copy of the tree, where the test files run that belong to the mutated file: those of the

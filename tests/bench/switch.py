@@ -1,6 +1,6 @@
 """`dev.py bench switch`: what the switch from the high to the low expert costs while the low one's file is not in memory.
 
-Three ways, each in a process of its own: `warm` has the file in the page cache, `cold` dropped it and does not read ahead,
+Three ways, each in a new process: `warm` has the file in the page cache, `cold` dropped it and does not read ahead,
 `ahead` dropped it and does. What a way adds is the time from the end of the last high step to the end of the first low step,
 above that of `warm`; the ratio is to reading the file alone. The bytes fetched from the disk in that time do not depend on what
 else the machine does: they are the part of the reading that is left to the switch, and decide."""
@@ -85,7 +85,7 @@ def read_alone(path: Path) -> float:
 
 
 def measured(way: str, files: list[Path]) -> dict:
-    """`measure` in a process of its own."""
+    """Runs `measure` in a new process."""
     dev = Path(__file__).resolve().parents[2] / "dev.py"
     command = [sys.executable, str(dev), "--here", "bench", "switch", "--measure", way, *map(str, files)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(folder: Path, weights: str) -> tuple[dict[str, dict], bool]:
-    """Each row measured in a process of its own, and whether all gave the same tensor."""
+    """Measures each row in a new process, and whether all gave the same tensor."""
     import torch
     from td_pack.tests.support.full_size import write_encoder
 

@@ -1,4 +1,4 @@
-"""The memory a computation has alive at its peak, counted over its operators; on the meta device nothing is computed."""
+"""Peak memory of a computation, counted over its operators; works on the meta device too."""
 
 import weakref
 
@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakBytes(TorchDispatchMode):
-    """Inside it, `peak` counts the bytes of tensors made and still alive. What an operator needs inside is not seen."""
+    """`peak` is the most bytes of tensors alive at once; the workspace inside an operator is not counted."""
 
     def __init__(self):
         super().__init__()

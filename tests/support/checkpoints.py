@@ -1,4 +1,4 @@
-"""Tiny random checkpoints in upstream TurboDiffusion's layout, and the golden outputs computed with them.
+"""Tiny random checkpoints in upstream's layout, and the golden outputs computed with them.
 
 A weight is drawn from its key and the seed by numpy's RandomState, whose stream is frozen, so that golden files
 hold no weights.

@@ -2,7 +2,7 @@
 dense against sparse attention.
 
 Without --models it runs the toy models of tests/tiny: shapes that move over a flat background. They were trained on a CPU
-within two hours and know nothing else, but all that makes their videos is the real thing.
+within two hours for such clips alone; nodes, samplers, attention and decoder are those of the real models.
 """
 
 import argparse

@@ -37,7 +37,7 @@ NEWEST = ("comfy-kitchen", "comfy-aimdo")
 
 
 class SetupError(RuntimeError):
-    """Something a person has to put right; the message says what."""
+    """A fault that the user has to correct; the message says which and how."""
 
 
 def say(message: str) -> None:

@@ -1,4 +1,4 @@
-"""Two tiny experts in one run: their conditioning, their latent, and clones that tell of each pass."""
+"""Two tiny experts in one run: their conditioning, their latent, and clones that record each forward pass."""
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -43,4 +43,4 @@ def sample(high, positive, low=None, steps=4, boundary=0.9, mode="sde", seed=3, 
 
 
 class Stop(BaseException):
-    """As ComfyUI's interrupt: no Exception, so that only `finally` sees it."""
+    """Stands for ComfyUI's interrupt, which is no Exception either: `except Exception` does not catch it."""

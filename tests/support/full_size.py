@@ -1,4 +1,4 @@
-"""Full-size random files in the published layouts, written without ever being in memory."""
+"""Full-size random files in the published layouts, written in chunks."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Memory that shows what a kernel leaves unwritten, and what it writes past the end."""
+"""Allocations that reveal what a kernel leaves unwritten, and what it writes past the end."""
 
 import contextlib
 import math
@@ -14,7 +14,7 @@ _CANARIES = 4096  # elements behind each tensor
 
 
 class PoisonedTorch:
-    """torch, whose new tensors hold no plausible value and have a canary behind them."""
+    """torch, whose `empty` fills tensors with NaN or 77 and puts a canary behind them."""
 
     def __init__(self):
         self.buffers = []
@@ -32,7 +32,7 @@ class PoisonedTorch:
 
 @contextlib.contextmanager
 def poisoned_memory(*modules: ModuleType) -> Iterator[PoisonedTorch]:
-    """Lets these modules, which `import torch`, allocate poisoned memory; in the end every canary must be there."""
+    """Makes `torch.empty` of these modules return poisoned memory; asserts at the end that every canary is intact."""
     poisoned = PoisonedTorch()
     with pytest.MonkeyPatch.context() as patch:
         for module in modules:

@@ -1,4 +1,4 @@
-"""Drawn tensors and how far two are apart, for the kernels' tests."""
+"""Random tensors and error measures for the kernels' tests."""
 
 import torch
 
@@ -9,12 +9,12 @@ DTYPES = (torch.float32, torch.float16) + (torch.bfloat16,) * (DEVICE.type == "c
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, device="cpu") -> torch.Tensor:
-    """Normal values, the same on every device."""
+    """Standard normal values, the same on every device."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
 def structured_qkv(length: int, d: int = 64, b: int = 1, h: int = 2, dtype: torch.dtype = torch.float32):
-    """q and k [b, length, h, d] on the kernels' device with a few large scores in a row, and v."""
+    """q, k, v [b, length, h, d] on the kernels' device; each row of scores has a few large ones."""
     q, k, v = draw(3, b, length, h, d, seed=length + d, dtype=dtype, device=DEVICE)
     return 2 * q, k + draw(d, seed=1, dtype=dtype, device=DEVICE), v
 
@@ -35,5 +35,5 @@ def spread(scales: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
 
 def decode(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """What int8 codes stand for, float64."""
+    """The float64 values of int8 codes."""
     return codes.double() * spread(scales, codes)

@@ -1,4 +1,4 @@
-"""A pipe that gives its reader a byte now and then, as a disk that is about to fail: reading it ends only by being stopped."""
+"""A pipe that delivers a byte every 10 ms, as a failing disk does: a reader gets no end of file."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ _PAUSE = 0.01  # seconds
 
 @contextlib.contextmanager
 def trickle(path: Path) -> Iterator[threading.Event]:
-    """Makes the pipe, and yields an event that is set once somebody has read from it."""
+    """Makes the pipe, and yields an event that is set once a process has read from it."""
     os.mkfifo(path)
     ended, begun = threading.Event(), threading.Event()
 
@@ -31,7 +31,7 @@ def trickle(path: Path) -> Iterator[threading.Event]:
         yield begun
     finally:
         ended.set()
-        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # should nobody have read
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # unblocks the writer if no process has read
         thread.join()
 
 

@@ -39,7 +39,7 @@ def wan22() -> comfy.sd.VAE:
 
 
 def taesd() -> comfy.sd.VAE:
-    """A VAE that is no Wan VAE."""
+    """A VAE of another architecture (TAESD)."""
     generator = torch.Generator().manual_seed(0)
     shapes = {name: value.shape for name, value in TAESD(latent_channels=4).state_dict().items()}
     return comfy.sd.VAE(sd={name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()})

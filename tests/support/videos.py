@@ -1,4 +1,4 @@
-"""What is in a video file, and what it takes to make one."""
+"""Reads what is in a video file."""
 
 import resource
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import torch
 
-# What a player reads of a stream before it decodes it.
+# The properties of a stream that a player reads before it decodes.
 TAGS = ("pix_fmt", "profile", "color_primaries", "color_trc", "colorspace", "color_range", "width", "height")
 
 
@@ -32,7 +32,7 @@ def rate_and_metadata(video: Path | str | BytesIO) -> tuple[Fraction, dict[str, 
 
 
 def tags(video: Path | str | BytesIO) -> dict:
-    """What the file says of itself: container, codec and colors."""
+    """Container, codec, colors and first bytes of a file."""
     with av.open(_rewound(video)) as container:
         stream = container.streams.video[0]
         about = {name: getattr(stream.codec_context, name) for name in TAGS}
@@ -50,7 +50,7 @@ def pixels(video: Path | str | BytesIO) -> list[tuple[float, bytes]]:
 
 @contextmanager
 def largest_file(size: int):
-    """A limit on the size of a file, which stands for a full disk."""
+    """Limits the size of files in this process, in bytes, to act as a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""The figures of the toy models: what their clips show, and how far each way of running them is from the plain one."""
+"""The figures of the toy models: whether clips match their prompts, and PSNR and SSIM of each way of running them against the reference."""
 
 import json
 import tempfile
@@ -34,7 +34,7 @@ class Row:
 
 
 def scenes(count: int = CLIPS) -> list[world.Scene]:
-    """Clips that training never drew: its seeds are below 2^30."""
+    """Scenes of seeds that training does not use: its seeds are below 2^30."""
     return [world.scene((1 << 30) + SEED + i) for i in range(count)]
 
 
@@ -46,7 +46,7 @@ def judge(
     palette: dict | None = None,
     **more,
 ) -> Row:
-    """`palette` replaces the world's colors, which what is seen is named by; `more` are further figures of the row."""
+    """`palette` replaces the named colors (names to RGB); `more` are further columns of the row."""
     scores = [vision.score(clip, scene, palette) for clip, scene in zip(clips, wanted, strict=True)]
 
     def share(part: str) -> float:

@@ -1,4 +1,4 @@
-"""The shipped workflows on a live server with the toy models: the videos show what was asked for."""
+"""The shipped workflows on a live server with the toy models: the videos match their prompts."""
 
 import av
 import numpy as np

@@ -1,4 +1,4 @@
-"""The toy world and the eyes that judge it: what they must agree on before any model is judged."""
+"""`vision` reads from rendered clips what `world` was asked to render."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Simple vision for the toy world: what a clip shows, read from its frames, to compare with what its prompt says."""
+"""Reads from the frames of a toy-world clip what it shows, to compare with its prompt."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ STILL = 8  # pixels that a shape must move in a clip to have a direction
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of one shape: kind and color by the median frame, its way by a line through its centers."""
+    """One shape found in a clip: kind and color of the median frame, direction by a line fitted through its centers."""
 
     kind: str
     color: str
@@ -26,7 +26,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Score:
-    """Whether a clip is what its prompt says, each for all of its shapes."""
+    """Whether a clip matches its prompt, each field for all of its shapes."""
 
     color: bool
     kind: bool
@@ -125,7 +125,7 @@ def nearest(color: np.ndarray, named: dict) -> str:
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of pictures or clips in 0..1, in dB."""
+    """PSNR in dB of pictures or clips in 0..1."""
     return -10 * torch.log10((a.float() - b.float()).square().mean().clamp(min=1e-10)).item()
 
 

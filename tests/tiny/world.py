@@ -55,7 +55,7 @@ def scene(seed: int) -> Scene:
 
 
 def draw_words(seed: int) -> Scene:
-    """What a seed's scene shows, its shapes in the middle of where they belong."""
+    """The words of a seed's scene, with its shapes at their default centers."""
     random = np.random.RandomState(seed)
     count = 2 if random.rand() < TWO_SHAPES else 1
     colors = random.choice(list(COLORS), count, replace=False)

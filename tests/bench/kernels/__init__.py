@@ -1,4 +1,4 @@
-"""`dev.py bench kernels`: the kernels on this machine's GPU, against the best that torch and comfy_kitchen have.
+"""`dev.py bench kernels`: the kernels on this machine's GPU, against the fastest operators of torch and comfy_kitchen.
 
 Needs torch and triton only, and runs in the Python that starts it. `--rehearse` runs every line of it on tiny shapes without a
 GPU, in Triton's interpreter: its figures mean nothing."""
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(device, budget: float, json: Path, rehearse: bool) -> str:
-    """All phases in the order of their worth; the JSON file is written anew after each row. Returns the report."""
+    """Runs all phases, the most informative first, and rewrites the JSON file after each row. Returns the report."""
     import torch
 
     from . import attention, block, compiled, linear, machine, report, targets

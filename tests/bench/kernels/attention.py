@@ -43,7 +43,7 @@ class Inputs(NamedTuple):
 
 
 def inputs(length: int, heads: int, device: torch.device, width: int = WIDTH) -> Inputs:
-    """Neighbours alike, as tokens of a video are, and keys with the bias that makes 8-bit attention smooth them."""
+    """q, k and v whose neighboring tokens are similar, as in a video; the keys have the bias that sage attention subtracts."""
     generator = torch.Generator(device).manual_seed(length + heads)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
 
@@ -147,7 +147,7 @@ def measure(clock: Clock, shapes=SHAPES, ratios=TOPK, width: int = WIDTH) -> Ite
 
 
 def parts(given: Inputs, clock: Clock, topk: float) -> Iterator[Row]:
-    """Where the operator's time goes: preparing keys and values, the map, quantizing, attending."""
+    """A row for each part of the operator: preparing keys and values, the block map, quantizing, attending."""
     q, k, v, weight, bias = given
     shape = f"L={q.shape[1]} H={q.shape[2]}"
 

@@ -1,4 +1,4 @@
-"""One block of the 14B network at 720p: dense in bf16, and with more and more of it on our kernels."""
+"""One transformer block of the 14B network at 720p: dense in bf16, then with more of it on this pack's kernels."""
 
 from collections.abc import Iterator
 

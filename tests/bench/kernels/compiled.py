@@ -1,4 +1,4 @@
-"""How long each kernel takes to compile on this machine, and what the compiler made of it."""
+"""Compile time, registers, spills and shared memory of each kernel on this machine."""
 
 import importlib
 import time

@@ -110,7 +110,7 @@ def _shape(clock: Clock, m: int, k: int, n: int) -> Iterator[Row]:
 
 
 def _torch_products(clock: Clock, x, weight, codes, w8, shape: str, flop: float) -> Iterator[Row]:
-    """What torch brings: fp8 with a scale for each row, and the bare int8 product."""
+    """torch's own: fp8 with a scale for each row, and the int8 product alone."""
     x8, weight8 = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
     scales = {
         "scale_a": torch.ones(len(x), 1, device=x.device),

@@ -1,4 +1,4 @@
-"""What the benchmark runs on, and the least time that chip needs."""
+"""The device of the benchmark, and its roofline."""
 
 import importlib.metadata
 import importlib.util
@@ -35,7 +35,7 @@ def peak(device: torch.device) -> Peak | None:
 
 
 def floor_ms(peak: Peak | None, bytes_moved: float, bf16: float = 0, int8: float = 0) -> float | None:
-    """The roofline: whatever is slower of arithmetic (operations by type) and memory traffic."""
+    """The roofline in milliseconds: the slower of arithmetic (operations by type) and memory traffic."""
     if peak is None:
         return None
     return max((bf16 / peak.bf16 + int8 / peak.int8) / 1e9, bytes_moved / peak.memory / 1e6)

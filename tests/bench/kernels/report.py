@@ -1,4 +1,4 @@
-"""What the kernel benchmark found, as JSON and as a Markdown table."""
+"""The rows of the kernel benchmark as JSON and as Markdown tables."""
 
 import dataclasses
 import json
@@ -70,7 +70,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def save(path: Path, machine: Mapping[str, object], rows: list[Row]) -> None:
-    """Writes all so far: a run that is killed leaves what it measured."""
+    """Writes all rows so far, so that a killed run keeps what it measured."""
     data = {"machine": dict(machine), "rows": [dataclasses.asdict(row) for row in rows]}
     for row, given in zip(data["rows"], rows, strict=True):
         row["timing"] = given.timing and given.timing._asdict()

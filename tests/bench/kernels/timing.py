@@ -1,4 +1,4 @@
-"""How long an operator takes on a device, and how much of the time allowed is left."""
+"""Timing of operators on a device, within a budget of seconds."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ FLUSH_BYTES = 128 << 20
 
 
 class Timing(NamedTuple):
-    """Milliseconds: the median, and the tenth of the repetitions that were quickest and slowest."""
+    """Milliseconds: the median and the first and last decile of the repetitions."""
 
     ms: float
     p10: float
@@ -33,7 +33,7 @@ class Clock:
         return self._end - time.monotonic()
 
     def time(self, run: Callable[[], object]) -> Timing:
-        """The device's time for `run`, warmed up; the CPU's, without a GPU."""
+        """The time of `run` on the device after a warm-up; on the CPU without a GPU."""
         if self._quick:
             return _summary([self._once(run)])
         for _ in range(WARM_UPS):

@@ -1,4 +1,4 @@
-"""A training stage that can be stopped at any time and goes on where it was."""
+"""A training stage that can be stopped at any time and resumed."""
 
 import logging
 import math

@@ -49,7 +49,7 @@ LAYERS, IMAGE_LAYERS = 6, 4
 
 
 def run(recipe: Recipe, data: Canvases | None, folder: Path, weights: whole_dit.Weights | None = None):
-    """Trains or resumes a dense model, from `weights` or from random ones; without data, to say where each token is. Its
+    """Trains or resumes a dense model, from `weights` or from random ones; without data, on `whereabouts`. Returns its
     averaged weights, float32, in upstream's layout."""
     if weights is None:
         layers, channels = (IMAGE_LAYERS, 36) if recipe.image else (LAYERS, 16)
@@ -153,7 +153,7 @@ def lane(words: world.Scene, i: int) -> int | None:
 
 @functools.cache
 def whereabouts() -> torch.Tensor:
-    """A latent [16, 9, 16, 16] that says where it is: four waves each over time, rows and columns of tokens."""
+    """A latent [16, 9, 16, 16] that encodes positions: four waves each over time, rows and columns of tokens."""
     side = canvases.CLIP // 2
     result = torch.zeros(16, canvases.FRAMES, side, side)
     for axis, length in enumerate(result.shape[1:]):

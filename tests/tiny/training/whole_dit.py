@@ -148,6 +148,6 @@ def sparse(q, k, v, key_blocks: int) -> torch.Tensor:
 
 
 def smooth(q, k, v) -> torch.Tensor:
-    """Linear attention: softmax over the head width as the feature map."""
+    """Linear attention with softmax over head_dim as the feature map."""
     q, k = q.float().softmax(-1), k.float().softmax(-1)
     return (q @ (k.transpose(2, 3) @ v.float()) / (q @ k.sum(2)[..., None] + 1e-5)).to(v.dtype)
