@@ -98,7 +98,8 @@ def public_functions(module: ModuleType) -> dict:
     return {
         name: function
         for name, function in found
-        if function.__module__.startswith(module.__name__) and not name.startswith("_") and name != "unavailable"
+        # torch.compile puts functions without a module, `__...`, into the modules that it has traced
+        if name[0] != "_" and name != "unavailable" and function.__module__.startswith(module.__name__)
     }
 
 
