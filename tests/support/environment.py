@@ -21,6 +21,7 @@ PINS = (
     "websocket-client==1.9.2",
     "hypothesis==6.170.15",
     "ruff==0.17.5",
+    "mypy==2.4.1",
     "bitsandbytes==0.50.2",  # the oracle of the NF4 layout
     "ray==2.60.0",
     "scikit-image==0.26.0" if sys.version_info >= (3, 11) else "scikit-image==0.25.2",  # the oracle of SSIM
