@@ -52,7 +52,7 @@ BAD = [
     (dict(output_name=""), "give the new file a name"),
     (dict(output_name="model.pth"), "end its name in .safetensors"),
     (dict(base_name=checkpoints.I2V_HIGH), "A delta needs both base_name"),
-    (dict(base_name="../../secret.pth", teacher_name="none"), "'../../secret.pth' is no file in the diffusion_models"),
+    (dict(base_name="../../secret.pth", teacher_name="none"), "'../../secret.pth' is not a file in the diffusion_models"),
 ]
 
 

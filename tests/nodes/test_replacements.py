@@ -165,7 +165,7 @@ def test_old_t2v_prompt_runs(server):
     }
     job["small"] = node("ImageScale", image=["sample", 0], upscale_method="area", width=32, height=32, crop="disabled")
     (file,) = server.client.run(job).files
-    assert file["filename"].endswith(".webp") and "ComfyUI writes no GIF" in server.log()
+    assert file["filename"].endswith(".webp") and "ComfyUI does not write GIF" in server.log()
 
 
 def test_an_old_t2v_prompt_without_any_text_says_what_to_connect(server):
