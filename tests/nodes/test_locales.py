@@ -8,6 +8,7 @@ import pytest
 from td_pack.tests.support import locales
 
 ENGLISH = locales.english()
+TEXTS = {"en": ENGLISH} | {language: locales.read(language) for language in locales.TRANSLATIONS}
 DOCS = Path(__file__).resolve().parents[2] / "nodes" / "web" / "docs"
 # Help pages as ComfyUI's page asks for them: TYPE/LANGUAGE.md, else TYPE.md, which are English.
 PAGES = {"en": "{}.md"} | {language: f"{{}}/{language}.md" for language in locales.TRANSLATIONS}
@@ -20,7 +21,7 @@ def leaves(texts: dict) -> list[str]:
 
 @pytest.mark.parametrize("language", locales.TRANSLATIONS)
 def test_a_language_has_a_translation_of_every_text(language):
-    texts = locales.read(language)
+    texts = TEXTS[language]
     fitted = locales.fitted(texts, ENGLISH)
     assert texts == fitted, "python dev.py locales adds the missing texts in English"
     pairs = zip(leaves(fitted), leaves(ENGLISH), strict=True)
@@ -34,7 +35,7 @@ def test_a_language_has_a_translation_of_every_text(language):
 def test_every_node_has_a_help_page_that_names_every_input(node_id, language):
     text = (DOCS / PAGES[language].format(node_id)).read_text(encoding="utf-8")
     title, *_ = text.splitlines()
-    assert title == f"# {locales.read(language)[node_id]['display_name']}"
+    assert title == f"# {TEXTS[language][node_id]['display_name']}"
     table = " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("|"))
     named = set(re.findall(r"\w+", table, re.ASCII))
     assert set(ENGLISH[node_id]["inputs"]) - named == set()
@@ -44,7 +45,7 @@ def test_every_node_has_a_help_page_that_names_every_input(node_id, language):
 def test_the_server_offers_the_texts_and_the_help_pages(server):
     served = json.loads(server.client.get("/i18n"))
     for language in locales.TRANSLATIONS:
-        assert served[language]["nodeDefs"].items() >= locales.read(language).items()
+        assert served[language]["nodeDefs"].items() >= TEXTS[language].items()
     for node_id in ENGLISH:
         for page in PAGES.values():
             offered = server.client.get(f"/extensions/{server.pack_name}/docs/{page.format(node_id)}")

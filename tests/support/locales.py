@@ -30,9 +30,7 @@ def _part(name: str | None, tooltip: str | None) -> dict:
 
 
 def read(language: str) -> dict[str, dict]:
-    """The texts of a language."""
-    if language == "en":
-        return english()
+    """The texts of a translation."""
     return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
@@ -45,7 +43,8 @@ def fitted(texts: dict, source: dict) -> dict:
 
 
 def main(arguments: list[str]) -> int:
-    """`dev.py locales`: fits the files of all translations to the schemas, with the English text where one is missing."""
+    """`dev.py locales`: fits the files of all translations to the schemas, with the English text where one is
+    missing."""
     from .host import load_host
 
     load_host()
