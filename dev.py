@@ -22,7 +22,7 @@ COMMANDS = {
     "bench": ("tests.bench", "measure: python dev.py bench for the list"),
     "demo": ("tests.support.demo", "queue the shipped workflows on a live server and keep the videos"),
     "tiny": ("tests.tiny.command", "train the toy models of the tests and the demo again, or measure them"),
-    "locales": ("tests.support.locales", "write the English texts that ComfyUI's page translates, from the schemas"),
+    "locales": ("tests.support.locales", "add the texts of new nodes and inputs to the translations, to be translated"),
     "convert": ("turbo_core.convert.cli", "write a checkpoint anew: int8, fp8, bf16, a merged LoRA or delta"),
     "batch": ("turbo_core.batch.cli", "many videos: a table of jobs over ComfyUI servers or a Ray cluster, resumable"),
 }

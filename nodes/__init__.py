@@ -23,6 +23,8 @@ from .text import TurboDiffusionTextEncode
 
 
 class TurboDiffusionExtension(ComfyExtension):
+    """The nodes of the pack, and what it registers with ComfyUI when it is loaded."""
+
     async def on_load(self) -> None:
         metadata.register()
         await replacements.register()

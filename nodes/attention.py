@@ -1,8 +1,9 @@
 """Choosing the attention of a model."""
 
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..turbo_core.attention import DEFAULT_TOPK, MODES
+from ..turbo_core.attention import DEFAULT_TOPK, MODES, Mode
 from ..turbo_core.host.attention_patch import with_attention
 from .loader import CATEGORY
 
@@ -14,17 +15,18 @@ class TurboDiffusionSLA(io.ComfyNode):
             node_id="TurboDiffusionSLA",
             display_name="TurboDiffusion SLA",
             category=CATEGORY,
-            description="Sets a model's self-attention: sparse-linear, as TurboWan was trained, or dense. Without this node the loader's "
-            "model runs mode auto with topk 0.1.",
+            description="Sets a model's self-attention: sparse-linear, as TurboWan was trained, or dense. Without "
+            "this node the loader's model runs mode auto with topk 0.1.",
             search_aliases=["sparse attention", "sparse linear attention", "SageSLA", "attention"],
             inputs=[
-                io.Model.Input("model", tooltip="A model from TurboDiffusionLoader."),
+                io.Model.Input("model", tooltip="A model from TurboDiffusion Loader."),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
                     default="auto",
-                    tooltip="auto: sla if the checkpoint was trained for it, else dense. sla: sparse-linear attention. sagesla: its "
-                    "8-bit form, faster on RTX cards and less exact. dense: full attention; on a checkpoint trained for SLA it looks worse.",
+                    tooltip="auto: sla if the checkpoint was trained for it, else dense. sla: sparse-linear "
+                    "attention. sagesla: the same with sage attention in 8 bits, faster on RTX cards and less exact. "
+                    "dense: full attention; a checkpoint trained for SLA gives worse videos with it.",
                 ),
                 io.Float.Input(
                     "topk",
@@ -32,8 +34,8 @@ class TurboDiffusionSLA(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of key blocks each query block attends to. 0.1 is the trained value; 0.15 is slower and a "
-                    "little better.",
+                    tooltip="Top-k: the share of key blocks that each query block attends to. The models were trained "
+                    "with 0.1; 0.15 is slower and a little better.",
                 ),
                 io.String.Input(
                     "dense_blocks",
@@ -43,7 +45,8 @@ class TurboDiffusionSLA(io.ComfyNode):
                 io.Boolean.Input(
                     "allow_untrained",
                     default=False,
-                    tooltip="Let sla run on a checkpoint without trained proj_l, block-sparse only. Expect worse pictures at low topk.",
+                    tooltip="Run sla or sagesla on a checkpoint without trained proj_l, with the sparse branch only. "
+                    "Videos get worse at a low topk.",
                 ),
                 io.Int.Input(
                     "dense_steps",
@@ -51,15 +54,21 @@ class TurboDiffusionSLA(io.ComfyNode):
                     min=0,
                     max=10000,
                     optional=True,
-                    tooltip="The first steps of each run that stay dense in every block. They lay out the picture: a few of them help a "
-                    "model without trained proj_l. 0: none.",
+                    tooltip="How many steps at the start of each run stay dense in every block. They decide the "
+                    "layout: a few of them help a model without trained proj_l. 0: none.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model with that attention; the one that came in is unchanged.")],
+            outputs=[io.Model.Output(tooltip="The model with that attention; the input model is unchanged.")],
         )
 
     @classmethod
     def execute(
-        cls, model, mode, topk: float, dense_blocks: str, allow_untrained: bool, dense_steps: int = 0
+        cls,
+        model: ModelPatcher,
+        mode: Mode,
+        topk: float,
+        dense_blocks: str,
+        allow_untrained: bool,
+        dense_steps: int = 0,
     ) -> io.NodeOutput:
         return io.NodeOutput(with_attention(model, mode, topk, dense_blocks, allow_untrained, dense_steps))

@@ -1,6 +1,7 @@
-"""The camera of LingBot-World: a path, its embedding at a size, and the conditioning that carries it."""
+"""The camera of LingBot-World: a path, its embedding at the video's size, and the conditioning that holds it."""
 
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 import node_helpers
@@ -9,8 +10,8 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..turbo_core.camera.actions import path_from_actions
-from ..turbo_core.camera.embed import CONTROLS, embed
-from ..turbo_core.camera.folder import CONVENTIONS, camera_files, find_folder, path_from_folder
+from ..turbo_core.camera.embed import CONTROLS, Control, embed
+from ..turbo_core.camera.folder import CONVENTIONS, Convention, camera_files, find_folder, path_from_folder
 from ..turbo_core.camera.path import MAX_FRAMES, CameraPath, check_fov
 from ..turbo_core.camera.presets import EASES, PRESETS, path_from_preset
 from ..turbo_core.camera.view import top_view
@@ -29,21 +30,21 @@ class TurboDiffusionCameraPath(io.ComfyNode):
             node_id="TurboDiffusionCameraPath",
             display_name="TurboDiffusion Camera Path",
             category=CATEGORY,
-            description="A camera move for LingBot-World: from keys, a ready-made move, or the files of a recorded one. Connect its length "
-            "to the video's.",
+            description="A camera path for LingBot-World: from keys, from a preset, or from files of recorded poses. "
+            "Connect its length to the length of the video.",
             search_aliases=["LingBot camera", "trajectory", "WASD", "orbit", "pan", "dolly zoom", "camera motion"],
             inputs=[
                 io.Combo.Input(
                     "source",
                     options=list(SOURCES),
                     default="actions",
-                    tooltip="Which of the inputs below says how the camera moves.",
+                    tooltip="Which of the inputs below gives the path.",
                 ),
                 io.String.Input(
                     "actions",
                     default="w-40",
-                    tooltip="For source actions: keys held, a dash and for how many frames, for example w-10,iw-15,none-5. W A S D "
-                    "move, I J K L look up, left, down and right (2 degrees a frame).",
+                    tooltip="For source actions: the keys held, a dash and the number of frames, for example "
+                    "w-10,iw-15,none-5. W A S D move, I J K L look up, left, down and right (2 degrees a frame).",
                 ),
                 io.Combo.Input(
                     "preset", options=list(PRESETS), default="forward", tooltip="For source preset: the move."
@@ -54,27 +55,28 @@ class TurboDiffusionCameraPath(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="For source preset: how far. 1 pans or orbits 60 degrees, tilts 30, and halves the distance in a dolly "
-                    "zoom. forward and back slow down below 1; above 1 they leave what LingBot was trained on.",
+                    tooltip="For source preset: how far the camera moves. 1 pans or orbits by 60 degrees, tilts by "
+                    "30, and halves the distance in a dolly zoom. forward and back are slower below 1; above 1 is "
+                    "outside LingBot's training.",
                 ),
                 io.Combo.Input(
                     "ease",
                     options=list(EASES),
                     default="linear",
-                    tooltip="For source preset: linear moves evenly, smooth starts and stops gently.",
+                    tooltip="For source preset: linear moves at constant speed, smooth starts and stops slowly.",
                 ),
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="For source folder: a folder under ComfyUI's input directory with poses.npy, and maybe intrinsics.npy and "
-                    "action.npy.",
+                    tooltip="For source folder: a folder under ComfyUI's input directory with poses.npy and, "
+                    "optionally, intrinsics.npy and action.npy.",
                 ),
                 io.Combo.Input(
                     "convention",
                     options=list(CONVENTIONS),
                     default="opencv",
-                    tooltip="For source folder: the axes of poses.npy. opencv: x right, y down, z forward, as LingBot's own. opengl: x right, "
-                    "y up, z back, as from Blender or a NeRF.",
+                    tooltip="For source folder: the axes of poses.npy. opencv: x right, y down, z forward, as in "
+                    "LingBot's examples. opengl: x right, y up, z back, as from Blender or a NeRF.",
                 ),
                 io.Int.Input(
                     "length",
@@ -82,7 +84,7 @@ class TurboDiffusionCameraPath(io.ComfyNode):
                     min=1,
                     max=MAX_FRAMES,
                     step=4,
-                    tooltip="For source preset: frames, 4n+1. Actions and files have their own length.",
+                    tooltip="For source preset: the number of frames, 4n+1. Actions and files give their own length.",
                 ),
                 io.Float.Input(
                     "fov",
@@ -90,7 +92,7 @@ class TurboDiffusionCameraPath(io.ComfyNode):
                     min=0.0,
                     max=170.0,
                     step=1.0,
-                    tooltip="Horizontal field of view in degrees. 0: the folder's, else LingBot's own 79.",
+                    tooltip="Horizontal field of view in degrees. 0: that of the folder, else LingBot's 79.",
                 ),
                 io.Int.Input(
                     "max_length",
@@ -99,25 +101,25 @@ class TurboDiffusionCameraPath(io.ComfyNode):
                     max=MAX_FRAMES,
                     step=1,
                     optional=True,
-                    tooltip="For sources actions and folder: cuts a longer path to this many frames. 0: none.",
+                    tooltip="For sources actions and folder: cuts a longer path to this number of frames. 0: no limit.",
                 ),
             ],
             outputs=[
-                TurboCamera.Output(tooltip="The camera's path, for TurboDiffusion Camera Embed."),
-                io.Int.Output(display_name="length", tooltip="Its frames: the length of the video."),
+                TurboCamera.Output(tooltip="The camera path, for TurboDiffusion Camera Embed."),
+                io.Int.Output(display_name="length", tooltip="The number of frames, for the length of the video."),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs) -> tuple:
-        """Changes when a file in the folder does."""
-        status = []
+    def fingerprint_inputs(cls, **inputs: Any) -> tuple[Any, ...]:
+        """Changes when an input or a file in the folder changes."""
+        status: list[tuple[str, int, int]] = []
         if inputs.get("source") == "folder" and inputs.get("folder"):
             try:
                 files = camera_files(find_folder(_input_directory(), inputs["folder"]))
                 status = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
             except (TurboError, OSError):
-                pass  # which execute tells the user
+                pass  # execute raises it
         return (*sorted(inputs.items()), *status)
 
     @classmethod
@@ -129,7 +131,7 @@ class TurboDiffusionCameraPath(io.ComfyNode):
         amount: float,
         ease: str,
         folder: str,
-        convention: str,
+        convention: Convention,
         length: int,
         fov: float,
         max_length: int = 0,
@@ -151,8 +153,9 @@ class TurboDiffusionCameraEmbed(io.ComfyNode):
             node_id="TurboDiffusionCameraEmbed",
             display_name="TurboDiffusion Camera Embed",
             category=CATEGORY,
-            has_intermediate_output=True,  # what it shows stays when the page is loaded again
-            description="What a LingBot-World model is given of a camera path at the video's size, and a picture of the path from above.",
+            has_intermediate_output=True,  # ComfyUI shows the picture again when the node comes from its cache
+            description="Makes the camera embedding of a LingBot-World model from a path at the video's size, and a "
+            "picture of the path from above.",
             search_aliases=["LingBot camera", "plucker", "camera embedding", "WanCameraEmbedding"],
             inputs=[
                 TurboCamera.Input("camera", tooltip="A path from TurboDiffusion Camera Path."),
@@ -166,18 +169,21 @@ class TurboDiffusionCameraEmbed(io.ComfyNode):
                     "control",
                     options=list(CONTROLS),
                     default="cam",
-                    tooltip="What the model was trained with. cam: lingbot-world-base-cam, moves and turns by the path. act: "
-                    "lingbot-world-base-act, moves by the W A S D keys of the path and turns by the path.",
+                    tooltip="What the model was trained with. cam: lingbot-world-base-cam, which moves and turns by "
+                    "the path. act: lingbot-world-base-act, which moves by the W A S D keys of the path and turns by "
+                    "the path.",
                 ),
             ],
             outputs=[
-                io.WanCameraEmbedding.Output(tooltip="The path at that size, for TurboDiffusion Camera Condition."),
+                io.WanCameraEmbedding.Output(
+                    tooltip="The embedding at that size, for TurboDiffusion Camera Condition."
+                ),
                 io.Image.Output(display_name="preview", tooltip="The path seen from above."),
             ],
         )
 
     @classmethod
-    def execute(cls, camera: CameraPath, width: int, height: int, control: str) -> io.NodeOutput:
+    def execute(cls, camera: CameraPath, width: int, height: int, control: Control) -> io.NodeOutput:
         embedding = embed(camera, width, height, control)
         preview = torch.from_numpy(np.asarray(top_view(camera), dtype=np.float32) / 255)[None]
         return io.NodeOutput(embedding, preview, ui=ui.PreviewImage(preview, cls=cls))
@@ -190,8 +196,8 @@ class TurboDiffusionCameraCondition(io.ComfyNode):
             node_id="TurboDiffusionCameraCondition",
             display_name="TurboDiffusion Camera Condition",
             category=CATEGORY,
-            description="Adds a camera to conditioning, after WanImageToVideo. Without it LingBot-World runs without a camera, which is not the "
-            "same as a camera that stands still (preset static).",
+            description="Adds a camera to conditioning, after WanImageToVideo. Without this node LingBot-World moves "
+            "the camera freely; for a camera that stands still, use preset static.",
             search_aliases=["LingBot camera", "camera control", "camera conditioning"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The prompt, after WanImageToVideo."),
@@ -199,17 +205,22 @@ class TurboDiffusionCameraCondition(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="Gets the same camera, as LingBot does, so that guidance is about the text.",
+                    tooltip="Gets the same camera, as in LingBot, so that guidance acts on the text alone.",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="The prompt, carrying the camera."),
-                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt, carrying the camera."),
+                io.Conditioning.Output(display_name="positive", tooltip="The prompt with the camera."),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the camera."),
             ],
         )
 
     @classmethod
-    def execute(cls, positive, camera_embed: torch.Tensor, negative=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        positive: io.Conditioning.Type,
+        camera_embed: torch.Tensor,
+        negative: io.Conditioning.Type | None = None,
+    ) -> io.NodeOutput:
         values = {CAMERA_KEY: camera_embed}
         with_camera = [node_helpers.conditioning_set_values(given or [], values) for given in (positive, negative)]
         return io.NodeOutput(*with_camera)

@@ -1,5 +1,6 @@
-"""What a setting costs: two videos side by side, and how far apart their frames are."""
+"""Comparing two videos: side by side, with PSNR and SSIM of each frame."""
 
+import torch
 from comfy.model_management import get_torch_device
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
@@ -16,31 +17,31 @@ class TurboDiffusionCompare(io.ComfyNode):
             display_name="TurboDiffusion Compare",
             category=CATEGORY,
             essentials_category="Video Tools",
-            description="Puts two videos side by side and plots PSNR and SSIM of their frames: what another attention, mode, top-k or "
-            "precision changes at the same seed.",
+            description="Puts two videos side by side and plots PSNR and SSIM of their frames: shows what another "
+            "attention, mode, top-k or precision changes at the same seed.",
             search_aliases=["PSNR", "SSIM", "side by side", "difference", "quality"],
             inputs=[
-                io.Image.Input("a", tooltip="The frames to compare with; they stand on the left."),
-                io.Image.Input("b", tooltip="As many frames of the same size; they stand on the right."),
-                io.String.Input("label_a", default="A", tooltip="What stands above the left video."),
-                io.String.Input("label_b", default="B", tooltip="What stands above the right video."),
+                io.Image.Input("a", tooltip="The reference frames; shown on the left."),
+                io.Image.Input("b", tooltip="The same number of frames of the same size; shown on the right."),
+                io.String.Input("label_a", default="A", tooltip="The label above the left video."),
+                io.String.Input("label_b", default="B", tooltip="The label above the right video."),
             ],
             outputs=[
-                io.Image.Output(display_name="side_by_side", tooltip="Both videos beside each other, frame by frame."),
-                io.Image.Output(display_name="plot", tooltip="PSNR and SSIM of each frame as a curve."),
-                io.String.Output(display_name="report", tooltip="The figures as text."),
+                io.Image.Output(display_name="side_by_side", tooltip="Both videos side by side, frame by frame."),
+                io.Image.Output(display_name="plot", tooltip="PSNR and SSIM of each frame as curves."),
+                io.String.Output(display_name="report", tooltip="The numbers as text."),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, a, b, label_a: str, label_b: str) -> io.NodeOutput:
+    def execute(cls, a: torch.Tensor, b: torch.Tensor, label_a: str, label_b: str) -> io.NodeOutput:
         compare.check(a, b)
         frames, height, width, _ = a.shape
-        progress = ProgressBar(frames)  # also where an interrupt takes effect
+        progress = ProgressBar(frames)  # its updates also raise when the run is interrupted
         found = []
         device = get_torch_device()
-        if device.type != "cuda":  # not all others have float64
+        if device.type != "cuda":  # MPS and XPU may lack float64
             device = "cpu"
         for score in compare.scores(a, b, device):
             found.append(score)

@@ -4,9 +4,11 @@ from fractions import Fraction
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 import torch
+from comfy.sd import VAE
 from comfy_api.latest import InputImpl, Types, io
 
 from ..turbo_core.host.decode import decode_images, latent_of
@@ -22,7 +24,7 @@ def _samples() -> io.Latent.Input:
 
 def _vae() -> io.Vae.Input:
     return io.Vae.Input(
-        "vae", tooltip="The VAE of Wan 2.1, or of Wan 2.2 5B. Any other is decoded as ComfyUI's VAE Decode does."
+        "vae", tooltip="The VAE of Wan 2.1, or of Wan 2.2 5B. For any other VAE this is ComfyUI's VAE Decode."
     )
 
 
@@ -33,14 +35,15 @@ class TurboDiffusionVAEDecode(io.ComfyNode):
             node_id="TurboDiffusionVAEDecode",
             display_name="TurboDiffusion VAE Decode",
             category=CATEGORY,
-            description="Decodes a Wan video chunk by chunk: the same bits as VAE Decode, in the memory of one chunk and the frames.",
+            description="Decodes a Wan video chunk by chunk: the same bits as VAE Decode, with the memory of one "
+            "chunk and of the frames.",
             search_aliases=["decode latent", "latent to image", "VAE decode tiled", "low memory decode"],
             inputs=[_samples(), _vae()],
             outputs=[io.Image.Output(tooltip="The frames.")],
         )
 
     @classmethod
-    def execute(cls, samples: dict, vae) -> io.NodeOutput:
+    def execute(cls, samples: io.Latent.Type, vae: VAE) -> io.NodeOutput:
         with timed(samples, "decode"):
             images = decode_images(vae, latent_of(vae, samples))
         return io.NodeOutput(images)
@@ -54,8 +57,8 @@ class TurboDiffusionVAEDecodeVideo(io.ComfyNode):
             display_name="TurboDiffusion VAE Decode Video",
             category=CATEGORY,
             essentials_category="Video Generation",
-            description="Decodes a Wan video chunk by chunk straight into an mp4, for Save Video: the same file as VAE Decode and "
-            "Create Video make, without holding its frames in memory.",
+            description="Decodes a Wan video chunk by chunk into an mp4, for Save Video: the same file as with VAE "
+            "Decode and Create Video, without all frames in memory.",
             search_aliases=["decode latent", "latent to video", "create video", "low memory decode"],
             inputs=[
                 _samples(),
@@ -73,7 +76,7 @@ class TurboDiffusionVAEDecodeVideo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, samples: dict, vae, fps: float) -> io.NodeOutput:
+    def execute(cls, samples: io.Latent.Type, vae: VAE, fps: float) -> io.NodeOutput:
         rate = frame_rate(fps)
         with timed(samples, "decode"):
             latent, folder = latent_of(vae, samples), Path(folder_paths.get_temp_directory())
@@ -82,41 +85,43 @@ class TurboDiffusionVAEDecodeVideo(io.ComfyNode):
 
 
 def stock_video(images: LazyImages, frame_rate: Fraction) -> InputImpl.VideoFromComponents:
-    """What Create Video makes of these images. Its `save_to` is ComfyUI's encoder, so settings, colors and tags are the host's."""
+    """The video that Create Video makes of these images. ComfyUI encodes it, so settings, colors and tags are the
+    host's."""
     return InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=frame_rate))
 
 
 def encode_mp4(images: LazyImages, path: Path, frame_rate: Fraction) -> None:
-    """What Save Video writes by default: H.264 in ComfyUI's default quality."""
+    """Writes the file that Save Video writes by default: H.264 in ComfyUI's default quality."""
     kind = dict(format=Types.VideoContainer.MP4, codec=Types.VideoCodec.H264)
     stock_video(images, frame_rate).save_to(str(path), **kind)
 
 
 class DecodedVideo(InputImpl.VideoFromFile):
-    """The mp4 of a decode, and the frames it was encoded from.
+    """A decoded video: the mp4 at `path`, and the frames it was encoded from, [count, height, width, 3] uint8.
 
-    Saving with the settings of the mp4 copies its stream; any other is encoded by ComfyUI from the frames, not from the mp4. The
-    mp4 stays in ComfyUI's temp folder, which ComfyUI empties when it starts: other VIDEO objects may have been made from its path.
+    Saving with the settings of the mp4 copies its stream. With other settings ComfyUI encodes the frames, so nothing is
+    lost twice. The mp4 stays in ComfyUI's temp folder, which ComfyUI empties when it starts, because other VIDEO
+    objects may refer to its path.
     """
 
-    def __init__(self, path: Path, frames: torch.Tensor, frame_rate: Fraction):
+    def __init__(self, path: Path, frames: torch.Tensor, frame_rate: Fraction) -> None:
         super().__init__(str(path))
         self._images, self._frame_rate = LazyImages(frames), frame_rate
 
     def get_components(self) -> Types.VideoComponents:
-        """The frames in float32, all in memory, before any loss to H.264."""
+        """All frames in float32, 0 to 1, as they were before H.264."""
         return Types.VideoComponents(images=self._images[:], frame_rate=self._frame_rate)
 
     def save_to(
         self,
-        path,
-        format=Types.VideoContainer.AUTO,
-        codec=Types.VideoCodec.AUTO,
-        metadata: dict | None = None,
-        **options,
+        path: str | BytesIO,
+        format: Types.VideoContainer = Types.VideoContainer.AUTO,
+        codec: Types.VideoCodec = Types.VideoCodec.AUTO,
+        metadata: dict[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        """As VideoInput.save_to. `options` are those that the host has or will have (crf, bit_depth, color_space, preset): they go
-        to the host's encoder, whatever they are."""
+        """As VideoInput.save_to. `options` (crf, bit_depth, color_space, preset, and those of later hosts) go to the
+        host's encoder."""
         copied = (
             all(value is None for value in options.values())
             and codec in (Types.VideoCodec.AUTO, Types.VideoCodec.H264)
@@ -124,7 +129,7 @@ class DecodedVideo(InputImpl.VideoFromFile):
             and (isinstance(path, BytesIO) or str(path).lower().endswith(".mp4"))
         )
         if copied:
-            # ComfyUI writes a buffer in AUTO as the first container that ffmpeg names for the source, which is mov.
+            # With AUTO ComfyUI writes a buffer in the first container that ffmpeg names for the source, which is mov.
             save, format = super().save_to, Types.VideoContainer.MP4
         else:
             save = stock_video(self._images, self._frame_rate).save_to

@@ -1,5 +1,6 @@
-"""Preparing the picture an image-to-video run starts from."""
+"""Preparing the first frame of an image-to-video run."""
 
+import torch
 from comfy_api.latest import io
 
 from ..turbo_core.image import ASPECTS, BACKGROUNDS, FITS, SIZES, prepare
@@ -14,13 +15,14 @@ class TurboDiffusionPrepareImage(io.ComfyNode):
             display_name="TurboDiffusion Prepare Image",
             category=CATEGORY,
             essentials_category="Image Tools",
-            description="Makes any picture an RGB image of a size the models were trained at, and gives that size to the nodes after it.",
+            description="Converts any image to RGB at a size the models were trained at, and outputs that size for "
+            "the next nodes.",
             search_aliases=["resize image", "RGBA to RGB", "image size", "adaptive resolution", "crop", "pad"],
             inputs=[
                 io.MultiType.Input(
                     "image",
                     types=[io.Image, io.Mask],
-                    tooltip="A picture or a batch, with 1 to 4 channels; a mask counts as gray.",
+                    tooltip="An image or a batch with 1 to 4 channels; a mask counts as gray.",
                 ),
                 io.Combo.Input(
                     "resolution",
@@ -32,29 +34,32 @@ class TurboDiffusionPrepareImage(io.ComfyNode):
                     "aspect",
                     options=list(ASPECTS),
                     default="image",
-                    tooltip="Width to height. image: the picture's own, at the same area.",
+                    tooltip="The aspect ratio, width to height. image: that of the image, at the same area.",
                 ),
                 io.Combo.Input(
                     "fit",
                     options=list(FITS),
                     default="stretch",
-                    tooltip="What to do when the aspects differ. stretch: as the reference does; crop: cut off what sticks out; pad: add a border.",
+                    tooltip="What to do when the aspects differ. stretch: as the reference does. crop: cut off the "
+                    "edges. pad: add a border.",
                 ),
                 io.Combo.Input(
                     "background",
                     options=list(BACKGROUNDS),
                     default="black",
                     optional=True,
-                    tooltip="The colour of the border and behind what is transparent.",
+                    tooltip="The color of the border and behind transparent parts.",
                 ),
             ],
             outputs=[
-                io.Image.Output(tooltip="The picture in RGB at that size, for the start_image of WanImageToVideo."),
-                io.Int.Output(display_name="width", tooltip="Its width in pixels."),
-                io.Int.Output(display_name="height", tooltip="Its height in pixels."),
+                io.Image.Output(tooltip="The RGB image at that size, for the start_image of WanImageToVideo."),
+                io.Int.Output(display_name="width", tooltip="The width in pixels."),
+                io.Int.Output(display_name="height", tooltip="The height in pixels."),
             ],
         )
 
     @classmethod
-    def execute(cls, image, resolution: str, aspect: str, fit: str, background: str = "black") -> io.NodeOutput:
+    def execute(
+        cls, image: torch.Tensor, resolution: str, aspect: str, fit: str, background: str = "black"
+    ) -> io.NodeOutput:
         return io.NodeOutput(*prepare(image, resolution, aspect, fit, background))

@@ -1,6 +1,7 @@
-"""Nodes that workflows of older TurboDiffusion packs are turned into (replacements.py): each becomes a graph of today's nodes."""
+"""Nodes that replace those of older TurboDiffusion packs (replacements.py): each expands to a graph of current nodes."""
 
 import logging
+from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
@@ -9,8 +10,13 @@ from comfy_execution.graph_utils import GraphBuilder
 from ..turbo_core.errors import TurboError
 from .loader import CATEGORY
 
+logger = logging.getLogger("turbodiffusion")
+
+# A link in a prompt, [node id, output slot]. raw_link inputs receive it instead of the value it carries.
+Link = list[Any]
+
 _ATTENTION = {"original": "dense", "sla": "sla", "sagesla": "sagesla"}
-# width, height: the sizes of those packs, which are not all of today's
+# (width, height) by the resolution and aspect names of those packs; some differ from current sizes of the same name.
 _SIZES = {
     "480": {"16:9": (768, 432), "9:16": (432, 768), "4:3": (640, 480), "3:4": (480, 640), "1:1": (480, 480)},
     "480p": {"16:9": (832, 480), "9:16": (480, 832), "4:3": (640, 480), "3:4": (480, 640), "1:1": (640, 640)},
@@ -23,7 +29,9 @@ _ASPECTS = ["16:9", "9:16", "4:3", "3:4", "1:1"]
 _FOLDER = "turbodiffusion_videos"
 
 
-def _schema(name: str, title: str, description: str, inputs: list, outputs: list, **more) -> io.Schema:
+def _schema(
+    name: str, title: str, description: str, inputs: list[io.Input], outputs: list[io.Output], **more: Any
+) -> io.Schema:
     return io.Schema(
         node_id=f"TurboDiffusionLegacy{name}",
         display_name=f"TurboDiffusion {title} (old workflows)",
@@ -38,40 +46,33 @@ def _schema(name: str, title: str, description: str, inputs: list, outputs: list
     )
 
 
-def _link(kind, name: str, tooltip: str, **more) -> io.Input:
-    """A socket whose link is handed on to the new graph as it is."""
+def _link(kind: type[io.ComfyTypeIO], name: str, tooltip: str, **more: Any) -> io.Input:
+    """An input whose link, not its value, goes into the new graph."""
     return kind.Input(name, tooltip=tooltip, raw_link=True, **more)
 
 
-def _run_inputs(sizes: list[str], length: int, resolution: str, sigma_max: float, boundary: list) -> list[io.Input]:
+def _run_inputs(
+    sizes: list[str], length: int, resolution: str, sigma_max: float, boundary: list[io.Input]
+) -> list[io.Input]:
     return [
-        io.Int.Input("num_frames", default=length, min=1, max=241, step=4, tooltip="Frames: 4n+1."),
-        io.Int.Input("num_steps", default=4, min=1, max=4, tooltip="Sampling steps."),
-        io.Combo.Input("resolution", options=sizes, default=resolution, tooltip="The name of a size in the old pack."),
-        io.Combo.Input("aspect_ratio", options=_ASPECTS, default="16:9", tooltip="Width to height."),
+        io.Int.Input("num_frames", default=length, min=1, max=241, step=4, tooltip="The number of frames, 4n+1."),
+        io.Int.Input("num_steps", default=4, min=1, max=4, tooltip="The number of sampling steps."),
+        io.Combo.Input("resolution", options=sizes, default=resolution, tooltip="A size, by its name in the old pack."),
+        io.Combo.Input("aspect_ratio", options=_ASPECTS, default="16:9", tooltip="The aspect ratio, width to height."),
         *boundary,
         io.Float.Input(
-            "sigma_max", default=sigma_max, min=1.0, max=1000.0, tooltip="Where the schedule starts. Above 14.2."
+            "sigma_max", default=sigma_max, min=1.0, max=1000.0, tooltip="Where the schedule starts, above 14.2."
         ),
         io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
         io.Boolean.Input("use_ode", default=False, tooltip="On: mode ode. Off: mode sde."),
     ]
 
 
-def _video(graph: GraphBuilder, high, positive, latent, vae, steps: int, sigma_max, seed: int, use_ode: bool, **more):
-    """The frames of a run: noise from the GPU, as those packs drew it."""
-    sampled = graph.node(
-        "TurboDiffusionSample",
-        high=high,
-        positive=positive,
-        latent=latent,
-        seed=seed,
-        steps=steps,
-        sigma_max=sigma_max,
-        mode="ode" if use_ode else "sde",
-        noise_device="gpu",
-        **{"boundary": 0.9} | more,
-    )
+def _video(graph: GraphBuilder, vae: Link, use_ode: bool, **inputs: Any) -> io.NodeOutput:
+    """The frames of a run, with noise drawn on the GPU as in those packs. `inputs` are the other ones of TurboDiffusion
+    Sample."""
+    mode = "ode" if use_ode else "sde"
+    sampled = graph.node("TurboDiffusionSample", mode=mode, noise_device="gpu", **inputs)
     frames = graph.node("TurboDiffusionVAEDecode", samples=sampled.out(0), vae=vae).out(0)
     return io.NodeOutput(frames, expand=graph.finalize())
 
@@ -82,7 +83,7 @@ class TurboDiffusionLegacyLoader(io.ComfyNode):
         return _schema(
             "Loader",
             "Loader",
-            "Stands for TurboWanModelLoader in old workflows: TurboDiffusion Loader and TurboDiffusion SLA.",
+            "Replaces TurboWanModelLoader: TurboDiffusion Loader and TurboDiffusion SLA.",
             [
                 io.Combo.Input(
                     "model_name",
@@ -93,7 +94,12 @@ class TurboDiffusionLegacyLoader(io.ComfyNode):
                     "attention_type", options=list(_ATTENTION), default="sla", tooltip="original is now called dense."
                 ),
                 io.Float.Input(
-                    "sla_topk", default=0.1, min=0.01, max=1.0, step=0.01, tooltip="Share of key blocks attended to."
+                    "sla_topk",
+                    default=0.1,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Top-k: the share of key blocks attended to.",
                 ),
             ],
             [io.Model.Output()],
@@ -118,21 +124,30 @@ class TurboDiffusionLegacyI2V(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         boundary = io.Float.Input(
-            "boundary", default=0.9, min=0.0, max=1.0, step=0.1, tooltip="Noise level below which the low expert runs."
+            "boundary",
+            default=0.9,
+            min=0.0,
+            max=1.0,
+            step=0.1,
+            tooltip="The sigma (noise level) below which the low expert runs.",
         )
         return _schema(
             "I2V",
             "I2V Sampler",
-            "Stands for TurboDiffusionI2VSampler in old workflows: picture, latent, TurboDiffusion Sample and VAE Decode in one.",
+            "Replaces TurboDiffusionI2VSampler: image, latent, TurboDiffusion Sample and VAE Decode in one.",
             [
                 _link(io.Model, "high_noise_model", "The high-noise expert."),
                 _link(io.Model, "low_noise_model", "The low-noise expert.", lazy=True),
                 _link(io.Conditioning, "conditioning", "The prompt."),
                 _link(io.Vae, "vae", "The VAE of Wan 2.1."),
-                _link(io.Image, "image", "The first frame; its middle is used where the aspects differ."),
+                _link(io.Image, "image", "The first frame; its center is used where the aspects differ."),
                 *_run_inputs([*_SIZES, _CUSTOM], 77, "480", 200.0, [boundary]),
-                io.Int.Input("width", default=480, min=64, max=2048, step=16, tooltip="Of resolution custom."),
-                io.Int.Input("height", default=480, min=64, max=2048, step=16, tooltip="Of resolution custom."),
+                io.Int.Input(
+                    "width", default=480, min=64, max=2048, step=16, tooltip="The width of resolution custom."
+                ),
+                io.Int.Input(
+                    "height", default=480, min=64, max=2048, step=16, tooltip="The height of resolution custom."
+                ),
             ],
             [io.Image.Output(display_name="frames")],
         )
@@ -140,11 +155,11 @@ class TurboDiffusionLegacyI2V(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        high_noise_model,
-        low_noise_model,
-        conditioning,
-        vae,
-        image,
+        high_noise_model: Link,
+        low_noise_model: Link,
+        conditioning: Link,
+        vae: Link,
+        image: Link,
         num_frames: int,
         num_steps: int,
         resolution: str,
@@ -175,15 +190,15 @@ class TurboDiffusionLegacyI2V(io.ComfyNode):
         )
         return _video(
             graph,
-            high_noise_model,
-            start.out(0),
-            start.out(2),
             vae,
-            num_steps,
-            sigma_max,
-            seed,
             use_ode,
+            high=high_noise_model,
             low=low_noise_model,
+            positive=start.out(0),
+            latent=start.out(2),
+            seed=seed,
+            steps=num_steps,
+            sigma_max=sigma_max,
             boundary=max(boundary, 0.001),
         )
 
@@ -194,7 +209,7 @@ class TurboDiffusionLegacyT2V(io.ComfyNode):
         return _schema(
             "T2V",
             "T2V Sampler",
-            "Stands for TurboDiffusionT2VSampler in old workflows: prompt, latent, TurboDiffusion Sample and VAE Decode in one.",
+            "Replaces TurboDiffusionT2VSampler: prompt, latent, TurboDiffusion Sample and VAE Decode in one.",
             [
                 _link(io.Model, "model", "The model."),
                 io.String.Input("prompt", multiline=True, default="", tooltip="The prompt, for text_encoder."),
@@ -209,9 +224,9 @@ class TurboDiffusionLegacyT2V(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
+        model: Link,
         prompt: str,
-        vae,
+        vae: Link,
         num_frames: int,
         num_steps: int,
         resolution: str,
@@ -219,19 +234,31 @@ class TurboDiffusionLegacyT2V(io.ComfyNode):
         sigma_max: float,
         seed: int,
         use_ode: bool,
-        conditioning=None,
-        text_encoder=None,
+        conditioning: Link | None = None,
+        text_encoder: Link | None = None,
     ) -> io.NodeOutput:
         graph = GraphBuilder()
         if prompt.strip() and text_encoder is not None:
             conditioning = graph.node("CLIPTextEncode", clip=text_encoder, text=prompt).out(0)
         elif prompt.strip() or conditioning is None:
             raise TurboError(
-                "There is no text: connect text_encoder to Load CLIP (type wan), or empty the prompt and connect conditioning."
+                "There is no text: connect text_encoder to Load CLIP (type wan), or clear the prompt and connect "
+                "conditioning."
             )
         width, height = _SIZES[resolution][aspect_ratio]
         latent = graph.node("EmptyHunyuanLatentVideo", width=width, height=height, length=num_frames, batch_size=1)
-        return _video(graph, model, conditioning, latent.out(0), vae, num_steps, sigma_max, seed, use_ode)
+        return _video(
+            graph,
+            vae,
+            use_ode,
+            high=model,
+            positive=conditioning,
+            latent=latent.out(0),
+            seed=seed,
+            steps=num_steps,
+            sigma_max=sigma_max,
+            boundary=0.9,
+        )
 
 
 class TurboDiffusionLegacySaveVideo(io.ComfyNode):
@@ -240,41 +267,34 @@ class TurboDiffusionLegacySaveVideo(io.ComfyNode):
         return _schema(
             "SaveVideo",
             "Save Video",
-            "Stands for TurboDiffusionSaveVideo in old workflows: Create Video and Save Video.",
+            "Replaces TurboDiffusionSaveVideo: Create Video and Save Video.",
             [
                 _link(io.Image, "frames", "The frames."),
-                io.String.Input("filename_prefix", default="turbodiffusion", tooltip="The start of the file's name."),
-                io.Int.Input("fps", default=24, min=1, max=60, tooltip="Frames a second. The models are made for 16."),
+                io.String.Input("filename_prefix", default="turbodiffusion", tooltip="The start of the file name."),
+                io.Int.Input(
+                    "fps", default=24, min=1, max=60, tooltip="Frames a second; the models are trained at 16."
+                ),
                 io.Combo.Input(
                     "format",
                     options=["mp4", "gif", "webm"],
                     default="mp4",
-                    tooltip="The format of the file. For gif an animated WEBP is written.",
+                    tooltip="The file format. gif writes an animated WEBP.",
                 ),
             ],
-            [io.Image.Output(display_name="frames")],  # ComfyUI expands no node without an output
+            [io.Image.Output(display_name="frames")],  # ComfyUI expands only nodes that have an output
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, frames, filename_prefix: str, fps: int, format: str) -> io.NodeOutput:
-        graph, prefix = GraphBuilder(), f"{_FOLDER}/{filename_prefix}"
+    def execute(cls, frames: Link, filename_prefix: str, fps: int, format: str) -> io.NodeOutput:
+        graph = GraphBuilder()
+        video = {"images": frames, "fps": fps}
+        name = {"filename_prefix": f"{_FOLDER}/{filename_prefix}"}
         if format == "mp4":
-            video = graph.node("CreateVideo", images=frames, fps=fps).out(0)
-            graph.node("SaveVideo", video=video, filename_prefix=prefix, format="mp4", codec="auto")
+            graph.node("SaveVideo", video=graph.node("CreateVideo", **video).out(0), **name, format="mp4", codec="auto")
         elif format == "webm":
-            graph.node("SaveWEBM", images=frames, filename_prefix=prefix, codec="vp9", fps=fps, crf=32)
+            graph.node("SaveWEBM", **video, **name, codec="vp9", crf=32)
         else:
-            logging.getLogger("turbodiffusion").warning(
-                "ComfyUI writes no GIF: the video is saved as an animated WEBP."
-            )
-            graph.node(
-                "SaveAnimatedWEBP",
-                images=frames,
-                filename_prefix=prefix,
-                fps=fps,
-                lossless=False,
-                quality=80,
-                method="default",
-            )
+            logger.warning("ComfyUI does not write GIF: the video is saved as an animated WEBP.")
+            graph.node("SaveAnimatedWEBP", **video, **name, lossless=False, quality=80, method="default")
         return io.NodeOutput(frames, expand=graph.finalize())

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
@@ -15,17 +16,17 @@ _FOLDER = "diffusion_models"
 
 
 def model_names() -> list[str]:
-    """The diffusion models that ComfyUI lists, with one entry for each that is in several files."""
+    """The diffusion models that ComfyUI lists; a model in several files is one entry."""
     listed = folder_paths.get_filename_list(_FOLDER)
     return choices(listed, lambda name: folder_paths.get_full_path(_FOLDER, name) is not None)
 
 
 def file_status(name: str, folder: str = _FOLDER) -> tuple[tuple[int, int], ...]:
-    """What changes when one of the files of a model does."""
+    """(mtime in ns, size) of each file of a model."""
     path = Path(folder_paths.get_full_path_or_raise(folder, name))
     try:
         files = files_of(path)
-    except CheckpointError:  # which the node itself is to raise
+    except CheckpointError:  # the node raises it when it reads the model
         files = [path]
     return tuple((status.st_mtime_ns, status.st_size) for status in map(os.stat, files))
 
@@ -38,9 +39,9 @@ class TurboDiffusionLoader(io.ComfyNode):
             display_name="TurboDiffusion Loader",
             category=CATEGORY,
             essentials_category="Video Generation",
-            description="Loads a TurboWan checkpoint (.pth or .safetensors), a stock Wan 2.1 / 2.2 A14B file or LingBot-World as a MODEL, "
-            "bitsandbytes NF4 and models in several files included. A TurboWan model with trained sparse-linear attention runs it right "
-            "away.",
+            description="Loads a TurboWan checkpoint (.pth or .safetensors), a stock Wan 2.1 / 2.2 A14B file or "
+            "LingBot-World as a MODEL, bitsandbytes NF4 and models in several files included. A TurboWan model runs "
+            "the sparse-linear attention it was trained with.",
             search_aliases=[
                 "TurboWan",
                 "Wan loader",
@@ -55,22 +56,22 @@ class TurboDiffusionLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=model_names(),
-                    tooltip="A file in models/diffusion_models. What it holds is read from its tensors, not from its name. A model in "
-                    "several files is listed once, as its .index.json.",
+                    tooltip="A file in models/diffusion_models. Its kind is found from its tensors, not from its "
+                    "name. A model in several files is listed once, as its .index.json.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=list(DTYPES),
                     default="auto",
-                    tooltip="Precision of weights and computation. auto: bf16 on a GPU, as the models were trained; fp32 on a CPU.",
+                    tooltip="The dtype of weights and computation. auto: bf16 on a GPU, as in training; fp32 on a CPU.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="An ordinary MODEL: LoRA, compile and sampler nodes take it.")],
+            outputs=[io.Model.Output(tooltip="A standard MODEL: LoRA, compile and sampler nodes accept it.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, dtype: str) -> tuple:
-        """Changes when a file does, so that a re-converted file under the same name is loaded anew."""
+    def fingerprint_inputs(cls, model_name: str, dtype: str) -> tuple[Any, ...]:
+        """Changes when a file changes, so that a file converted again under the same name is loaded again."""
         return (model_name, dtype, *file_status(model_name))
 
     @classmethod

@@ -1,7 +1,9 @@
-"""What saved files say of the pack that made them: ComfyUI stores the workflow and the prompt, with seeds and file names, in each."""
+"""The version of the pack in the metadata of saved files, beside the workflow and the prompt that ComfyUI stores
+there."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 from ..turbo_core.host.features import before_each_prompt
 
@@ -15,8 +17,8 @@ def pack_version() -> str:
     return found[1] if found else "unknown"
 
 
-def with_version(request: dict, version: str) -> dict:
-    """A request of POST /prompt that, if it has a node of ours, puts the version beside the workflow in the files it saves."""
+def with_version(request: dict[str, Any], version: str) -> dict[str, Any]:
+    """Adds the version to the metadata that a request of POST /prompt saves, if its prompt has a node of this pack."""
     prompt = request.get("prompt")
     kinds = (
         [node.get("class_type") for node in prompt.values() if isinstance(node, dict)]
@@ -32,6 +34,6 @@ def with_version(request: dict, version: str) -> dict:
 
 
 def register() -> None:
-    """Has ComfyUI ask `with_version` of every prompt, where it can."""
+    """Applies `with_version` to every prompt, where the host has a handler for that."""
     version = pack_version()
     before_each_prompt(lambda request: with_version(request, version))

@@ -1,44 +1,52 @@
-"""What nodes of older TurboDiffusion packs become, so that workflows shared with them open and run without those packs.
+"""The nodes that replace those of older TurboDiffusion packs, so that workflows made with them open and run without
+those packs.
 
-ComfyUI applies it only where the old node is missing: in the editor (Replace in the list of missing nodes) and at POST /prompt."""
+ComfyUI applies a replacement only where the old node is missing: in the editor (Replace in the list of missing nodes)
+and at POST /prompt."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import execution
 from comfy_api.latest import ComfyAPI, io
 
 from ..turbo_core.host.features import before_each_prompt, node_replacements
 
-_SEED = "control after generate"  # a widget the editor puts behind every seed; it takes a place in a saved workflow
+_SEED = "control after generate"  # the widget that the editor adds after a seed; a saved workflow holds its value too
 
 
 @dataclass(frozen=True)
 class Old:
-    """A node of another pack: the widgets in their saved order, and which inputs of the new node take over which of the old.
+    """A node of another pack and its replacement.
 
-    `absent` gives what an API prompt may leave out, because ComfyUI's replacement cannot."""
+    `ids` are the old node's ids, `widgets` its widgets in the order in which workflows save them, `inputs` the inputs
+    that the new node takes from the old one: a name that both have, or (new, old). `fixed` are values of further inputs
+    of the new node. `absent` are defaults of old inputs that an API prompt may leave out; ComfyUI's replacement needs
+    them all."""
 
     ids: tuple[str, ...]
     new: str
     widgets: tuple[str, ...]
-    inputs: tuple[str | tuple[str, str], ...]  # a name they share, or (new, old)
+    inputs: tuple[str | tuple[str, str], ...]
     fixed: Mapping[str, object] = field(default_factory=dict)
     absent: Mapping[str, object] = field(default_factory=dict)
 
-    def replacements(self) -> list:  # of io.NodeReplace, which a host may lack
+    def replacements(self) -> list[Any]:
+        """io.NodeReplace for each of the ids."""
         pairs = [name if isinstance(name, tuple) else (name, name) for name in self.inputs]
-        mapping = [{"new_id": new, "old_id": old} for new, old in pairs]
+        mapping: list[dict[str, object]] = [{"new_id": new, "old_id": old} for new, old in pairs]
         mapping += [{"new_id": new, "set_value": value} for new, value in self.fixed.items()]
         return [io.NodeReplace(self.new, old, list(self.widgets), mapping, self._outputs()) for old in self.ids]
 
-    def _outputs(self) -> list[dict]:
+    def _outputs(self) -> list[dict[str, int]]:
         count = 3 if self.new == "WanImageToVideo" else 1
         return [{"new_idx": index, "old_idx": index} for index in range(count)]
 
 
 _RUN = ("num_frames", "num_steps", "resolution", "aspect_ratio")
-# From the packs' sources: anveshane/Comfyui_turbodiffusion (and its forks) and trandangtrungduc/Comfyui-TurboDiffusion-T2V.
+# From the packs' sources: anveshane/Comfyui_turbodiffusion (and its forks) and
+# trandangtrungduc/Comfyui-TurboDiffusion-T2V.
 OLD = (
     Old(
         ("TurboWanModelLoader", "TurboWanT2VModelLoader"),
@@ -88,8 +96,8 @@ OLD = (
 )
 
 
-def with_absent_inputs(request: dict) -> dict:
-    """A request of POST /prompt in which missing old nodes have all their inputs."""
+def with_absent_inputs(request: dict[str, Any]) -> dict[str, Any]:
+    """Adds the `absent` inputs to the old nodes in a request of POST /prompt that this server lacks."""
     absent = {old_id: old.absent for old in OLD for old_id in old.ids}
     known = execution.nodes.NODE_CLASS_MAPPINGS
     prompt = request.get("prompt")
@@ -97,12 +105,12 @@ def with_absent_inputs(request: dict) -> dict:
         kind = node.get("class_type") if isinstance(node, dict) else None
         if kind in absent and kind not in known and isinstance(node.get("inputs"), dict):
             node["inputs"] = {**absent[kind], **node["inputs"]}
-            node.setdefault("_meta", {})  # ComfyUI's replacement copies it
+            node.setdefault("_meta", {})  # ComfyUI's replacement reads it
     return request
 
 
 async def register() -> None:
-    """Tells ComfyUI, where it can replace nodes."""
+    """Registers the replacements, where the host has them."""
     register_of_nodes = node_replacements(ComfyAPI(), io)
     if register_of_nodes is None:
         return

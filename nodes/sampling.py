@@ -1,12 +1,15 @@
-"""Few-step sampling: the schedule, the sampler, the two-expert guider, and all of them in one node."""
+"""Few-step sampling: the schedule, the sampler, the guider for two experts, and a node that combines them."""
+
+from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..turbo_core.errors import TurboError
 from ..turbo_core.host.guider import ExpertGuider
 from ..turbo_core.host.run import needs_low_expert, run
-from ..turbo_core.host.sampler import NOISE_DEVICES, make_sampler
+from ..turbo_core.host.sampler import NOISE_DEVICES, NoiseDevice, make_sampler
 from ..turbo_core.sampling import rcm, schedule
 from .loader import CATEGORY
 
@@ -19,7 +22,7 @@ def _steps() -> io.Int.Input:
         default=4,
         min=1,
         max=schedule.MAX_STEPS,
-        tooltip="The models were trained for 1 to 4; more is an extension that may add a little detail.",
+        tooltip="The models were trained for 1 to 4; more steps are an extension and may add a little detail.",
     )
 
 
@@ -30,7 +33,8 @@ def _boundary() -> io.Float.Input:
         min=0.001,
         max=1.0,
         step=0.001,
-        tooltip="Noise level below which the low expert runs. 0.9 for TurboWan I2V A14B: of 4 steps 2 are high and 2 low.",
+        tooltip="The sigma (noise level) below which the low expert runs. 0.9 for TurboWan I2V A14B: of 4 steps, 2 "
+        "are high and 2 low.",
     )
 
 
@@ -39,7 +43,8 @@ def _mode() -> io.Combo.Input:
         "mode",
         options=list(rcm.MODES),
         default="sde",
-        tooltip="sde: fresh noise after every step; robust. ode: none; sharper, but less robust (upstream's example uses it for image to video).",
+        tooltip="sde: adds new noise after every step; robust. ode: adds none; sharper, but less robust. Upstream's "
+        "example for image to video uses ode.",
     )
 
 
@@ -48,13 +53,14 @@ def _noise_device() -> io.Combo.Input:
         "noise_device",
         options=list(NOISE_DEVICES),
         default="cpu",
-        tooltip="Where random numbers are drawn. cpu: the same noise on every machine. gpu: the device's own, as TurboDiffusion's command line.",
+        tooltip="Where random numbers are drawn. cpu: the same noise on every machine. gpu: on the device, as "
+        "TurboDiffusion's command line does.",
     )
 
 
 def _expert_inputs() -> list[io.Input]:
     return [
-        io.Conditioning.Input("negative", optional=True, tooltip="Only used by a cfg other than 1."),
+        io.Conditioning.Input("negative", optional=True, tooltip="Used only with a cfg other than 1."),
         io.Float.Input(
             "cfg_high",
             default=1.0,
@@ -62,17 +68,24 @@ def _expert_inputs() -> list[io.Input]:
             max=100.0,
             step=0.1,
             optional=True,
-            tooltip="Guidance of the high expert. TurboWan models are made for 1; other values double the time.",
+            tooltip="Guidance scale of the high expert. TurboWan models are trained for 1; other values double the "
+            "time.",
         ),
         io.Float.Input(
-            "cfg_low", default=1.0, min=0.0, max=100.0, step=0.1, optional=True, tooltip="Guidance of the low expert."
+            "cfg_low",
+            default=1.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            optional=True,
+            tooltip="Guidance scale of the low expert.",
         ),
     ]
 
 
-def _schedule_fault(steps: int | None, sigma_max: float | None) -> bool | str:
-    """What ComfyUI's validation wants: True, or what is wrong. A value that arrives on a link is None here and is checked when it
-    is used."""
+def _validate_schedule(steps: int | None, sigma_max: float | None) -> bool | str:
+    """True, or what is wrong, as ComfyUI's `validate_inputs` returns it. A linked input is None here: the run checks
+    its value."""
     try:
         schedule.check_schedule(1 if steps is None else steps, 80.0 if sigma_max is None else sigma_max)
     except TurboError as error:
@@ -87,8 +100,8 @@ class TurboDiffusionSigmas(io.ComfyNode):
             node_id="TurboDiffusionSigmas",
             display_name="TurboDiffusion Sigmas",
             category=CATEGORY,
-            description="The noise levels of a few-step run, whole and split at the expert boundary. To run the halves in two samplers, "
-            "give the second one DisableNoise.",
+            description="The sigmas (noise levels) of a few-step run, complete and split at the expert boundary. To "
+            "run the two parts in two samplers, connect DisableNoise to the second one.",
             search_aliases=["rCM scheduler", "few step", "scheduler"],
             inputs=[
                 _steps(),
@@ -98,20 +111,21 @@ class TurboDiffusionSigmas(io.ComfyNode):
                     min=0.0,
                     max=1e6,
                     step=0.1,
-                    tooltip="Where the schedule starts: 80 for T2V, 200 for I2V. Above 14.2 unless there is one step only.",
+                    tooltip="Where the schedule starts: 80 for T2V, 200 for I2V. It must exceed 14.2 unless steps is "
+                    "1.",
                 ),
                 _boundary(),
             ],
             outputs=[
-                io.Sigmas.Output(display_name="sigmas", tooltip="All noise levels."),
-                io.Sigmas.Output(display_name="high", tooltip="Those of the high expert."),
-                io.Sigmas.Output(display_name="low", tooltip="Those of the low expert; empty if it has no step."),
+                io.Sigmas.Output(display_name="sigmas", tooltip="All sigmas."),
+                io.Sigmas.Output(display_name="high", tooltip="The sigmas of the high expert."),
+                io.Sigmas.Output(display_name="low", tooltip="The sigmas of the low expert; empty if it has no step."),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, steps, sigma_max) -> bool | str:
-        return _schedule_fault(steps, sigma_max)
+    def validate_inputs(cls, steps: int | None, sigma_max: float | None) -> bool | str:
+        return _validate_schedule(steps, sigma_max)
 
     @classmethod
     def execute(cls, steps: int, sigma_max: float, boundary: float) -> io.NodeOutput:
@@ -134,7 +148,7 @@ class TurboDiffusionSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, mode, noise_device) -> io.NodeOutput:
+    def execute(cls, mode: rcm.Mode, noise_device: NoiseDevice) -> io.NodeOutput:
         return io.NodeOutput(make_sampler(mode, noise_device))
 
 
@@ -145,7 +159,8 @@ class TurboDiffusionGuider(io.ComfyNode):
             node_id="TurboDiffusionGuider",
             display_name="TurboDiffusion Guider",
             category=CATEGORY,
-            description="Runs one or two experts in a single sampler run, for SamplerCustomAdvanced. The low expert takes over below the boundary.",
+            description="Runs one or two experts in a single sampler run, for SamplerCustomAdvanced. The low expert "
+            "runs the steps whose sigma is below the boundary.",
             search_aliases=["dual expert", "high noise low noise", "two experts", "Wan 2.2 guider"],
             inputs=[
                 io.Model.Input("high", tooltip="The model, or the high-noise expert of a pair."),
@@ -154,7 +169,7 @@ class TurboDiffusionGuider(io.ComfyNode):
                 io.Model.Input(
                     "low",
                     optional=True,
-                    tooltip="The low-noise expert of a pair. It is loaded when the first step below the boundary comes.",
+                    tooltip="The low-noise expert of a pair. It is loaded at the first step below the boundary.",
                 ),
                 *_expert_inputs(),
             ],
@@ -163,7 +178,14 @@ class TurboDiffusionGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, high, positive, boundary: float, low=None, negative=None, cfg_high: float = 1.0, cfg_low: float = 1.0
+        cls,
+        high: ModelPatcher,
+        positive: io.Conditioning.Type,
+        boundary: float,
+        low: ModelPatcher | None = None,
+        negative: io.Conditioning.Type | None = None,
+        cfg_high: float = 1.0,
+        cfg_low: float = 1.0,
     ) -> io.NodeOutput:
         guider = ExpertGuider(high, low, boundary)
         guider.set_conds(positive, negative)
@@ -186,7 +208,8 @@ class TurboDiffusionSample(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The prompt; for image to video, after WanImageToVideo."),
                 io.Latent.Input(
                     "latent",
-                    tooltip="An empty video latent, or that of WanImageToVideo: its size and length are the video's.",
+                    tooltip="An empty video latent, or that of WanImageToVideo. It sets the size and the length of "
+                    "the video.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -194,7 +217,7 @@ class TurboDiffusionSample(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Where the random numbers start: the same seed gives the same video.",
+                    tooltip="The seed of the random numbers: the same seed gives the same video.",
                 ),
                 _steps(),
                 io.Float.Input(
@@ -203,7 +226,7 @@ class TurboDiffusionSample(io.ComfyNode):
                     min=0.0,
                     max=1e6,
                     step=0.1,
-                    tooltip="Where the schedule starts. 0: the model's own, 80 for T2V and 200 for I2V.",
+                    tooltip="Where the schedule starts. 0: the value of the model, 80 for T2V and 200 for I2V.",
                 ),
                 _boundary(),
                 _mode(),
@@ -212,35 +235,39 @@ class TurboDiffusionSample(io.ComfyNode):
                     "low",
                     optional=True,
                     lazy=True,
-                    tooltip="The low-noise expert of a pair. A run that never needs it (1 or 2 steps) does not even load it.",
+                    tooltip="The low-noise expert of a pair. A run that does not need it (1 or 2 steps) does not load "
+                    "it.",
                 ),
                 *_expert_inputs(),
             ],
-            outputs=[io.Latent.Output(tooltip="The finished latent, for a TurboDiffusion VAE Decode node.")],
+            outputs=[io.Latent.Output(tooltip="The sampled latent, for a TurboDiffusion VAE Decode node.")],
         )
 
     @classmethod
-    def validate_inputs(cls, steps, sigma_max) -> bool | str:
-        return _schedule_fault(steps, sigma_max or 80.0)
+    def validate_inputs(cls, steps: int | None, sigma_max: float | None) -> bool | str:
+        return _validate_schedule(steps, sigma_max or 80.0)
 
     @classmethod
-    def check_lazy_status(cls, high, steps: int, sigma_max: float, boundary: float, low=_NOT_LINKED, **_) -> list[str]:
+    def check_lazy_status(
+        cls, high: ModelPatcher, steps: int, sigma_max: float, boundary: float, low: object = _NOT_LINKED, **_: Any
+    ) -> list[str]:
+        """The lazy inputs to evaluate. ComfyUI passes None for `low` when it is linked and not evaluated yet."""
         return ["low"] if low is None and needs_low_expert(high, steps, sigma_max, boundary) else []
 
     @classmethod
     def execute(
         cls,
-        high,
-        positive,
-        latent: dict,
+        high: ModelPatcher,
+        positive: io.Conditioning.Type,
+        latent: io.Latent.Type,
         seed: int,
         steps: int,
         sigma_max: float,
         boundary: float,
-        mode,
-        noise_device,
-        low=None,
-        negative=None,
+        mode: rcm.Mode,
+        noise_device: NoiseDevice,
+        low: ModelPatcher | None = None,
+        negative: io.Conditioning.Type | None = None,
         cfg_high: float = 1.0,
         cfg_low: float = 1.0,
     ) -> io.NodeOutput:

@@ -1,4 +1,6 @@
-"""What runs on this machine."""
+"""The report of what runs on this machine."""
+
+from typing import Any
 
 from comfy_api.latest import io, ui
 
@@ -13,14 +15,16 @@ class TurboDiffusionStatus(io.ComfyNode):
             node_id="TurboDiffusionStatus",
             display_name="TurboDiffusion Status",
             category=CATEGORY,
-            description="Reports versions, device, which kernels run and why others do not, what the models take of memory, and steps, "
-            "seconds and operator calls of the last run. Link any output to its input to have it report after that node.",
+            description="Reports versions, device, the backend of each operator and why faster ones do not run, "
+            "memory of the models, and steps, seconds and operator calls of the last run. Link any output to its "
+            "input to report after that node.",
             search_aliases=["debug", "report", "system info", "kernels"],
             inputs=[
                 io.AnyType.Input(
                     "any",
                     optional=True,
-                    tooltip="Anything: the report is made when this has arrived. A latent or model also says which run it is about.",
+                    tooltip="Anything: the report is made after the node it comes from. A latent or model also "
+                    "selects the run to report.",
                 )
             ],
             outputs=[io.String.Output(display_name="report", tooltip="The report as text.")],
@@ -29,11 +33,11 @@ class TurboDiffusionStatus(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, any=None) -> float:
-        """Never the same: the report is about now."""
+    def fingerprint_inputs(cls, any: Any = None) -> float:
+        """Never equal, so that each prompt makes a new report."""
         return float("nan")
 
     @classmethod
-    def execute(cls, any=None) -> io.NodeOutput:
+    def execute(cls, any: Any = None) -> io.NodeOutput:
         text = report(any)
         return io.NodeOutput(text, ui=ui.PreviewText(text))

@@ -23,8 +23,9 @@ class TurboDiffusionTextEncode(io.ComfyNode):
             display_name="TurboDiffusion Text Encode",
             category=CATEGORY,
             essentials_category="Video Generation",
-            description="Loads the umT5-XXL text encoder, encodes a prompt and frees the encoder. The result is kept on disk: a prompt used "
-            "before needs no encoder. The same conditioning as Load CLIP (wan) with CLIP Text Encode.",
+            description="Loads the umT5-XXL text encoder, encodes a prompt and frees the encoder. The result is "
+            "cached on disk: a prompt used before needs no encoder. The conditioning is that of Load CLIP (wan) with "
+            "CLIP Text Encode.",
             search_aliases=[
                 "prompt",
                 "CLIP Text Encode",
@@ -39,7 +40,8 @@ class TurboDiffusionTextEncode(io.ComfyNode):
                 io.Combo.Input(
                     "encoder_name",
                     options=folder_paths.get_filename_list(_FOLDER),
-                    tooltip="A umT5-XXL file in models/text_encoders, for example umt5_xxl_fp8_e4m3fn_scaled.safetensors.",
+                    tooltip="A umT5-XXL file in models/text_encoders, for example "
+                    "umt5_xxl_fp8_e4m3fn_scaled.safetensors.",
                 ),
                 io.String.Input(
                     "text",
@@ -50,16 +52,16 @@ class TurboDiffusionTextEncode(io.ComfyNode):
                 io.Boolean.Input(
                     "cache",
                     default=True,
-                    tooltip="Keep the encoded prompt in ComfyUI's user folder (turbodiffusion/text_cache, up to 2 GB) and read it from "
-                    "there next time.",
+                    tooltip="Keep the encoded prompt in ComfyUI's user folder (turbodiffusion/text_cache, up to 2 GB) "
+                    "and read it from there the next time.",
                 ),
             ],
             outputs=[io.Conditioning.Output(tooltip="The encoded prompt, for positive or negative.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, encoder_name: str, text: str, cache: bool) -> tuple:
-        """Changes when the encoder file does."""
+    def fingerprint_inputs(cls, encoder_name: str, text: str, cache: bool) -> tuple[str | int, ...]:
+        """Changes when the text or the encoder file changes."""
         status = os.stat(folder_paths.get_full_path_or_raise(_FOLDER, encoder_name))
         return (encoder_name, text, status.st_mtime_ns, status.st_size)
 

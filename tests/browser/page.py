@@ -30,7 +30,8 @@ _SHOWS_ALL = """() => new Promise(done => {
     };
     look();
 })"""
-# The middle of a rectangle of screen pixels on the canvas where nothing lies: no node, no link's handle, no button of the page.
+# The middle of a rectangle of screen pixels on the canvas where nothing lies: no node, no link's handle, no button of
+# the page.
 _EMPTY = """([width, height]) => {
     const { canvas, ds } = app.canvas, box = canvas.getBoundingClientRect();
     const toScreen = ([x, y]) => ds.convertOffsetToCanvas([x, y]).map((value, i) => value + [box.left, box.top][i]);
@@ -102,11 +103,8 @@ class Page:
 
     def unknown_types(self) -> list[str]:
         """Types of nodes that the page does not know: it draws them red."""
-        return [
-            name
-            for name in self.node_types()
-            if not self.tab.evaluate("name => name in LiteGraph.registered_node_types", name)
-        ]
+        known = set(self.tab.evaluate("() => Object.keys(LiteGraph.registered_node_types)"))
+        return sorted(set(self.node_types()) - known)
 
     def node_id(self, type_name: str):
         return self.tab.evaluate("name => app.graph.nodes.find(node => node.type === name).id", type_name)
@@ -122,9 +120,7 @@ class Page:
     def fit_view(self) -> None:
         """Shows the whole graph, by the button below the canvas, and waits until the view stands still."""
         self.tab.evaluate("() => app.canvas.deselectAll()")  # the button shows what is selected, if anything is
-        self.tab.locator(
-            "button:has([class*='lucide--focus'])"
-        ).click()  # its icon: the name is another in each language
+        self.tab.locator("button:has([class*='lucide--focus'])").click()  # the icon: its name depends on the language
         self.tab.wait_for_function(_SHOWS_ALL)
 
     def empty_place(self, width: int = 260, height: int = 180) -> tuple[float, float]:
@@ -134,7 +130,8 @@ class Page:
         return self.tab.wait_for_function(_EMPTY, arg=[width, height]).json_value()
 
     def add_node(self, words: str, title: str, type_name: str):
-        """Double-clicks the bare canvas, searches, picks the result of that title and puts the node down there; its id."""
+        """Double-clicks the bare canvas, searches, picks the result of that title and puts the node down there; its
+        id."""
         place = self.empty_place()
         self.tab.mouse.dblclick(*place, delay=30)  # two clicks in one millisecond are no double click to the canvas
         box = self.tab.get_by_role("combobox", name="Add a node...")
@@ -151,10 +148,11 @@ class Page:
         """As the settings dialog does, and waits until a new node of ours is in it."""
         self.tab.evaluate("language => app.extensionManager.setting.set('Comfy.Locale', language)", language)
         node, widget = "TurboDiffusionSample", "steps"
+        label = widget if language == "en" else locales.read(language)[node]["inputs"][widget]["name"]
         self.tab.wait_for_function(
             """([node, widget, label]) =>
                 LiteGraph.createNode(node).widgets.find(each => each.name === widget).label === label""",
-            arg=[node, widget, locales.read(language)[node]["inputs"][widget]["name"]],
+            arg=[node, widget, label],
         )
 
     def type_number(self, node, widget: str, value: str) -> None:

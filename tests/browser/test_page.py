@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from td_pack.tests.support import demo, workflows
-from td_pack.tests.support.jobs import t2v_job
 from td_pack.tests.tiny import vision, world
 
 pytestmark = pytest.mark.server
@@ -23,12 +22,19 @@ def test_the_page_knows_every_node(page):
     assert page.tab.evaluate("names => names.filter(name => !(name in LiteGraph.registered_node_types))", ours) == []
 
 
+def t2v(text: str) -> dict:
+    """The shipped text-to-video workflow on the toy model."""
+    return workflows.fit(workflows.load(demo.JOBS["t2v"]), models=demo.TOY_FILES, toy_text=text, **demo.TOY_SIZE)
+
+
+def key_of(prompt: dict, class_type: str) -> str:
+    return next(key for key, node in prompt.items() if node["class_type"] == class_type)
+
+
 def test_a_workflow_made_by_hand_gives_the_video_it_asks_for(page, server):
     text = demo.TOY_PROMPTS["t2v"]
-    prompt = workflows.fit(
-        workflows.load(demo.JOBS["t2v"]), models=demo.TOY_FILES, toy_text="a red disc", **demo.TOY_SIZE
-    )
-    decode = next(key for key, node in prompt.items() if node["class_type"] == DECODE)
+    prompt = t2v("a red disc")
+    decode = key_of(prompt, DECODE)
     del prompt[decode]
     for node in prompt.values():
         node["inputs"] = {key: value for key, value in node["inputs"].items() if value != [decode, 0]}
@@ -69,9 +75,9 @@ def test_a_template_opens_with_every_node(page, name):
 
 
 def test_a_wrong_input_is_explained(page):
-    job = t2v_job("refused")
-    job["sample"]["inputs"]["sigma_max"] = 5
-    page.load({str(i): node for i, node in enumerate(renamed(job), 1)})
+    prompt = t2v("a red disc")
+    prompt[key_of(prompt, "TurboDiffusionSample")]["inputs"]["sigma_max"] = 5
+    page.load(prompt)
     page.run()
     page.tab.get_by_test_id("error-overlay").get_by_role("button", name="View details").click()
     page.tab.get_by_role("button", name="Locate TurboDiffusion Sample - sigma_max").click()
@@ -92,13 +98,3 @@ def test_nodes_are_in_chinese_where_the_page_is(page):
         assert {"步数", "种子", "噪声设备"} <= set(page.tab.evaluate(labels))
     finally:
         page.set_language("en")
-
-
-def renamed(job: dict) -> list[dict]:
-    """The nodes with numbers for names, which is what the page takes."""
-    numbers = {name: str(i) for i, name in enumerate(job, 1)}
-    for node in job.values():
-        for key, value in node["inputs"].items():
-            if isinstance(value, list):
-                node["inputs"][key] = [numbers[value[0]], value[1]]
-    return list(job.values())

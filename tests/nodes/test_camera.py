@@ -33,7 +33,11 @@ def models(server):
 
 
 def camera_job(prefix: str, steps: int = 3, cfg: float = 2.0, **changes) -> dict:
-    """Two experts with guidance, stock sampler and scheduler, a camera on both prompts; `changes` replaces nodes by name."""
+    """Two experts with guidance, stock sampler and scheduler, a camera on both prompts; `changes` replaces nodes by
+    name."""
+    prompts = {"positive": ["video", 0], "negative": ["video", 1]}
+    with_camera = {"positive": ["camera", 0], "negative": ["camera", 1]}
+    guidance = {"low": ["low", 0], "boundary": 0.947, "cfg_high": cfg, "cfg_low": cfg}
     return {
         "high": loader(CAM_HIGH),
         "low": loader(CAM_LOW),
@@ -44,22 +48,8 @@ def camera_job(prefix: str, steps: int = 3, cfg: float = 2.0, **changes) -> dict
         "path": camera_path(),
         "embed": node("TurboDiffusionCameraEmbed", camera=["path", 0], width=64, height=48, control="cam"),
         "video": started(negative="bad", height=48, length=["path", 1]),
-        "camera": node(
-            "TurboDiffusionCameraCondition",
-            positive=["video", 0],
-            camera_embed=["embed", 0],
-            negative=["video", 1],
-        ),
-        "guider": node(
-            "TurboDiffusionGuider",
-            high=["high", 0],
-            positive=["camera", 0],
-            boundary=0.947,
-            low=["low", 0],
-            negative=["camera", 1],
-            cfg_high=cfg,
-            cfg_low=cfg,
-        ),
+        "camera": node("TurboDiffusionCameraCondition", **prompts, camera_embed=["embed", 0]),
+        "guider": node("TurboDiffusionGuider", high=["high", 0], **with_camera, **guidance),
         "sampler": node("KSamplerSelect", sampler_name="uni_pc_bh2"),
         "sigmas": node("BasicScheduler", model=["high", 0], scheduler="simple", steps=steps, denoise=1.0),
         "noise": node("RandomNoise", noise_seed=5),
@@ -75,11 +65,6 @@ def ran(server, prefix: str, **changes) -> torch.Tensor:
     return latent
 
 
-def without_camera(job: dict) -> dict:
-    job["guider"]["inputs"] |= {"positive": ["video", 0], "negative": ["video", 1]}
-    return {name: given for name, given in job.items() if name not in ("embed", "camera")}
-
-
 def test_a_camera_moves_the_video_and_standing_still_is_not_having_none(models):
     result = models.client.run(camera_job("walk"))
     walk = saved(models, "walk")
@@ -88,7 +73,9 @@ def test_a_camera_moves_the_video_and_standing_still_is_not_having_none(models):
     with Image.open(io.BytesIO(models.client.view(picture))) as preview:
         assert preview.size == (960, 640)
     still = ran(models, "still", path=camera_path(source="preset", preset="static"))
-    models.client.run(without_camera(camera_job("none")))
+    without = camera_job("none")
+    without["guider"]["inputs"] |= {"positive": ["video", 0], "negative": ["video", 1]}
+    models.client.run(without)
     none = saved(models, "none")
     for one, other in ((walk, still), (still, none), (walk, none)):
         assert (one - other).norm() > 0.01 * one.norm()
@@ -102,41 +89,18 @@ def test_a_camera_on_the_positive_prompt_alone_is_something_else(models):
 
 
 def test_act_models_take_their_keys(models):
-    changes = {"high": loader(ACT), "low": loader(ACT)}
-    embed = camera_job("act")["embed"]
-    embed["inputs"]["control"] = "act"
-    forward = ran(models, "act", **changes, embed=embed)
-    back = ran(
-        models,
-        "act",
-        **changes,
-        embed=embed,
-        path=camera_path(actions="s-4,iwd-3,none-1"),
-    )
+    changes = {"high": loader(ACT), "low": loader(ACT), "embed": camera_job("act")["embed"]}
+    changes["embed"]["inputs"]["control"] = "act"
+    forward = ran(models, "act", **changes)
+    back = ran(models, "act", **changes, path=camera_path(actions="s-4,iwd-3,none-1"))
     assert not torch.allclose(forward, back, atol=1e-3)  # the moves differ in their keys only
 
 
 def test_stock_samplers_take_the_camera_too(models):
-    job = camera_job(
-        "stock",
-        sample=node(
-            "KSampler",
-            model=["high", 0],
-            positive=["camera", 0],
-            negative=["camera", 1],
-            latent_image=["video", 2],
-            seed=5,
-            steps=2,
-            cfg=2.0,
-            sampler_name="euler",
-            scheduler="simple",
-            denoise=1.0,
-        ),
-    )
-    models.client.run(
-        {name: given for name, given in job.items() if name not in ("guider", "low", "sampler", "sigmas", "noise")}
-    )
-    assert torch.isfinite(saved(models, "stock")).all()
+    links = {"model": "high", "positive": "camera"}
+    settings = dict(seed=5, steps=2, cfg=2.0, sampler_name="euler", scheduler="simple", denoise=1.0)
+    inputs = {name: [source, 0] for name, source in links.items()} | settings
+    ran(models, "stock", sample=node("KSampler", **inputs, negative=["camera", 1], latent_image=["video", 2]))
 
 
 def test_a_few_steps_with_a_lora(models):
@@ -167,24 +131,20 @@ def test_block_sparse_attention_needs_asking_for(models):
     assert torch.isfinite(saved(models, "sparse")).all()
 
 
-def folder_of(server, name: str, **arrays) -> str:
-    folder = server.input_dir / name
-    folder.mkdir(exist_ok=True)
-    for file, array in arrays.items():
-        np.save(folder / f"{file}.npy", array)
-    return name
-
-
 def test_a_recorded_camera_comes_from_its_folder_and_again_when_it_changes(models):
     _, tensors = checkpoints.golden_case("lingbot_act")
-    files = {name: tensors[name].numpy() for name in ("poses", "intrinsics", "action")}
-    name = folder_of(models, "recorded", **files)
-    path = camera_path(source="folder", folder=name)
+    folder = models.input_dir / "recorded"
+    folder.mkdir()
+    for name in ("poses", "intrinsics", "action"):
+        np.save(folder / f"{name}.npy", tensors[name].numpy())
+    path = camera_path(source="folder", folder=folder.name)
     first = ran(models, "recorded", path=path)
-    np.save(models.input_dir / name / "poses.npy", files["poses"][::-1])
+    np.save(folder / "poses.npy", tensors["poses"].numpy()[::-1])
     assert not torch.allclose(first, ran(models, "recorded", path=path), atol=1e-3)
 
 
+LENS = dict(fx=0.5, fy=0.5, cx=0.5, cy=0.5)
+STOCK_EMBED = node("WanCameraEmbedding", camera_pose="Pan Up", width=64, height=48, length=9, speed=1.0, **LENS)
 WRONG = [
     ("channels", {"embed": {"control": "act"}}, "is for act models and this one is cam: set control to cam"),
     ("length", {"video": {"length": 13}}, "64x48 with 9 frames and the video 64x48 with 13"),
@@ -198,33 +158,17 @@ WRONG = [
     ("expert", {"low": {"model_name": ACT}}, "their camera control differs"),
     ("keys", {"path": {"actions": "q-3"}}, "actions has 'q-3'"),
     ("frames", {"path": {"source": "preset", "length": 80}}, "length is 80: .* choose 77 or 81"),
-    ("no folder", {"path": {"source": "folder", "folder": "absent"}}, "folder 'absent' is not there"),
     ("way out", {"path": {"source": "folder", "folder": "../models"}}, "leads out of ComfyUI's input directory"),
+    ("stock embedding", {"embed": STOCK_EMBED}, "ComfyUI's own WanCameraEmbedding is for Wan Fun Camera"),
 ]
 
 
 @pytest.mark.parametrize("problem,changes,message", WRONG, ids=[case[0] for case in WRONG])
 def test_what_does_not_fit_is_said(models, problem, changes, message):
     job = camera_job("wrong")
-    for name, inputs in changes.items():
-        job[name]["inputs"] |= inputs
-        job[name]["inputs"] = {key: value for key, value in job[name]["inputs"].items() if value is not None}
+    for name, change in changes.items():
+        inputs = job[name]["inputs"] | change
+        whole = change if "class_type" in change else job[name] | {"inputs": inputs}
+        job[name] = whole | {"inputs": {key: value for key, value in whole["inputs"].items() if value is not None}}
     with pytest.raises(ExecutionFailed, match=message):
         models.client.run(job)
-
-
-def test_stock_camera_embeddings_are_told_apart(models):
-    embed = node(
-        "WanCameraEmbedding",
-        camera_pose="Pan Up",
-        width=64,
-        height=48,
-        length=9,
-        speed=1.0,
-        fx=0.5,
-        fy=0.5,
-        cx=0.5,
-        cy=0.5,
-    )
-    with pytest.raises(ExecutionFailed, match="ComfyUI's own WanCameraEmbedding is for Wan Fun Camera"):
-        models.client.run(camera_job("stock embed", embed=embed))

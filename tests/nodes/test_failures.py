@@ -1,4 +1,5 @@
-"""What can go wrong in each phase of a run: a clear error or a finished run, and the next prompt gives the same as before."""
+"""What can go wrong in each phase of a run: a clear error or a finished run, and the next prompt gives the same as
+before."""
 
 import contextlib
 import re
@@ -18,7 +19,8 @@ DECODERS = {
     "video decode": "TurboDiffusionVAEDecodeVideo",
 }
 PHASES = ["text encode", "image encode", "load high", "sample high", "switch", "sample low", *DECODERS]
-# Where the fault strikes: at a call of a module, four steps of two blocks being high, high, low, low; or in loading an expert.
+# Where the fault strikes: at a call of a module, four steps of two blocks being high, high, low, low; or in loading an
+# expert.
 CALLS = {
     "text encode": ("T5Block", 1),
     "image encode": ("Encoder3d", 2),

@@ -1,4 +1,5 @@
-"""Jobs queued through a live server: what the nodes return, what they cache, and what they say when something is wrong."""
+"""Jobs queued through a live server: what the nodes return, what they cache, and what they say when something is
+wrong."""
 
 import pytest
 import safetensors.torch
@@ -76,18 +77,6 @@ def test_only_what_changed_runs_again(server):
     assert {"model", "text", "latent"} <= set(again.cached_nodes)
 
 
-def test_a_replaced_file_is_loaded_again(server):
-    path = server.models_dir / "diffusion_models" / "replaced.pth"
-    checkpoints.write_pth(path, checkpoints.upstream_state_dict(5, layers=1))
-    job = t2v_job("replaced", model=loader(path.name))
-    server.client.run(job)
-    first = saved(server, "replaced")
-    checkpoints.write_pth(path.with_suffix(".new"), checkpoints.upstream_state_dict(6, layers=1))
-    path.with_suffix(".new").replace(path)
-    assert "model" in server.client.run(job).executed_nodes
-    assert not torch.equal(first, saved(server, "replaced"))
-
-
 def test_progress_and_previews_reach_the_client(server):
     result = server.client.run(t2v_job("progress", sample=sampled(seed=11, steps=4)))
     assert [(p["value"], p["max"]) for p in result.of("progress") if p["node"] == "sample"] == [
@@ -138,21 +127,13 @@ def test_our_lora_node_reports_its_layers_on_an_int8_model(server):
     assert not torch.equal(saved(server, "int8"), saved(server, "int8 lora"))
 
 
-def test_the_status_reports_the_run_before_it(server):
-    job = t2v_job("status", sample=sampled(seed=31, steps=4)) | {
-        "status": node("TurboDiffusionStatus", any=["sample", 0])
-    }
+@pytest.mark.parametrize("dense_steps,calls", [(0, (8, 0)), (1, (6, 2))])
+def test_the_status_counts_the_calls_of_the_run_before_it(server, dense_steps, calls):
+    """Two blocks, four steps: every self-attention is sparse but those of the dense steps."""
+    job = t2v_job("status", sla=attention(dense_steps=dense_steps), sample=sampled(31, 4, high=["sla", 0]))
+    job["status"] = node("TurboDiffusionStatus", any=["sample", 0])
     text = server.client.run(job).outputs["status"]["text"][0]
     assert "sparse attention: torch; not triton: " in text and "int8 linear: torch; not triton: " in text
-    # Two layers, four steps: every self-attention was sparse.
     assert "TurboWan T2V 2 layers of width 256 with SLA, computing in float32" in text
-    assert "sample: network 4, sparse attention 8, dense attention 0, int8 linear 0, float linear 80" in text
-
-
-def test_dense_first_steps(server):
-    job = t2v_job("dense steps", sample=sampled(high=["sla", 0], seed=31, steps=4)) | {
-        "sla": attention(dense_steps=1),
-        "status": node("TurboDiffusionStatus", any=["sample", 0]),
-    }
-    text = server.client.run(job).outputs["status"]["text"][0]
-    assert "sample: network 4, sparse attention 6, dense attention 2, int8 linear 0, float linear 80" in text
+    counts = "sparse attention {}, dense attention {}".format(*calls)
+    assert f"sample: network 4, {counts}, int8 linear 0, float linear 80" in text

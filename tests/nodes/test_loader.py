@@ -66,10 +66,10 @@ def test_4_bit_weights_run_with_and_without_a_lora(server, folder):
     plain = sample(server, "nf4", loader(NF4))
     whole = sample(server, "float", loader("whole.safetensors"))
     assert torch.isfinite(plain).all() and not torch.equal(plain, whole)
-    changed = [
-        sample(server, name, loader(NF4), lora=node(name, model=["model", 0], lora_name=LORA, **{strength: 1.0}), sample=sampled(high=["lora", 0]))
-        for name, strength in (("LoraLoaderModelOnly", "strength_model"), ("TurboDiffusionLoRA", "strength"))
-    ]  # fmt: skip
+    changed = []
+    for name, strength in (("LoraLoaderModelOnly", "strength_model"), ("TurboDiffusionLoRA", "strength")):
+        lora = node(name, model=["model", 0], lora_name=LORA, **{strength: 1.0})
+        changed.append(sample(server, name, loader(NF4), lora=lora, sample=sampled(high=["lora", 0])))
     change, same = changed[0] - plain, changed[1] - changed[0]
     assert change.norm() > 0.01 * plain.norm() and same.norm() <= 1e-3 * change.norm()
     assert torch.equal(sample(server, "again", loader(NF4), sample=sampled(sigma_max=80)), plain)

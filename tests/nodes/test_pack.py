@@ -1,4 +1,4 @@
-"""The pack as a guest: what it costs to import, and that it needs neither triton nor a certain folder name."""
+"""Loading the pack: the time it takes, and that it needs neither triton nor a certain folder name."""
 
 import pytest
 from td_pack.tests.support import checkpoints

@@ -7,7 +7,7 @@ from PIL import Image
 from td_pack.nodes.replacements import OLD, with_absent_inputs
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.client import ExecutionFailed, PromptRejected
-from td_pack.tests.support.jobs import attention, node, sampled, saved, started, text
+from td_pack.tests.support.jobs import attention, loader, node, sampled, saved, started, text
 
 pytestmark = pytest.mark.server
 
@@ -16,78 +16,42 @@ def old_loader(name: str, **more) -> dict:
     return node("TurboWanModelLoader", model_name=name, **more)
 
 
+SHARED = dict(vae=["vae", 0], aspect_ratio="1:1", seed=42)
+DENSE = dict(attention_type="original", sla_topk=0.1, offload_mode="comfy_native")
+
+
+def saved_frames(kind: str, prefix: str, format: str, frames: str = "sample", **more) -> dict:
+    return node(kind, frames=[frames, 0], filename_prefix=prefix, fps=16, format=format, **more)
+
+
 def i2v(**changes) -> dict:
     """As the editor exports a workflow of anveshane/Comfyui_turbodiffusion."""
-    inputs = dict(
-        high_noise_model=["high", 0],
-        low_noise_model=["low", 0],
-        conditioning=["text", 0],
-        vae=["vae", 0],
-        image=["image", 0],
-        num_frames=9,
-        num_steps=4,
-        resolution="custom",
-        aspect_ratio="1:1",
-        boundary=0.9,
-        sigma_max=200.0,
-        seed=42,
-        use_ode=False,
-        width=72,
-        height=64,
-    )
+    links = dict(high_noise_model=["high", 0], low_noise_model=["low", 0], conditioning=["text", 0], image=["image", 0])
+    size = dict(resolution="custom", width=72, height=64)
+    run = dict(num_frames=9, num_steps=4, boundary=0.9, sigma_max=200.0, use_ode=False)
     return {
-        "high": old_loader(checkpoints.I2V_HIGH, attention_type="original", sla_topk=0.1, offload_mode="comfy_native"),
-        "low": old_loader(checkpoints.I2V_LOW, attention_type="original", sla_topk=0.1, offload_mode="comfy_native"),
+        "high": old_loader(checkpoints.I2V_HIGH, **DENSE),
+        "low": old_loader(checkpoints.I2V_LOW, **DENSE),
         "text": text(),
         "vae": node("TurboWanVAELoader", vae_name=checkpoints.VAE),
         "image": node("EmptyImage", width=90, height=60, batch_size=2, color=0xCC3300),
-        "sample": node("TurboDiffusionI2VSampler", **inputs | changes),
-        "save": node(
-            "TurboDiffusionSaveVideo",
-            frames=["sample", 0],
-            filename_prefix="old i2v",
-            fps=16,
-            format="mp4",
-            quality=8,
-            optimize_gif=True,
-        ),
+        "sample": node("TurboDiffusionI2VSampler", **links | SHARED | size | run | changes),
+        "save": saved_frames("TurboDiffusionSaveVideo", "old i2v", "mp4", quality=8, optimize_gif=True),
     }
 
 
-def t2v(**changes) -> dict:
-    """As the editor exports a workflow of trandangtrungduc/Comfyui-TurboDiffusion-T2V."""
-    inputs = dict(
-        model=["model", 0],
-        prompt="",
-        vae=["vae", 0],
-        num_frames=5,
-        num_steps=1,
-        resolution="480",
-        aspect_ratio="1:1",
-        sigma_max=80.0,
-        seed=42,
-        use_ode=True,
-        conditioning=["text", 0],
-    )
+def t2v(format: str = "webm", **changes) -> dict:
+    """As the editor exports a workflow of trandangtrungduc/Comfyui-TurboDiffusion-T2V, with a smaller video to save."""
+    links = dict(model=["model", 0], conditioning=["text", 0])
+    run = dict(prompt="", num_frames=5, num_steps=1, resolution="480", sigma_max=80.0, use_ode=True)
+    kind = dict(attention_type="sla", sla_topk=0.1, offload_mode="cpu_only")
     return {
-        "model": node(
-            "TurboWanT2VModelLoader",
-            model_name=checkpoints.T2V_SLA,
-            attention_type="sla",
-            sla_topk=0.1,
-            offload_mode="cpu_only",
-        ),
+        "model": node("TurboWanT2VModelLoader", model_name=checkpoints.T2V_SLA, **kind),
         "text": text(),
         "vae": node("TurboWanT2VVAELoader", vae_name=checkpoints.VAE),
-        "sample": node("TurboDiffusionT2VSampler", **inputs | changes),
-        "save": node(
-            "TurboDiffusionT2VSaveVideo",
-            frames=["sample", 0],
-            filename_prefix="old t2v",
-            fps=16,
-            format="webm",
-            quality=8,
-        ),
+        "sample": node("TurboDiffusionT2VSampler", **links | SHARED | run | changes),
+        "small": node("ImageScale", image=["sample", 0], upscale_method="area", width=32, height=32, crop="disabled"),
+        "save": saved_frames("TurboDiffusionT2VSaveVideo", "old t2v", format, frames="small", quality=8),
     }
 
 
@@ -112,26 +76,14 @@ def test_old_i2v_prompt_equals_todays_graph(server):
 
     job = i2v()
     size = dict(width=64, height=64)  # 72 is no multiple of 16, and 4.5 rounds to even
-    job["high"], job["low"] = (
-        node("TurboDiffusionLoader", model_name=name, dtype="auto")
-        for name in (checkpoints.I2V_HIGH, checkpoints.I2V_LOW)
-    )
-    for name in ("high", "low"):
-        job[f"{name} dense"] = attention("dense", name)
+    for name, file in (("high", checkpoints.I2V_HIGH), ("low", checkpoints.I2V_LOW)):
+        job |= {name: loader(file), f"{name} dense": attention("dense", name)}
     job["first"] = node("ImageFromBatch", image=["image", 0], batch_index=0, length=1)
     job["fitted"] = node("ImageScale", image=["first", 0], upscale_method="lanczos", crop="center", **size)
     job["vae"] = node("VAELoader", vae_name=checkpoints.VAE)
     job["start"] = started("fitted", **size)
-    job["sample"] = sampled(
-        42,
-        4,
-        high=["high dense", 0],
-        low=["low dense", 0],
-        positive=["start", 0],
-        latent=["start", 2],
-        sigma_max=200.0,
-        noise_device="gpu",
-    )
+    links = dict(high=["high dense", 0], low=["low dense", 0], positive=["start", 0], latent=["start", 2])
+    job["sample"] = sampled(42, 4, **links, sigma_max=200.0, noise_device="gpu")
     job["frames"] = node("TurboDiffusionVAEDecode", samples=["sample", 0], vae=["vae", 0])
     job["save"] = node("SaveImage", images=["frames", 0], filename_prefix="new i2v")
     old = i2v() | {"save": node("SaveImage", images=["sample", 0], filename_prefix="old i2v")}
@@ -159,19 +111,17 @@ def test_a_one_step_run_loads_no_low_expert(server):
     assert result.files and "low" not in result.executed_nodes
 
 
-def test_old_t2v_prompt_runs(server):
-    job = t2v() | {
-        "save": node("TurboDiffusionT2VSaveVideo", frames=["small", 0], filename_prefix="x", fps=16, format="gif")
-    }
-    job["small"] = node("ImageScale", image=["sample", 0], upscale_method="area", width=32, height=32, crop="disabled")
-    (file,) = server.client.run(job).files
-    assert file["filename"].endswith(".webp") and "ComfyUI writes no GIF" in server.log()
+@pytest.mark.parametrize("format,suffix", [("gif", ".webp"), ("webm", ".webm")])
+def test_old_t2v_prompt_runs(server, format, suffix):
+    log_before = len(server.log())
+    (file,) = server.client.run(t2v(format)).files
+    assert file["filename"].endswith(suffix)
+    assert ("ComfyUI does not write GIF" in server.log()[log_before:]) == (format == "gif")
 
 
 def test_an_old_t2v_prompt_without_any_text_says_what_to_connect(server):
-    job = t2v(prompt="a fox")
     with pytest.raises(ExecutionFailed, match="There is no text: connect text_encoder to Load CLIP"):
-        server.client.run(job)
+        server.client.run(t2v(prompt="a fox"))
 
 
 def test_the_old_sampler_of_latents_is_wan_image_to_video(server):
@@ -189,9 +139,6 @@ def test_the_old_sampler_of_latents_is_wan_image_to_video(server):
 
 
 def test_requests_of_others_stay_as_they_are():
-    for request in (
-        {},
-        {"prompt": None},
-        {"prompt": {"1": None, "2": {"class_type": "KSampler", "inputs": {"seed": 1}}}},
-    ):
+    others = {"1": None, "2": {"class_type": "KSampler", "inputs": {"seed": 1}}}
+    for request in ({}, {"prompt": None}, {"prompt": others}):
         assert with_absent_inputs(json.loads(json.dumps(request))) == request

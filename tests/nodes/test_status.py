@@ -9,21 +9,17 @@ from td_pack.tests.support.jobs import i2v_job, loader, node
 pytestmark = pytest.mark.server
 
 
-def reported(server, job: dict, linked: str) -> str:
-    job = job | {"status": node("TurboDiffusionStatus", any=[linked, 0])}
-    return server.client.run(job).outputs["status"]["text"][0]
-
-
 def job(prefix: str, seed: int) -> dict:
     made = i2v_job(prefix, 3, text_encoders.SMALL_LOW)
     made["sample"]["inputs"]["seed"] = seed
     text = node("TurboDiffusionTextEncode", encoder_name=text_encoders.SMALL, text="a red disc", cache=False)
     decode = node("TurboDiffusionVAEDecode", samples=["sample", 0], vae=["vae", 0])
-    return made | {"model": loader(text_encoders.SMALL_HIGH), "text": text, "decode": decode}
+    status = node("TurboDiffusionStatus", any=["decode", 0])
+    return made | {"model": loader(text_encoders.SMALL_HIGH), "text": text, "decode": decode, "status": status}
 
 
 def test_the_report_tells_the_machine_the_models_and_the_last_run(text_server):
-    report = reported(text_server, job("status", 31), "decode")
+    (report,) = text_server.client.run(job("status", 31)).outputs["status"]["text"]
     for title in ("Machine", "Operators", "Loaded models", "Memory of the published models", "Last run"):
         assert re.search(rf"^{title}", report, re.MULTILINE), report
     assert f"{text_encoders.SMALL_LOW}: TurboWan I2V" in report and "(measured)" in report and "(estimate)" in report
@@ -33,7 +29,7 @@ def test_the_report_tells_the_machine_the_models_and_the_last_run(text_server):
     assert "of the low expert read ahead" in report
     assert "high: network 2, sparse attention 0, dense attention 4, int8 linear 0, float linear 40" in report
 
-    again = reported(text_server, job("status", 32), "decode")  # ComfyUI kept the encoded text
+    (again,) = text_server.client.run(job("status", 32)).outputs["status"]["text"]  # ComfyUI kept the encoded text
     assert "3 steps" in again and "text encode" not in again
 
 

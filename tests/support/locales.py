@@ -1,23 +1,21 @@
-"""The pack's texts in the form that ComfyUI's page takes them in, one file for each language (`locales/LANGUAGE/nodeDefs.json`).
+"""The texts of the nodes by language: English in the schemas, others in `locales/LANGUAGE/nodeDefs.json`.
 
-The English file repeats the schemas: `dev.py locales` writes it. The other languages are written by hand and hold the same keys."""
+ComfyUI's page shows the schema's text where a language has none, so there is no file for English."""
 
 import asyncio
 import json
 from pathlib import Path
 
 LOCALES = Path(__file__).resolve().parents[2] / "locales"
+TRANSLATIONS = sorted(path.parent.name for path in LOCALES.glob("*/nodeDefs.json"))
 
 
-def schemas() -> list:
+def english() -> dict[str, dict]:
+    """Titles, descriptions, names and tooltips of every node, from its schema, in the form of nodeDefs.json."""
     from ...nodes import TurboDiffusionExtension
 
-    return [node.define_schema() for node in asyncio.run(TurboDiffusionExtension().get_node_list())]
-
-
-def node_definitions() -> dict[str, dict]:
-    """Titles, descriptions, names and tooltips of every node, from its schema."""
-    return {schema.node_id: _texts(schema) for schema in schemas()}
+    schemas = [node.define_schema() for node in asyncio.run(TurboDiffusionExtension().get_node_list())]
+    return {schema.node_id: _texts(schema) for schema in schemas}
 
 
 def _texts(schema) -> dict:
@@ -32,16 +30,27 @@ def _part(name: str | None, tooltip: str | None) -> dict:
 
 
 def read(language: str) -> dict[str, dict]:
+    """The texts of a translation."""
     return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
+def fitted(texts: dict, source: dict) -> dict:
+    """`texts` with the keys of `source`, in its order: missing texts are those of `source`, others are left out."""
+    return {
+        key: fitted(texts.get(key, {}), value) if isinstance(value, dict) else texts.get(key, value)
+        for key, value in source.items()
+    }
+
+
 def main(arguments: list[str]) -> int:
-    """`dev.py locales`: writes the English file anew."""
+    """`dev.py locales`: fits the files of all translations to the schemas, with the English text where one is
+    missing."""
     from .host import load_host
 
     load_host()
-    path = LOCALES / "en" / "nodeDefs.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(node_definitions(), indent=2) + "\n", encoding="utf-8")
-    print(path)
+    for language in TRANSLATIONS:
+        path = LOCALES / language / "nodeDefs.json"
+        texts = fitted(read(language), english())
+        path.write_text(json.dumps(texts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        print(f"{path} has a text for every text of the schemas; `git diff` shows those to translate.")
     return 0

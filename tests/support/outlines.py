@@ -1,4 +1,5 @@
-"""Wan models as names and shapes, without memory, so that full-size ones cost nothing; and what refuses them says."""
+"""State dicts of Wan models on the meta device, so that full-size ones take no memory; and the messages that refuse
+them."""
 
 import pytest
 import torch
@@ -28,12 +29,12 @@ def stock(**fields):
 
 
 def turbo(dim=256, ffn_dim=512, layers=3, in_channels=16, sla=True):
-    """In upstream's names and shapes, listed by the test support and not by the code under test."""
+    """A checkpoint in upstream's names and shapes, which the test support lists, not the code under test."""
     return meta(checkpoints.shapes(dim, ffn_dim, layers, in_channels, sla))
 
 
 def refusal(tensors, metadata=None):
-    """The message for a file that is refused: it names the file and is free of line breaks."""
+    """The message for a refused file: one line that begins with the name of the file."""
     with pytest.raises(CheckpointError) as error:
         identify(NAME, tensors, metadata)
     text = str(error.value)
@@ -42,7 +43,7 @@ def refusal(tensors, metadata=None):
 
 
 def camera_model(control="cam", **sizes):
-    """A camera model, in the names and shapes that the test support lists."""
+    """A camera model in the names and shapes that the test support lists."""
     tensors = meta(lingbot.shapes(control, **({"dim": 256, "ffn_dim": 512, "layers": 3} | sizes)))
     dim = sizes.get("dim", 256)
     return tensors | {"patch_embedding.weight": torch.empty(dim, 36, 1, 2, 2, device="meta")}

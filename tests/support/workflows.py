@@ -1,4 +1,4 @@
-"""The shipped API-format workflows, and what it takes to run them on tiny test files."""
+"""The shipped workflows in API format, and how to run them on tiny test files."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ FOLDERS = {
     "clip_name": "text_encoders",
     "encoder_name": "text_encoders",
 }
-# The tests' tiny random files by the names of those they stand for.
+# Patterns of shipped file names, and the tiny random file that takes the place of each.
 TINY_FILES = {
     "*T2V*": checkpoints.T2V_SLA,
     "*I2V*high*": checkpoints.I2V_HIGH,
@@ -53,12 +53,12 @@ def fit(
     text_node: bool = True,
     toy_text: str | None = None,
 ) -> dict:
-    """A copy of the prompt with other file names and another size; with `text_node`, TestTextEmbedding gives the text, or, with
-    `toy_text`, the toy world's stand-in encoder gives that text.
+    """A copy of the prompt with other file names and another size.
 
-    `models` maps patterns of the shipped file names to test files; the first that matches counts.
-    A linked width or height becomes a number too (it would carry the size of a full picture); a linked length stays, and what gives
-    it, a camera path, becomes as short.
+    With `text_node` a TestTextEmbedding replaces the text encoder, or, with `toy_text`, the encoder of the toy world
+    with that text. `models` maps patterns of the shipped file names to test files; the first match is used. A linked
+    width or height becomes a number (it would be the size of a full picture). A linked length stays, and the camera
+    path that it comes from becomes as short. Raises ValueError for a file that no pattern matches.
     """
     prompt = copy.deepcopy(prompt)
     if text_node:
