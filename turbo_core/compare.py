@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import TurboError
+from .errors import TurboError, bounded
 from .image import to_rgb
 
 WINDOW = 11  # pixels of SSIM's Gaussian window, whose sigma is 1.5 (Wang et al. 2004)
+
+_LABEL = 200  # characters of a label in the report
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def report(found: list[Score], labels: tuple[str, str], width: int, height: int)
         first = f"PSNR {mean:.2f} dB over all frames, lowest {found[worst].psnr:.2f} dB at frame {worst}"
     return "\n".join(
         (
-            f"{labels[0]} against {labels[1]}: {len(found)} frame{'s' * (len(found) > 1)} of {width}x{height}",
+            f"{bounded(labels[0], _LABEL)} against {bounded(labels[1], _LABEL)}: {len(found)} frame{'s' * (len(found) > 1)} of {width}x{height}",
             first,
             f"SSIM {sum(ssims) / len(ssims):.4f} on average, lowest {ssims[unlike]:.4f} at frame {unlike}",
         )

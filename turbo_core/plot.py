@@ -1,5 +1,6 @@
 """Pictures of numbers and of words, drawn with Pillow."""
 
+import bisect
 import math
 from collections.abc import Sequence
 
@@ -33,11 +34,12 @@ def strip(labels: tuple[str, str], width: int, height: int) -> torch.Tensor:
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The longest beginning of a text that is at most `width` pixels wide, with "..." where it was cut."""
+    text = text[: int(width) + 1]  # no visible character is narrower than a pixel
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..." if text else ""
+    fitting = bisect.bisect_right(range(1, len(text)), width, key=lambda count: font.getlength(text[:count] + "..."))
+    return text[:fitting] + "..." if fitting else ""
 
 
 def ticks(low: float, high: float) -> list[float]:

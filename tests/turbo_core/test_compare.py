@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import ImageFont
 from skimage import metrics
 from td_pack.turbo_core import compare, plot
 from td_pack.turbo_core.errors import TurboError
@@ -120,6 +121,18 @@ def test_labels_are_drawn_in_their_own_halves():
     assert torch.equal(left[:, 200:], empty[:, 200:]) and not torch.equal(left, empty)
     assert torch.equal(right[:, :200], empty[:, :200]) and not torch.equal(right, empty)
     assert torch.equal(both[:, 200:], empty[:, 200:]) and not torch.equal(both, empty)
+
+
+@pytest.mark.parametrize("label", ["x" * 4000, "i" * 100_000, "a b\n" * 5000])
+def test_a_long_label_is_measured_a_few_times(label, monkeypatch):
+    measured = []
+    length = ImageFont.FreeTypeFont.getlength
+    monkeypatch.setattr(ImageFont.FreeTypeFont, "getlength", lambda font, text: measured.append(len(text)) or length(font, text))
+    strip = plot.strip((label, "b"), 800, 100)
+    assert sum(measured) < 20_000
+    assert not torch.equal(strip, plot.strip((label[0], "b"), 800, 100))
+    report = compare.report([compare.Score(0.0, 1.0)], (label, label), 16, 16)
+    assert len(report) < 600 and len(report.splitlines()) == 3
 
 
 @pytest.mark.parametrize(
