@@ -73,6 +73,8 @@ def _read(root: Path, folder: Path, name: str) -> np.ndarray | None:
     if not (folder / name).exists():
         return None
     path = _inside(root, folder / name, name)
+    if not path.is_file():  # a FIFO or a device may never end
+        raise TurboError(f"{name} is not a file: save an array of numbers with numpy.save.")
     try:
         # Mapped, so that a header that promises more than there is costs no memory.
         array = np.load(path, mmap_mode="r", allow_pickle=False)

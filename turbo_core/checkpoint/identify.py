@@ -1,6 +1,5 @@
 """Telling from its tensors what a file is, never from its name."""
 
-import json
 from collections.abc import Collection
 
 import torch
@@ -9,9 +8,8 @@ from ..errors import CheckpointError
 from .check import check_complete
 from .keys import PATCH_EMBEDDING, has_linear_patch_embedding, strip_wrappers, to_comfyui
 from .layout import CAMERA_EMBEDDING, CONTROLS, HEAD_DIM, LATENT_CHANNELS, WanSpec, read_spec
+from .metadata import check_config, check_metadata, recorded_as_turbo
 from .packed import as_unpacked, flat_codes, packed_weights
-
-METADATA_KEY = "turbodiffusion"  # safetensors metadata that our converter writes
 
 # Axes of the tensors that sizes are read from, in ComfyUI's shapes
 _AXES = {
@@ -71,7 +69,9 @@ def identify(
     of Wan model that this pack does not run, or one whose tensors are missing, unexpected or wrongly shaped."""
     tensors = strip_wrappers(tensors)
     _refuse_foreign(name, tensors)
-    turbo = _recorded_as_turbo(metadata or {}) or has_linear_patch_embedding(tensors)
+    metadata = metadata or {}
+    check_metadata(name, metadata)
+    turbo = recorded_as_turbo(metadata) or has_linear_patch_embedding(tensors)
     packed = packed_weights(name, tensors)
     tensors = flat_codes(to_comfyui(tensors), packed)
     whole = as_unpacked(tensors, packed)
@@ -90,18 +90,8 @@ def identify(
         ) from None
     _refuse_other_family(name, spec, whole)
     check_complete(name, spec, tensors, packed)
+    check_config(name, metadata, spec)
     return spec, tensors
-
-
-def _recorded_as_turbo(metadata: dict[str, str]) -> bool:
-    """Whether our converter made the file, unless its record says that it did so from a stock Wan model."""
-    if METADATA_KEY not in metadata:
-        return False
-    try:
-        record = json.loads(metadata[METADATA_KEY])
-    except ValueError:
-        return True
-    return not isinstance(record, dict) or record.get("turbo") is not False
 
 
 def _refuse_foreign(name: str, tensors: Collection[str]) -> None:
@@ -140,4 +130,6 @@ def _refuse_other_family(name: str, spec: WanSpec, tensors: dict[str, torch.Tens
             f"{name} has a camera control of {width} channels, and LingBot-World has {known_widths}; use the original file."
         )
     if spec.dim % HEAD_DIM:
-        raise CheckpointError(f"{name} is {spec.dim} wide, which is no multiple of {HEAD_DIM}, the head_dim of Wan.")
+        raise CheckpointError(
+            f"{name} is {spec.dim} wide, which is no multiple of {HEAD_DIM}, the head_dim of Wan; use the original file."
+        )

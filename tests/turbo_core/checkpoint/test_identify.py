@@ -6,7 +6,8 @@ import comfy.ldm.wan.model
 import pytest
 import torch
 from td_pack.tests.support.outlines import NAME, names, refusal, spec, stock, turbo
-from td_pack.turbo_core.checkpoint.identify import METADATA_KEY, identify
+from td_pack.turbo_core.checkpoint.identify import identify
+from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
 from td_pack.turbo_core.checkpoint.layout import expected_shapes
 
 FULL_SIZE = {
@@ -69,7 +70,7 @@ def test_expected_tensors_are_those_of_comfyuis_network(sizes, task):
 @pytest.mark.parametrize("field", ["turbo", "sla"])
 def test_our_converters_metadata_or_proj_l_marks_a_turbo_file(field):
     tensors = stock(sla=field == "sla")
-    found, _ = identify(NAME, tensors, {METADATA_KEY: "1"} if field == "turbo" else {"format": "pt"})
+    found, _ = identify(NAME, tensors, {METADATA_KEY: "{}"} if field == "turbo" else {"format": "pt"})
     assert found == dataclasses.replace(spec(turbo=True), sla=field == "sla")
 
 
