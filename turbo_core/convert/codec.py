@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from ...kernels import TILE, dequantize_block, quantize_block, quantize_row, tile_count
+from ..checkpoint.comfy_quant import read_mark
 from ..checkpoint.layout import tile_shape
-from ..checkpoint.packed import KINDS
 from ..errors import CheckpointError
 
 Format = torch.dtype | str
 WEIGHTS = ("keep", "int8_block", "bf16", "fp8_e4m3fn", "int8_rowwise")
-SIDES = ("weight_scale", "comfy_quant", "weight_scale_2", "input_scale", "pre_quant_scale")
 _COMFY_NAMES = {"fp8_e4m3fn": "float8_e4m3fn", "int8_rowwise": "int8_tensorwise"}
 _CODES = {"int8_block": torch.int8, "int8_rowwise": torch.int8, "fp8_e4m3fn": torch.float8_e4m3fn}
 _FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
@@ -30,6 +29,7 @@ _MARK_SIZE = 32
 SLAB_ELEMENTS = 1 << 19  # of a weight in memory at a time: 2 MB in float32, and a few temporaries of that size
 
 Rows = Callable[[slice], torch.Tensor]  # rows of a weight as float32 [rows, width]
+Read = Callable[[str, slice], torch.Tensor]  # rows of a tensor by name, as they are stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +67,7 @@ def format_of(tensors: Mapping[str, torch.Tensor], name: str) -> Format:
     if mark is None:
         dtype = tensors[name].dtype
         return "int8_block" if dtype == torch.int8 else dtype
-    try:
-        stored = json.loads(mark.numpy().tobytes())
-        kind = stored["format"]
-        rotated = stored.get("convrot") or (stored.get("params") or {}).get("convrot")
-        if not isinstance(kind, str) or kind in (*_CODES, *KINDS):  # names of ours, which ComfyUI does not write
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{layer}.comfy_quant is not readable; download or convert the file again.") from None
+    kind, rotated = read_mark(mark)
     ours = {comfy: name for name, comfy in _COMFY_NAMES.items()}
     return kind if rotated else ours.get(kind, kind)
 
@@ -84,10 +77,10 @@ def is_open(stored: Format) -> bool:
     return isinstance(stored, torch.dtype) or stored in _CODES
 
 
-def decode(tensors: Mapping[str, torch.Tensor], name: str, rows: slice) -> torch.Tensor:
-    """Rows (whole tiles) of a tensor as float32 [rows, width], a copy. Raises CheckpointError for a format without decoder, a
-    missing scale, and values that are NaN or infinite."""
-    weight = as_matrix(tensors[name])[rows]
+def decode(tensors: Mapping[str, torch.Tensor], read: Read, name: str, rows: slice) -> torch.Tensor:
+    """Rows (whole tiles) of a tensor as float32 [rows, width], a copy; `read` gives rows of a tensor's matrix as they are stored.
+    Raises CheckpointError for a format without decoder, a missing scale, and values that are NaN or infinite."""
+    weight = read(name, rows)
     stored = format_of(tensors, name)
     if isinstance(stored, torch.dtype):
         values = weight.to(torch.float32, copy=True)
@@ -100,13 +93,15 @@ def decode(tensors: Mapping[str, torch.Tensor], name: str, rows: slice) -> torch
                 "use the bf16 file."
             )
         if stored == "int8_block":
-            values = dequantize_block(weight, scale[rows.start // TILE : tile_count(rows.stop)], torch.float32)
+            tiles = slice(rows.start // TILE, tile_count(rows.stop))
+            values = dequantize_block(weight, read(f"{layer}.weight_scale", tiles), torch.float32)
         elif scale.numel() not in (1, tensors[name].shape[0]):
             raise CheckpointError(
                 f"{layer}.weight_scale has {scale.numel()} scales for {tensors[name].shape[0]} rows; download the file again."
             )
         else:
-            values = weight.float() * (scale.float() if scale.numel() == 1 else scale.float().reshape(-1, 1)[rows])
+            part = read(f"{layer}.weight_scale", slice(0, 1) if scale.numel() == 1 else rows)
+            values = weight.float() * part.float().reshape(-1, 1)
     return finite(name, values)
 
 

@@ -16,6 +16,7 @@ from ..errors import TurboError
 SUFFIX = ".safetensors"
 PARTIAL = ".partial"  # not a suffix that ComfyUI lists
 _LONGEST, _LONGEST_PATH = 200, 1000  # bytes; most systems allow 255 to a name, of which the partial file needs some
+_LEFTOVER = re.compile(rf".+{re.escape(SUFFIX)}\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
 _FORBIDDEN = re.compile(r'[<>:"|?*]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows' own, whatever the suffix
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -86,12 +87,12 @@ def check_space(path: Path, size: int) -> None:
 def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     """A new binary file beside `path` that takes its place when the block ends, and is removed if the block raises anything.
 
-    What a killed run left behind for the same `path` is removed first. Raises TurboError when the disk is full or the file
+    What killed runs left behind in that folder is removed first. Raises TurboError when the disk is full or the file
     cannot be written, and when another one has come to be at `path` meanwhile."""
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        remove_leftovers(path.parent)
         partial, file = _new_partial(path)
         with file:
             yield file
@@ -137,19 +138,22 @@ def _hold(file: BinaryIO) -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Removes the partial files for `path` that no process is writing."""
-    ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}" + re.escape(PARTIAL))
-    for leftover in path.parent.iterdir():
-        if not ours.fullmatch(leftover.name):
-            continue
-        with contextlib.suppress(OSError):
-            if os.name != "nt":
-                import fcntl
+def remove_leftovers(folder: Path) -> None:
+    """Removes the partial files in `folder` that no process is writing; a folder that cannot be listed is left as it is."""
+    with contextlib.suppress(OSError):
+        for leftover in folder.iterdir():
+            if _LEFTOVER.fullmatch(leftover.name) and leftover.is_file():
+                _remove_unheld(leftover)
 
-                with leftover.open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+
+def _remove_unheld(leftover: Path) -> None:
+    with contextlib.suppress(OSError):  # also a lock that is held, and a file system without locks
+        if os.name != "nt":
+            import fcntl
+
+            with leftover.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        leftover.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
