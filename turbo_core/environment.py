@@ -62,7 +62,8 @@ def triton_command(torch: tuple[int, ...], windows: bool) -> str:
     """The pip command that installs the Triton for a torch."""
     if not windows:
         return f"{sys.executable} -m pip install triton"
-    major, minor = TRITON_OF_TORCH.get(torch[:2], max(TRITON_OF_TORCH.values()))
+    known = (triton for version, triton in TRITON_OF_TORCH.items() if version == torch[:2])
+    major, minor = next(known, max(TRITON_OF_TORCH.values()))
     return f'{sys.executable} -m pip install -U "triton-windows<{major}.{minor + 1}"'
 
 

@@ -26,11 +26,19 @@ def strip(labels: tuple[str, str], width: int, height: int) -> torch.Tensor:
     top += (top + height) % 2
     picture = Image.new("RGB", (2 * width, top), PAPER)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(top * 0.6)
+    font = _font(top * 0.6)
     for half, label in enumerate(labels):
         text = _shortened(" ".join(label.split()), font, width - 8)
         draw.text((width * (half + 0.5), top / 2), text, INK, font, anchor="mm")
     return _tensor(picture)
+
+
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    """Pillow's own font. Raises OSError in a Pillow that was built without FreeType."""
+    font = ImageFont.load_default(size)
+    if isinstance(font, ImageFont.FreeTypeFont):
+        return font
+    raise OSError("This Pillow was built without FreeType: install Pillow's own wheel.")
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:

@@ -128,7 +128,8 @@ def _first_intrinsics(intrinsics: np.ndarray) -> tuple[float, float, float, floa
             f"{INTRINSICS} has fx, fy, cx, cy of {', '.join(f'{value:g}' for value in first)}: they must be pixels at 832x480, the "
             f"first two 1 to {LARGEST:g}."
         )
-    return tuple(map(float, first))
+    fx, fy, cx, cy = map(float, first)
+    return fx, fy, cx, cy
 
 
 def _check_keys(keys: np.ndarray) -> None:

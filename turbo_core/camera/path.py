@@ -32,7 +32,7 @@ class CameraPath:
     keys: np.ndarray | None = None
     speed: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_length(self.frames)
         if len(self.poses) not in (self.frames, self.frames + 1):
             raise ValueError(f"{len(self.poses)} poses for {self.frames} frames")

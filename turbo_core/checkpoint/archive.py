@@ -272,10 +272,11 @@ class _Interpreter:
         self._refuse()
 
     def _tensor(self, record: Record, dtype: torch.dtype, offset: object, size: object, stride: object) -> Stored:
-        if not _are_lengths(size) or not _are_lengths(stride) or not _are_lengths((offset,)) or len(size) != len(stride):
+        start = (offset,)
+        if not (_are_lengths(size) and _are_lengths(stride) and _are_lengths(start)) or len(size) != len(stride):
             raise ValueError("a tensor in it has no valid shape")
-        first, room = offset * dtype.itemsize, record.size // dtype.itemsize
-        if extent(size, stride) > room - offset or math.prod(size) > room:
+        first, room = start[0] * dtype.itemsize, record.size // dtype.itemsize
+        if extent(size, stride) > room - start[0] or math.prod(size) > room:
             raise ValueError("a tensor in it is larger than its storage")
         return Stored(dtype, record.start + first, size, stride)
 

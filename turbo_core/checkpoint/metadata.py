@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 
 from ..errors import CheckpointError
-from .layout import HEAD_DIM, LATENT_CHANNELS, PATCH_SIZE, WanSpec
+from .keys import PATCH_SIZE
+from .layout import HEAD_DIM, LATENT_CHANNELS, WanSpec
 
 METADATA_KEY = "turbodiffusion"
 CONFIG, QUANTIZATION = "config", "_quantization_metadata"

@@ -40,7 +40,7 @@ class Packed:
     def sides(self, weight: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """The tensors beside `weight` but for the JSON, with their shapes and types."""
         blocks = math.ceil(math.prod(self.shape) / self.blocksize)
-        sides = {
+        sides: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             f"{weight}.absmax": ((blocks,), torch.uint8 if self.nested_blocksize else torch.float32),
             f"{weight}.quant_map": ((16,), torch.float32),
         }

@@ -115,8 +115,9 @@ BASE_AND_TEACHER = "A delta needs both base_name, the model to change, and teach
 
 def _merges(request: Request, model: Source) -> tuple[Source, list[Addition]]:
     """The checkpoint whose tensors are written, and what is added to them."""
-    main, additions = model, []
-    if request.base is not None:
+    main = model
+    additions: list[Addition] = []
+    if request.base is not None and request.teacher is not None:
         main = Source.open(request.base)
         teacher = Source.open(request.teacher)
         for source in (main, model, teacher):
@@ -191,7 +192,7 @@ def _notes(additions: list[Addition]) -> list[str]:
 def _record(request: Request, turbo: bool, notes: list[str]) -> dict:
     """What the metadata says of a conversion, but for the hashes. `turbo` false: the file is a stock Wan model."""
     record = {
-        "version": re.search(r'(?m)^version = "(.+)"', _PYPROJECT.read_text(encoding="utf-8"))[1],
+        "version": _version(),
         "turbo": turbo,
         "weights": request.weights,
         "sources": {role: {"name": path.name, "size": size(path)} for role, path in request.inputs.items()},
@@ -201,6 +202,11 @@ def _record(request: Request, turbo: bool, notes: list[str]) -> dict:
     if request.base is not None:
         record["delta"] = request.delta
     return record | ({"notes": notes} if notes else {})
+
+
+def _version() -> str:
+    """Of this pack."""
+    return "".join(re.findall(r'(?m)^version = "(.+)"', _PYPROJECT.read_text(encoding="utf-8"))[:1])
 
 
 def _metadata(main: Source, record: dict, hashes: dict[str, str]) -> dict[str, str]:

@@ -38,8 +38,8 @@ class FileTensors:
 
 def _read(path: Path, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor:
     """`count` elements from a byte of a file on."""
-    data = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
-    view, done = memoryview(data.numpy()), 0
+    data = bytearray(count * dtype.itemsize)
+    view, done = memoryview(data), 0
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
@@ -51,4 +51,4 @@ def _read(path: Path, offset: int, count: int, dtype: torch.dtype) -> torch.Tens
         raise CheckpointError(
             f"{path.name} became shorter while it was read; wait until nothing writes to it, or download it again."
         )
-    return data.view(dtype)
+    return torch.frombuffer(data, dtype=dtype)

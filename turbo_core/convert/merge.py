@@ -94,8 +94,8 @@ class Lora:
         self._changes: dict[str, list[lora.LowRank | lora.Difference]] = {}
         for change in found.low_rank:
             self._changes.setdefault(f"{change.layer}.weight", []).append(change)
-        for change in found.differences:
-            self._changes.setdefault(f"{change.layer}.{change.kind}", []).append(change)
+        for difference in found.differences:
+            self._changes.setdefault(f"{difference.layer}.{difference.kind}", []).append(difference)
         self.notes = [f"{path.name} merged into {len(found.layers)} layers at strength {strength:g}."]
         if found.unmatched:
             self.notes.append(f"{len(found.unmatched)} keys of it belong to no layer: {_some(found.unmatched)}.")
@@ -109,8 +109,8 @@ class Lora:
                 up, down = self._files.read(change.up, rows).float(), self._files.read(change.down, slice(None)).float()
                 values.addmm_(up, down, alpha=self._strength * change.scale)
             else:
-                difference = self._files.read(change.value.reshape(-1, values.shape[1]), rows)
-                values.add_(difference.float(), alpha=self._strength)
+                value = self._files.read(change.value.reshape(-1, values.shape[1]), rows)
+                values.add_(value.float(), alpha=self._strength)
 
 
 def _some(names: list[str]) -> str:

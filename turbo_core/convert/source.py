@@ -18,8 +18,8 @@ from ..checkpoint.read import SAFETENSORS_SUFFIXES, read
 from ..checkpoint.shards import files_of
 from ..errors import CheckpointError
 from . import codec
-from .file_tensors import FileTensors
 from .container import Advance
+from .file_tensors import FileTensors
 
 _CHUNK = 1 << 22
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from td_pack.tests.support.outlines import NAME, names, refusal, spec, stock, turbo
 from td_pack.turbo_core.checkpoint.identify import identify
-from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
 from td_pack.turbo_core.checkpoint.layout import expected_shapes
+from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
 
 FULL_SIZE = {
     "TurboWan T2V 1.3B": (dict(dim=1536, ffn_dim=8960, layers=30), "T2V", 80),

@@ -11,8 +11,8 @@ from td_pack.kernels import dequantize_block, quantize_block
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.models import relative_error
 from td_pack.turbo_core.checkpoint.identify import identify
-from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
 from td_pack.turbo_core.checkpoint.keys import to_comfyui
+from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
 from td_pack.turbo_core.checkpoint.read import read_safetensors
 from td_pack.turbo_core.convert import codec
 from td_pack.turbo_core.convert.convert import Request, convert
