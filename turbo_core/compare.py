@@ -73,7 +73,7 @@ def scores(a: torch.Tensor, b: torch.Tensor, device: torch.device | str = "cpu")
 
 
 def report(found: list[Score], labels: tuple[str, str], width: int, height: int) -> str:
-    """What a person wants to know of the scores, in three lines; frames count from 0."""
+    """The scores summarized in three lines; frames count from 0."""
     mean = psnr(sum(score.mse for score in found) / len(found))
     ssims = [score.ssim for score in found]
     worst = max(range(len(found)), key=lambda i: found[i].mse)
@@ -91,12 +91,12 @@ def report(found: list[Score], labels: tuple[str, str], width: int, height: int)
     )
 
 
-def beside(a: torch.Tensor, b: torch.Tensor, strip: torch.Tensor) -> torch.Tensor:
-    """float32 [frames, strip + height, 2 * width, 3]: a on the left, b on the right, below a strip [strip, 2 * width, 3]."""
+def beside(a: torch.Tensor, b: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+    """float32 [frames, top + height, 2 * width, 3]: a on the left, b on the right, below `captions` [top, 2 * width, 3]."""
     frames, height, width, _ = a.shape
-    top = len(strip)
+    top = len(captions)
     out = torch.empty((frames, top + height, 2 * width, 3))
-    out[:, :top] = strip
+    out[:, :top] = captions
     for place, left, right in zip(out[:, top:], a, b, strict=True):
         place[:, :width].copy_(to_rgb(left, 0.0))
         place[:, width:].copy_(to_rgb(right, 0.0))

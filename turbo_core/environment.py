@@ -43,7 +43,7 @@ def check_comfyui() -> None:
 
 
 def does_not_fit(error: Exception) -> str:
-    """What a person is told in a ComfyUI that is new enough and yet lacks something that the pack imports."""
+    """The message for a ComfyUI that is new enough but lacks something that the pack imports."""
     return (
         f"TurboDiffusion does not fit this ComfyUI ({_running_comfyui()}): {error}. Update the pack and ComfyUI's own requirements; "
         "if both are up to date, please report this with the traceback above."

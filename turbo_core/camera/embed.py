@@ -20,7 +20,7 @@ def embed(path: CameraPath, width: int, height: int, control: Control) -> torch.
     """[1, 384 ("cam") or 448 ("act"), latent frames, height / 8, width / 8] float32, as LingBot-World's cam_utils computes it.
 
     Rays go through pixel centers, in the axes of the previous latent frame; their origins are not crossed with the directions as
-    true Pluecker coordinates would be. Raises TurboError for a size that is no multiple of 16 and for "act" without keys."""
+    true Pluecker coordinates would be. Raises TurboError for a size that is not a multiple of 16 and for "act" without keys."""
     if min(width, height) < 2 * CELL or width % (2 * CELL) or height % (2 * CELL):
         raise TurboError(f"The size {width}x{height} does not fit: width and height must be multiples of {2 * CELL}.")
     held = path.keys if control == "act" else None

@@ -14,7 +14,7 @@ from .path import LINGBOT_INTRINSICS, MAX_FRAMES, CameraPath, shortened
 Convention = Literal["opencv", "opengl"]
 CONVENTIONS: tuple[Convention, ...] = ("opencv", "opengl")
 POSES, INTRINSICS, ACTION = "poses.npy", "intrinsics.npy", "action.npy"
-# What numpy raises for a file that is cut, no array of its own format, or one of objects
+# What numpy raises for a file that is cut, is not in its format, or holds objects
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -26,7 +26,7 @@ _UNREADABLE = (
     tokenize.TokenError,
 )
 FARTHEST = 1e12  # of a camera from its world's origin, in any unit; beyond, differences lose their digits
-LARGEST = 1e6  # pixels of a focal length or centre
+LARGEST = 1e6  # pixels of a focal length or center
 ROTATION_TOLERANCE = 0.01  # estimated poses in float32 are within 1e-3
 
 

@@ -15,8 +15,8 @@ SIZE = (960, 640)
 FPS = 16
 _SCALE = 2  # drawn larger and reduced, which smooths the edges
 _PLOT = (28, 54, 932, 456)
-_LEAST = 1e-100  # of a path's extent; what is less is no move, and its square no number
-_STRIPS = (120, 932)  # left and right end of the strips' time axis
+_LEAST = 1e-100  # of a path's extent; a smaller one is not a move, and its square underflows
+_CHARTS = (120, 932)  # left and right end of the charts' time axis
 _BACKGROUND, _PANEL, _GRID = (16, 20, 28), (22, 27, 37), (38, 45, 58)
 _TEXT, _FAINT = (226, 230, 238), (128, 138, 156)
 # Time runs through these, from the first frame to the last.
@@ -25,7 +25,7 @@ _COLORS = np.array([(64, 196, 255), (124, 108, 255), (255, 92, 168), (255, 178, 
 
 def top_view(path: CameraPath) -> Image.Image:
     """An RGB picture of SIZE: the path seen from above with the first camera looking up the page, a wedge for the field of view
-    at some latent frames, and strips of the speed and turn that the network is given and of the keys."""
+    at some latent frames, and charts of the speed and turn that the network is given and of the keys."""
     canvas = _Canvas()
     first = path.poses[0]
     relative = np.linalg.inv(first) @ path.poses
@@ -34,7 +34,7 @@ def top_view(path: CameraPath) -> Image.Image:
     canvas.text((28 + canvas.width(f"{path.frames} frames", 20) + 14, 20), seconds, 15, _FAINT)
     canvas.text((932, 20), "from above", 15, _FAINT, anchor="ra")
     _draw_plot(canvas, relative, path)
-    _draw_strips(canvas, path)
+    _draw_charts(canvas, path)
     return canvas.finished()
 
 
@@ -85,9 +85,7 @@ def _draw_plot(canvas: "_Canvas", poses: np.ndarray, path: CameraPath) -> None:
             canvas.text((x + 13, y - 9), name, 15, _TEXT)
 
 
-def _wedge(
-    canvas: "_Canvas", tip: Point, look: np.ndarray, half_angle: float, length: float, color: Color
-) -> None:
+def _wedge(canvas: "_Canvas", tip: Point, look: np.ndarray, half_angle: float, length: float, color: Color) -> None:
     """The field of view, seen from above: shorter the more the camera looks up or down."""
     heading = np.arctan2(look[0], look[1])
     reach = length * max(float(np.hypot(*look)), 0.15)
@@ -100,7 +98,7 @@ def _wedge(
     canvas.line((tip, corners[1]), color, 1.5)
 
 
-def _draw_strips(canvas: "_Canvas", path: CameraPath) -> None:
+def _draw_charts(canvas: "_Canvas", path: CameraPath) -> None:
     relative = relative_poses(path)
     speed = np.linalg.norm(relative[:, :3, 3], axis=1)
     cosine = (np.trace(relative[:, :3, :3], axis1=1, axis2=2) - 1) / 2
@@ -113,7 +111,7 @@ def _draw_strips(canvas: "_Canvas", path: CameraPath) -> None:
     top = 476
     for name, values, most in bars:
         canvas.text((28, top + 12), name, 15, _TEXT)
-        canvas.text((_STRIPS[0] - 8, top + 13), most, 13, _FAINT, anchor="ra")
+        canvas.text((_CHARTS[0] - 8, top + 13), most, 13, _FAINT, anchor="ra")
         _bars(canvas, top, 42, values)
         top += 52
     if path.keys is None:
@@ -127,7 +125,7 @@ def _draw_strips(canvas: "_Canvas", path: CameraPath) -> None:
 
 def _bars(canvas: "_Canvas", top: float, height: float, values: np.ndarray) -> None:
     """One bar for each latent frame, its value 0 to 1."""
-    begin, end = _STRIPS
+    begin, end = _CHARTS
     canvas.box((begin, top, end, top + height), _PANEL)
     each = (end - begin) / len(values)
     for i, value in enumerate(values):

@@ -36,7 +36,15 @@ _STORAGES = {
     "ComplexDoubleStorage": torch.complex128,
 }
 _UNTYPED = ("torch UntypedStorage", "torch.storage UntypedStorage")
-_VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING")  # on the stack as they are
+_VALUES = (
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINSTRING",
+)  # on the stack as they are
 _MOST_AXES, _LONGEST = 64, 1 << 62
 _MALFORMED = (ValueError, IndexError, KeyError, TypeError, struct.error)
 _WITHOUT_VALUES = ("torch._utils _rebuild_sparse_tensor", "torch._utils _rebuild_meta_tensor_no_storage")
@@ -65,7 +73,7 @@ class Record:
 def records(path: Path) -> list[Record]:
     """The records of an archive in the order of its directory.
 
-    Raises CheckpointError for a file that is no such archive, is cut, or has a compressed record."""
+    Raises CheckpointError for a file that is not such an archive, is cut, or has a compressed record."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             cut = file.read(4) == b"PK\x03\x04"
@@ -199,7 +207,9 @@ class _Interpreter:
             "APPENDS": lambda _: self._append(self._since_mark()),
             "SETITEM": lambda _: self._set_items(self._pop(2)),
             "SETITEMS": lambda _: self._set_items(self._since_mark()),
-            "BUILD": lambda _: self._pop(1),  # attributes of a dictionary, such as a state dict's `_metadata`, are not needed
+            "BUILD": lambda _: self._pop(
+                1
+            ),  # attributes of a dictionary, such as a state dict's `_metadata`, are not needed
             "GLOBAL": lambda name: push(self._named(name)),
             "REDUCE": lambda _: push(self._call(*self._pop(2))),
             "BINPERSID": lambda _: push(self._storage(*self._pop(1))),
@@ -265,7 +275,16 @@ class _Interpreter:
                 return tensor
             case "torch._utils _rebuild_tensor_v2", (_Storage() as storage, offset, size, stride, *_) if storage.dtype:
                 return self._tensor(storage.record, storage.dtype, offset, size, stride)
-            case "torch._utils _rebuild_tensor_v3", (_Storage() as storage, offset, size, stride, _, _, _Global() as named, *_):
+            case "torch._utils _rebuild_tensor_v3", (
+                _Storage() as storage,
+                offset,
+                size,
+                stride,
+                _,
+                _,
+                _Global() as named,
+                *_,
+            ):
                 dtype = getattr(torch, named.name.removeprefix("torch "), None)
                 if isinstance(dtype, torch.dtype):
                     return self._tensor(storage.record, dtype, offset, size, stride)
@@ -300,4 +319,8 @@ class _Interpreter:
 
 
 def _are_lengths(values: object) -> TypeGuard[tuple[int, ...]]:
-    return isinstance(values, tuple) and len(values) <= _MOST_AXES and all(type(v) is int and 0 <= v <= _LONGEST for v in values)
+    return (
+        isinstance(values, tuple)
+        and len(values) <= _MOST_AXES
+        and all(type(v) is int and 0 <= v <= _LONGEST for v in values)
+    )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from ..errors import CheckpointError
-from .comfy_quant import is_side, marked_layers, quant_problems
+from .comfy_quant import is_side, quant_problems, quantized_layers
 from .layout import PROJ_L, WanSpec, count_layers, expected_shapes, tile_layers, tile_shape
 from .packed import Packed, as_unpacked, packed_problems
 
@@ -25,15 +25,15 @@ def check_complete(
     tiled = tile_layers(tensors)
     for layer in tiled:
         expected[f"{layer}.weight_scale"] = tile_shape(tensors[f"{layer}.weight"].shape)
-    marked = marked_layers(tensors)
-    theirs = {f"{layer}.weight" for layer in marked}  # with a shape and type of their own: `quant_problems`
+    quantized = quantized_layers(tensors)
+    theirs = {f"{layer}.weight" for layer in quantized}  # with a shape and type of their own: `quant_problems`
 
     present = [key for key in expected if key in tensors and key not in theirs]
     misshapen = [key for key in present if tuple(tensors[key].shape) != expected[key]]
     mistyped = [key for key in present if not _type_fits(key, tensors[key].dtype, tiled)]
     problems = {
         "missing": [key for key in expected if key not in tensors],
-        "unexpected": [key for key in tensors if key not in expected and not _is_comfyui_s(key, marked)],
+        "unexpected": [key for key in tensors if key not in expected and not _is_comfyui_s(key, quantized)],
         "wrongly shaped": [f"{key} {list(tensors[key].shape)} instead of {list(expected[key])}" for key in misshapen],
         "of a wrong type": [f"{key} {str(tensors[key].dtype).removeprefix('torch.')}" for key in mistyped],
     }
@@ -48,10 +48,10 @@ def check_complete(
         raise CheckpointError(f"{name} is not a complete {spec.describe()}. {listed} {_diagnosis(spec, problems)}")
 
 
-def _is_comfyui_s(key: str, marked: set[str]) -> bool:
+def _is_comfyui_s(key: str, quantized: set[str]) -> bool:
     """Whether ComfyUI reads the tensor itself: beside the weight of a layer in one of its formats, or a layer's attention."""
     layer, _, name = key.rpartition(".")
-    return key.endswith(_ATTENTION) or (layer in marked and is_side(name))
+    return key.endswith(_ATTENTION) or (layer in quantized and is_side(name))
 
 
 def _type_fits(key: str, dtype: torch.dtype, tiled: set[str]) -> bool:

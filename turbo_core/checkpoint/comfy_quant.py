@@ -8,7 +8,7 @@ import torch
 
 from .packed import KINDS
 
-MARK = ".comfy_quant"
+SUFFIX = ".comfy_quant"
 SIDES = ("weight_scale", "comfy_quant", "weight_scale_2", "input_scale", "pre_quant_scale")
 _JSON_LIMIT = 1 << 16  # bytes
 _LARGEST_GROUP = 1 << 16
@@ -25,9 +25,9 @@ _NOT_COMFYUI_S = ("int8_block", "int8_rowwise", "fp8_e4m3fn", *KINDS)  # this pa
 _SCALE_PER_ROW = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")  # at most; mostly one for the whole weight
 
 
-def marked_layers(tensors: Collection[str]) -> set[str]:
+def quantized_layers(tensors: Collection[str]) -> set[str]:
     """The layers that have a `comfy_quant` tensor."""
-    return {key.removesuffix(MARK) for key in tensors if key.endswith(MARK)}
+    return {key.removesuffix(SUFFIX) for key in tensors if key.endswith(SUFFIX)}
 
 
 def is_side(name: str) -> bool:
@@ -35,7 +35,7 @@ def is_side(name: str) -> bool:
     return name in SIDES or name.startswith("weight_")
 
 
-def read_mark(tensor: torch.Tensor) -> tuple[str, bool]:
+def read_format(tensor: torch.Tensor) -> tuple[str, bool]:
     """The name of the format in a `comfy_quant` tensor, and whether the weights are rotated. Raises ValueError for one that ComfyUI
     cannot read."""
     try:
@@ -45,30 +45,37 @@ def read_mark(tensor: torch.Tensor) -> tuple[str, bool]:
         params = stored.get("params") or {}
         group = stored.get("convrot_groupsize", params.get("convrot_groupsize", 256))
         name = stored["format"]
-        if not isinstance(name, str) or name in _NOT_COMFYUI_S or type(group) is not int or not 1 <= group <= _LARGEST_GROUP:
+        if (
+            not isinstance(name, str)
+            or name in _NOT_COMFYUI_S
+            or type(group) is not int
+            or not 1 <= group <= _LARGEST_GROUP
+        ):
             raise ValueError
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError from error
     return name, bool(stored.get("convrot") or params.get("convrot"))
 
 
-def quant_problems(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+def quant_problems(
+    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]
+) -> dict[str, list[str]]:
     """What of the quantized layers is missing, unexpected, unreadable, wrongly shaped or of a wrong type, by kind as in
     `check_complete`; `expected`: the shapes of the unquantized model by tensor name."""
     problems: dict[str, list[str]] = defaultdict(list)
-    for layer in sorted(marked_layers(tensors)):
+    for layer in sorted(quantized_layers(tensors)):
         key, scale_key = f"{layer}.weight", f"{layer}.weight_scale"
         shape = expected.get(key, ())
         if len(shape) != 2:
-            problems["unexpected"].append(f"{layer}{MARK}")
+            problems["unexpected"].append(f"{layer}{SUFFIX}")
             continue
-        mark = tensors[f"{layer}{MARK}"]
-        if mark.is_meta or key not in tensors:
+        config = tensors[f"{layer}{SUFFIX}"]
+        if config.is_meta or key not in tensors:
             continue  # a weight that is missing is reported with the others
         try:
-            name, _ = read_mark(mark)
+            name, _ = read_format(config)
         except ValueError:
-            problems["unreadable"].append(f"{layer}{MARK}")
+            problems["unreadable"].append(f"{layer}{SUFFIX}")
             continue
         if name not in _FORMATS:
             continue

@@ -22,11 +22,11 @@ _AXES = {
     f"{CAMERA_EMBEDDING}.weight": 2,
 }
 
-# (a tensor only that kind of file has, what it is, what to do with it), most specific first
+# (part of a tensor name that only that kind of file has, what the file is, what to do with it), most specific first
 _FOREIGN = (
     *(
-        (mark, "a LoRA", "apply it to a loaded model with LoraLoaderModelOnly")
-        for mark in (
+        (fragment, "a LoRA", "apply it to a loaded model with LoraLoaderModelOnly")
+        for fragment in (
             *("lora_A.", "lora_B.", "lora_down.", "lora_up.", ".lora.down.", ".lora.up.", "lora_unet_", "lycoris_"),
             *(".diff_b", ".lokr_w", ".hada_w", ".oft_blocks"),
         )
@@ -97,8 +97,8 @@ def identify(
 def _refuse_foreign(name: str, tensors: Collection[str]) -> None:
     if "head.modulation" in tensors:
         return
-    for mark, kind, advice in _FOREIGN:
-        if any(mark in key if not mark.endswith("_") else key.startswith(mark) for key in tensors):
+    for fragment, kind, advice in _FOREIGN:
+        if any(fragment in key if not fragment.endswith("_") else key.startswith(fragment) for key in tensors):
             raise CheckpointError(f"{name} looks like {kind}, not a Wan diffusion model; {advice}.")
     if any(key.startswith("blocks.") for key in tensors) and PATCH_EMBEDDING in tensors:
         raise CheckpointError(
@@ -112,7 +112,7 @@ def _refuse_foreign(name: str, tensors: Collection[str]) -> None:
 
 
 def _refuse_other_family(name: str, spec: WanSpec, tensors: dict[str, torch.Tensor]) -> None:
-    kind = next((kind for mark, kind in _OTHER_WAN if any(key.startswith(mark) for key in tensors)), None)
+    kind = next((kind for fragment, kind in _OTHER_WAN if any(key.startswith(fragment) for key in tensors)), None)
     if kind is None:
         out_channels = tensors["head.head.weight"].shape[0] // 4 if "head.head.weight" in tensors else LATENT_CHANNELS
         plain = not spec.image_embedding and not spec.camera
@@ -131,5 +131,5 @@ def _refuse_other_family(name: str, spec: WanSpec, tensors: dict[str, torch.Tens
         )
     if spec.dim % HEAD_DIM:
         raise CheckpointError(
-            f"{name} is {spec.dim} wide, which is no multiple of {HEAD_DIM}, the head_dim of Wan; use the original file."
+            f"{name} is {spec.dim} wide, which is not a multiple of {HEAD_DIM}, the head_dim of Wan; use the original file."
         )

@@ -60,11 +60,11 @@ def _unwrapped(name: str) -> str:
 def to_comfyui(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors in ComfyUI's names and shapes, each on its own storage (and with it a memory map).
 
-    A quantised linear's `int8_weight` and `scale` become `weight` and `weight_scale`. Upstream flattens patches as
+    A quantized linear's `int8_weight` and `scale` become `weight` and `weight_scale`. Upstream flattens patches as
     (channel, t, h, w), so the reshape of the patch embedding is exact."""
-    quantised = [name.removesuffix(_INT8) for name in tensors if name.endswith(_INT8)]
-    names = {layer + _INT8: layer + ".weight" for layer in quantised} | {
-        layer + ".scale": layer + ".weight_scale" for layer in quantised
+    quantized = [name.removesuffix(_INT8) for name in tensors if name.endswith(_INT8)]
+    names = {layer + _INT8: layer + ".weight" for layer in quantized} | {
+        layer + ".scale": layer + ".weight_scale" for layer in quantized
     }
     tensors = {names.get(name, name): tensor for name, tensor in tensors.items()}
     if not has_linear_patch_embedding(tensors):

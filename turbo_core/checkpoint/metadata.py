@@ -77,7 +77,7 @@ def carried_along(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _parsed(text: str) -> object:
-    """The JSON value, or None for text that is none."""
+    """The JSON value, or None for text that is not JSON or is too long."""
     if len(text) > _LIMIT:
         return None
     try:

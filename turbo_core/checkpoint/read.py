@@ -20,7 +20,7 @@ _CUT_SAFETENSORS = ("IncompleteBuffer", "InvalidHeaderLength", "not fully covere
 
 
 def check_readable(path: Path) -> None:
-    """Raises CheckpointError with the cause for a file that is no checkpoint at all: absent, empty, a web page, a Git LFS
+    """Raises CheckpointError with the cause for a file that is not a checkpoint: absent, empty, a web page, a Git LFS
     pointer, or in the format of the other suffix."""
     if not path.is_file():
         raise CheckpointError(f"{path.name} does not exist; place it in ComfyUI's models/diffusion_models folder.")
@@ -48,7 +48,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors of a model file of either format, memory-mapped, and its metadata (a `.pth` file has none). Of a model in parts
     (see `shards`), those of all parts.
 
-    Raises CheckpointError for a file that is no checkpoint."""
+    Raises CheckpointError for a file that is not a checkpoint."""
     return read_parts(path, _read_file)
 
 
@@ -127,7 +127,7 @@ def _named(path: Path, content: object, kind: type[_Tensor]) -> dict[str, _Tenso
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """The error for a safetensors file whose reader failed with `error`."""
     cause = _first_line(error)
-    if any(mark in cause for mark in _CUT_SAFETENSORS):
+    if any(text in cause for text in _CUT_SAFETENSORS):
         return CheckpointError(f"{path.name} is cut short: its end is missing; download it again.")
     return CheckpointError(f"{path.name} is not a readable safetensors file ({cause}); download it again.")
 

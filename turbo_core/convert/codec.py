@@ -1,6 +1,6 @@
 """How a weight is stored: its tensors in a file, from and to float32, some rows at a time.
 
-A format is a torch float dtype, for a plain tensor, or the name of a quantised one:
+A format is a torch float dtype, for a plain tensor, or the name of a quantized one:
 
     int8_block     codes int8 [N, K], `weight_scale` float32 [ceil(N/128), ceil(K/128)]: TurboDiffusion's, for this pack
     fp8_e4m3fn     codes float8 [N, K], `weight_scale` float32 []: ComfyUI's scaled fp8
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from ...kernels import TILE, dequantize_block, quantize_block, quantize_row, tile_count
-from ..checkpoint.comfy_quant import read_mark
+from ..checkpoint.comfy_quant import read_format
 from ..checkpoint.layout import tile_shape
 from ..errors import CheckpointError
 
@@ -25,7 +25,7 @@ WEIGHTS = ("keep", "int8_block", "bf16", "fp8_e4m3fn", "int8_rowwise")
 _COMFY_NAMES = {"fp8_e4m3fn": "float8_e4m3fn", "int8_rowwise": "int8_tensorwise"}
 _CODES = {"int8_block": torch.int8, "int8_rowwise": torch.int8, "fp8_e4m3fn": torch.float8_e4m3fn}
 _FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
-_MARK_SIZE = 32
+_CONFIG_SIZE = 32
 SLAB_ELEMENTS = 1 << 19  # of a weight in memory at a time: 2 MB in float32, and a few temporaries of that size
 
 Rows = Callable[[slice], torch.Tensor]  # rows of a weight as float32 [rows, width]
@@ -61,13 +61,13 @@ def slabs(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def format_of(tensors: Mapping[str, torch.Tensor], name: str) -> Format:
-    """The format of a tensor in ComfyUI's names. A quantisation of ComfyUI's that is not among ours is named as there."""
+    """The format of a tensor in ComfyUI's names. A format of ComfyUI's that this module does not know keeps ComfyUI's name."""
     layer = name.removesuffix(".weight")
-    mark = tensors.get(f"{layer}.comfy_quant") if name.endswith(".weight") else None
-    if mark is None:
+    config = tensors.get(f"{layer}.comfy_quant") if name.endswith(".weight") else None
+    if config is None:
         dtype = tensors[name].dtype
         return "int8_block" if dtype == torch.int8 else dtype
-    kind, rotated = read_mark(mark)
+    kind, rotated = read_format(config)
     ours = {comfy: name for name, comfy in _COMFY_NAMES.items()}
     return kind if rotated else ours.get(kind, kind)
 
@@ -120,7 +120,7 @@ def stored_tensors(stored: Format, name: str, shape: tuple[int, ...]) -> list[Te
     scale = {"int8_block": tile_shape(shape), "int8_rowwise": (shape[0], 1), "fp8_e4m3fn": ()}[stored]
     infos = [TensorInfo(name, _CODES[stored], shape), TensorInfo(f"{layer}.weight_scale", torch.float32, scale)]
     if stored in _COMFY_NAMES:
-        infos.append(TensorInfo(f"{layer}.comfy_quant", torch.uint8, (_MARK_SIZE,)))
+        infos.append(TensorInfo(f"{layer}.comfy_quant", torch.uint8, (_CONFIG_SIZE,)))
     return infos
 
 
@@ -150,5 +150,7 @@ def encode(stored: Format, name: str, shape: tuple[int, ...], rows: Rows) -> Ite
     for scale in scales:
         yield f"{layer}.weight_scale", scale
     if stored in _COMFY_NAMES:
-        mark = json.dumps({"format": _COMFY_NAMES[stored]}).encode().ljust(_MARK_SIZE)  # JSON allows trailing spaces
-        yield f"{layer}.comfy_quant", torch.tensor(list(mark), dtype=torch.uint8)
+        config = (
+            json.dumps({"format": _COMFY_NAMES[stored]}).encode().ljust(_CONFIG_SIZE)
+        )  # JSON allows trailing spaces
+        yield f"{layer}.comfy_quant", torch.tensor(list(config), dtype=torch.uint8)

@@ -41,7 +41,7 @@ _NAMES = {
     },
 }
 _CHUNK = 1 << 23
-Advance = Callable[[int], None]  # told of bytes as they are done; may raise
+Advance = Callable[[int], None]  # called with the number of bytes just done; may raise
 
 
 class Container:

@@ -46,7 +46,9 @@ def _read(path: Path, offset: int, count: int, dtype: torch.dtype) -> torch.Tens
             while done < len(view) and (read := file.readinto(view[done:])):
                 done += read
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read ({error.strerror}); check its rights and the disk.") from error
+        raise CheckpointError(
+            f"{path.name} cannot be read ({error.strerror}); check its rights and the disk."
+        ) from error
     if done < len(view):
         raise CheckpointError(
             f"{path.name} became shorter while it was read; wait until nothing writes to it, or download it again."

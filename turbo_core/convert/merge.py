@@ -1,4 +1,4 @@
-"""What is added to a checkpoint's weights on the way: the difference of two others, a LoRA."""
+"""Changes of weights during a conversion: the difference of two other checkpoints, a LoRA."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -47,7 +47,7 @@ def check_name(name: str) -> str:
         return cleaned
     if suffix.lower() in (".pth", ".pt", ".ckpt", ".bin", ".sft", ".gguf", ".pkl"):
         raise TurboError(f"output_name is {name!r}: the new file is a safetensors file, so end its name in {SUFFIX}.")
-    return cleaned + SUFFIX  # a dot in the name, as in Wan2.2, is no suffix
+    return cleaned + SUFFIX  # a dot in the name, as in Wan2.2, is not a suffix
 
 
 def _is_portable(part: str) -> bool:
@@ -62,7 +62,7 @@ def _is_portable(part: str) -> bool:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raises TurboError if there is a file at `path` that may not be replaced, or something that is no file or no folder on the way."""
+    """Raises TurboError if `path` is a folder or a file that may not be replaced, or if one of its parents is a file."""
     in_the_way = next((folder for folder in path.parents if folder.exists()), path)
     if not in_the_way.is_dir():
         raise TurboError(f"{in_the_way.name} is a file, so {path.name} cannot go into it; choose another output_name.")
@@ -112,12 +112,12 @@ def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
 
 
 def _new_partial(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside `path`, marked as being written. Before it is marked, another process may take it for a leftover and
+    """A new file beside `path`, locked while it is written. Before it is locked, another process may take it for a leftover and
     remove it: then there is another."""
     while True:
         partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
         file = partial.open("x+b")
-        _hold(file)
+        _lock(file)
         if partial.exists():
             return partial, file
         file.close()
@@ -129,8 +129,8 @@ def _remove(partial: Path | None) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _hold(file: BinaryIO) -> None:
-    """Marks the file as being written; the mark ends with this process. On Windows an open file cannot be removed anyway."""
+def _lock(file: BinaryIO) -> None:
+    """Locks the file until it is closed or this process ends. On Windows an open file cannot be removed anyway."""
     if os.name != "nt":
         import fcntl
 
@@ -143,10 +143,10 @@ def remove_leftovers(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for leftover in folder.iterdir():
             if _LEFTOVER.fullmatch(leftover.name) and leftover.is_file():
-                _remove_unheld(leftover)
+                _remove_unlocked(leftover)
 
 
-def _remove_unheld(leftover: Path) -> None:
+def _remove_unlocked(leftover: Path) -> None:
     with contextlib.suppress(OSError):  # also a lock that is held, and a file system without locks
         if os.name != "nt":
             import fcntl

@@ -39,19 +39,19 @@ class Source:
 
     @classmethod
     def open(cls, path: Path) -> "Source":
-        """Raises CheckpointError for a file that is damaged, incomplete, not Wan, or quantised in a way that is not read."""
+        """Raises CheckpointError for a file that is damaged, incomplete, not Wan, or quantized in a way that is not read."""
         tensors, metadata = read(path)
         files = FileTensors(path, tensors)
         if "_quantization_metadata" in metadata or any(name.endswith("scaled_fp8") for name in tensors):
             raise CheckpointError(
-                f"{path.name} is quantised in an older form of ComfyUI's, which cannot be converted; use the bf16 file."
+                f"{path.name} is quantized in an older form of ComfyUI's, which cannot be converted; use the bf16 file."
             )
         spec, tensors = identify(path.name, tensors, metadata)
         return cls(path, spec, tensors, metadata, packed_weights(path.name, tensors), files)
 
     @functools.cached_property
     def names(self) -> list[str]:
-        """The tensors but for scales and marks, which belong to their weight."""
+        """The names of all tensors but scales and `comfy_quant`, which belong to their weight."""
         sides = {
             side
             for name in self.tensors
@@ -114,7 +114,6 @@ class Source:
         blocks = slice(first // state.blocksize, -(-last // state.blocksize))
         nested = slice(first // unit, -(-last // unit))
 
-
         def side(kind: str, part: slice) -> torch.Tensor:
             return self.part(f"{name}.{kind}", part).flatten()
 
@@ -141,7 +140,7 @@ def size(path: Path) -> int:
 
 
 def is_block_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is one of those that TurboDiffusion quantises: the weights of the blocks' linears but `proj_l`."""
+    """Whether a tensor is one of those that TurboDiffusion quantizes: the weights of the blocks' linears but `proj_l`."""
     layer = name.removesuffix(".weight")
     return name.startswith("blocks.") and layer != name and len(shape) == 2 and not layer.endswith(PROJ_L)
 

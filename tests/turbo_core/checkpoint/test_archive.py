@@ -46,7 +46,10 @@ HOSTILE = {
     "place in the memo": (model(tensor())[:-1] + b"r\xff\xff\xff\x7f.", None),
     "copies of a dictionary": (b"\x80\x02ccollections\nOrderedDict\n(}tR.", "Python objects"),
     "too long": (model(text("x" * (archive.PICKLE_LIMIT + 1))), "at most 17 MB are read"),
-    "too many operations": (model(b"(" + b"N" * (archive.OPERATIONS_LIMIT + 1) + b"t"), "more than 1,000,000 operations"),
+    "too many operations": (
+        model(b"(" + b"N" * (archive.OPERATIONS_LIMIT + 1) + b"t"),
+        "more than 1,000,000 operations",
+    ),
     "deep name": (model(tensor(), DEEP), "names that are neither text nor numbers"),
     "giant storage": (model(tensor(of=storage(elements=GIANT))), "data/0 is smaller than described"),
     "no such storage": (model(tensor(of=storage(key="1"))), "is damaged"),
@@ -109,7 +112,10 @@ def test_the_other_byte_order_is_refused(tmp_path):
         read_pth(path)
 
 
-DTYPES = [*(getattr(torch, name) for name in ("float8_e4m3fn", "uint16", "bool", "complex64")), *archive._STORAGES.values()]
+DTYPES = [
+    *(getattr(torch, name) for name in ("float8_e4m3fn", "uint16", "bool", "complex64")),
+    *archive._STORAGES.values(),
+]
 
 
 @pytest.mark.parametrize("crc", [True, False])

@@ -25,10 +25,29 @@ MODELS = {
 }
 NUMBERS = st.one_of(st.integers(-2, 300), st.sampled_from([1 << 31, 1 << 40, (1 << 63) - 1, 1 << 64, -(1 << 63)]))
 WORDS = st.sampled_from(
-    ["transformer", "layers", "format", "params", "convrot", "dim", "num_layers", "turbo", "blocks.0.ffn.0", "head.head", "x"]
+    [
+        "transformer",
+        "layers",
+        "format",
+        "params",
+        "convrot",
+        "dim",
+        "num_layers",
+        "turbo",
+        "blocks.0.ffn.0",
+        "head.head",
+        "x",
+    ]
 )
 JSON = st.recursive(
-    st.one_of(st.none(), st.booleans(), NUMBERS, st.floats(), st.text(max_size=5), st.sampled_from(["int8_tensorwise", "float8_e4m3fn"])),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        NUMBERS,
+        st.floats(),
+        st.text(max_size=5),
+        st.sampled_from(["int8_tensorwise", "float8_e4m3fn"]),
+    ),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(WORDS, inner, max_size=3)),
     max_leaves=6,
 )
@@ -38,7 +57,15 @@ METADATA = st.dictionaries(
     min_size=1,
     max_size=2,
 )
-SUFFIXES = [".scale", ".weight_scale", ".comfy_quant", ".absmax", ".quant_state.bitsandbytes__nf4", ".lora_A.weight", "\n\x1b[31m"]
+SUFFIXES = [
+    ".scale",
+    ".weight_scale",
+    ".comfy_quant",
+    ".absmax",
+    ".quant_state.bitsandbytes__nf4",
+    ".lora_A.weight",
+    "\n\x1b[31m",
+]
 
 
 def bytes_changed(draw, content: bytes, count: int = 3) -> bytes:
@@ -66,7 +93,9 @@ def safetensors_files(draw, model: str) -> bytes:
         entry = header[name] if isinstance(header[name], dict) else {}
         match draw(st.sampled_from(["dtype", "shape", "offsets", "drop", "rename", "double", "any"])):
             case "dtype":
-                entry["dtype"] = draw(st.sampled_from(["F32", "BF16", "I8", "U8", "F8_E4M3", "BOOL", "I64", "F4", "", 3]))
+                entry["dtype"] = draw(
+                    st.sampled_from(["F32", "BF16", "I8", "U8", "F8_E4M3", "BOOL", "I64", "F4", "", 3])
+                )
             case "shape":
                 entry["shape"] = draw(st.lists(NUMBERS, max_size=6))
             case "offsets":
@@ -85,7 +114,11 @@ def safetensors_files(draw, model: str) -> bytes:
     if draw(st.integers(0, 4)) == 0:
         text = bytes_changed(draw, text)
     length = len(text) if draw(st.integers(0, 9)) else draw(NUMBERS) % (1 << 64)
-    return struct.pack("<Q", length) + text + (data if draw(st.integers(0, 9)) else data[: draw(st.integers(0, len(data)))])
+    return (
+        struct.pack("<Q", length)
+        + text
+        + (data if draw(st.integers(0, 9)) else data[: draw(st.integers(0, len(data)))])
+    )
 
 
 @st.composite
@@ -128,7 +161,20 @@ def pickles(draw, described: bytes) -> bytes:
                 operations[place], operations[other] = operations[other], operations[place]
             case "other":
                 operations[place] = draw(
-                    st.sampled_from([b"cbuiltins\nbytearray\n", b"cposix\nsystem\n", b"R", b"}", b"(", b"t", b"0", b"Q", b"b", b"\x8e" + b"\xff" * 8])
+                    st.sampled_from(
+                        [
+                            b"cbuiltins\nbytearray\n",
+                            b"cposix\nsystem\n",
+                            b"R",
+                            b"}",
+                            b"(",
+                            b"t",
+                            b"0",
+                            b"Q",
+                            b"b",
+                            b"\x8e" + b"\xff" * 8,
+                        ]
+                    )
                 )
     return b"".join(operations)
 
@@ -147,9 +193,7 @@ def check(path) -> None:
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
 def test_any_mutated_file_is_a_model_or_one_sentence(kind, tmp_path, request):
     long = request.config.getoption("--long")
-    saved = {
-        name: checkpoints.write_pth(tmp_path / f"{name}.pth", model) for name, model in MODELS.items()
-    }
+    saved = {name: checkpoints.write_pth(tmp_path / f"{name}.pth", model) for name, model in MODELS.items()}
     path = tmp_path / f"m.{kind}"
 
     @settings(

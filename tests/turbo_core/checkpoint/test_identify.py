@@ -74,7 +74,7 @@ def test_our_converters_metadata_or_proj_l_marks_a_turbo_file(field):
     assert found == dataclasses.replace(spec(turbo=True), sla=field == "sla")
 
 
-def test_comfyuis_own_quantisation_is_taken():
+def test_comfyuis_own_quantization_is_taken():
     layer = "blocks.0.ffn.0"
     side = names(f"{layer}.comfy_quant", f"{layer}.weight_scale", f"{layer}.weight_codebook", f"{layer}.input_scale")
     packed = {f"{layer}.weight": torch.empty(512, 128, device="meta")}

@@ -45,13 +45,19 @@ WRONG = {
     "no layers": ({"_quantization_metadata": "{}"}, UNREADABLE),
     "a list of layers": (quantization([LAYER]), UNREADABLE),
     "a layer that is a name": (quantization({LAYER: "float8_e4m3fn"}), UNREADABLE),
-    "a layer that is not there": (quantization({"blocks.0.ffn.9": {"format": "float8_e4m3fn"}}), "1 unexpected: blocks.0.ffn.9"),
+    "a layer that is not there": (
+        quantization({"blocks.0.ffn.9": {"format": "float8_e4m3fn"}}),
+        "1 unexpected: blocks.0.ffn.9",
+    ),
     "a norm": (quantization({"blocks.0.norm3": {"format": "float8_e4m3fn"}}), "1 unexpected: blocks.0.norm3"),
     "no format": (quantization({LAYER: {}}), f"1 unreadable: {LAYER}.comfy_quant"),
     "a format of no name": (quantization({LAYER: {"format": []}}), f"1 unreadable: {LAYER}.comfy_quant"),
     "a group that is a text": (quantization({LAYER: {"format": "x", "convrot_groupsize": "a"}}), "1 unreadable"),
     "16 bits called 8": (quantization({LAYER: {"format": "float8_e4m3fn"}}), f"1 missing: {LAYER}.weight_scale"),
-    "a format to come": (quantization({LAYER: {"format": "int1_x"}}), "quantized in a way that this ComfyUI cannot load"),
+    "a format to come": (
+        quantization({LAYER: {"format": "int1_x"}}),
+        "quantized in a way that this ComfyUI cannot load",
+    ),
 }
 
 
@@ -76,7 +82,10 @@ HARMLESS = {
 @pytest.mark.parametrize("metadata", HARMLESS.values(), ids=HARMLESS)
 def test_other_metadata_changes_nothing_and_is_not_carried_along(metadata, tensors, tmp_path):
     path = checkpoints.write_safetensors(tmp_path / "m.safetensors", tensors, metadata)
-    assert load_model(str(path)).model.spec == load_model(str(checkpoints.write_pth(tmp_path / "m.pth", tensors))).model.spec
+    assert (
+        load_model(str(path)).model.spec
+        == load_model(str(checkpoints.write_pth(tmp_path / "m.pth", tensors))).model.spec
+    )
     convert(Request(path, tmp_path / "new.safetensors"))
     _, kept = read_safetensors(tmp_path / "new.safetensors")
     assert set(kept) == {METADATA_KEY, *metadata} - {"config"} and json.loads(kept[METADATA_KEY])["version"]
@@ -84,7 +93,10 @@ def test_other_metadata_changes_nothing_and_is_not_carried_along(metadata, tenso
 
 MARKED = {
     "of another type": ({f"{LAYER}.weight": torch.zeros(256, 128)}, f"1 of a wrong type: {LAYER}.weight float32"),
-    "of another shape": ({f"{LAYER}.weight": torch.zeros(256, 64, dtype=torch.int8)}, r"1 wrongly shaped: .*\[256, 64\]"),
+    "of another shape": (
+        {f"{LAYER}.weight": torch.zeros(256, 64, dtype=torch.int8)},
+        r"1 wrongly shaped: .*\[256, 64\]",
+    ),
     "with other scales": ({f"{LAYER}.weight_scale": torch.zeros(2)}, rf"1 wrongly shaped: {LAYER}.weight_scale \[2\]"),
     "with integer scales": ({f"{LAYER}.weight_scale": torch.ones(1, dtype=torch.int32)}, "1 of a wrong type: .* int32"),
     "without scales": ({f"{LAYER}.weight_scale": None}, f"1 missing: {LAYER}.weight_scale"),

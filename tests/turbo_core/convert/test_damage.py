@@ -44,7 +44,9 @@ def test_a_source_that_is_cut_while_it_is_read_is_one_sentence(kind, role, state
             with files[role].open("r+b") as file:
                 file.truncate(4096)
 
-    with pytest.raises(CheckpointError, match=f"{files[role].name} became shorter while it was read; wait until nothing"):
+    with pytest.raises(
+        CheckpointError, match=f"{files[role].name} became shorter while it was read; wait until nothing"
+    ):
         convert(Request(model, tmp_path / "new.safetensors", weights, lora=files["lora"]), cut)
     assert sorted(tmp_path.iterdir()) == sorted(files.values())
 
