@@ -50,6 +50,10 @@ WRONG = {
         "1 unexpected: blocks.0.ffn.9",
     ),
     "a norm": (quantization({"blocks.0.norm3": {"format": "float8_e4m3fn"}}), "1 unexpected: blocks.0.norm3"),
+    **{
+        f"format {layer}": (quantization({LAYER: layer}), f"1 unreadable: {LAYER}.comfy_quant")
+        for layer in ({"format": 3}, {"format": "int8_block"}, {"format": "nf4"}, {"format": "x", "params": [1]})
+    },
     "no format": (quantization({LAYER: {}}), f"1 unreadable: {LAYER}.comfy_quant"),
     "a format of no name": (quantization({LAYER: {"format": []}}), f"1 unreadable: {LAYER}.comfy_quant"),
     "a group that is a text": (quantization({LAYER: {"format": "x", "convrot_groupsize": "a"}}), "1 unreadable"),
