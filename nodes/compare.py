@@ -55,4 +55,4 @@ class TurboDiffusionCompare(io.ComfyNode):
         ).unsqueeze(0)
         text = compare.report(found, labels, width, height)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
-        return io.NodeOutput(compare.beside(a, b, plot.strip(labels, width, height)), picture, text, ui=shown)
+        return io.NodeOutput(compare.beside(a, b, plot.captions(labels, width, height)), picture, text, ui=shown)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import TurboError
+from .errors import TurboError, bounded
 from .image import to_rgb
 
 WINDOW = 11  # pixels of SSIM's Gaussian window, whose sigma is 1.5 (Wang et al. 2004)
+
+_LABEL = 200  # characters of a label in the report
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def scores(a: torch.Tensor, b: torch.Tensor, device: torch.device | str = "cpu")
 
 
 def report(found: list[Score], labels: tuple[str, str], width: int, height: int) -> str:
-    """What a person wants to know of the scores, in three lines; frames count from 0."""
+    """The scores summarized in three lines; frames count from 0."""
     mean = psnr(sum(score.mse for score in found) / len(found))
     ssims = [score.ssim for score in found]
     worst = max(range(len(found)), key=lambda i: found[i].mse)
@@ -82,19 +84,19 @@ def report(found: list[Score], labels: tuple[str, str], width: int, height: int)
         first = f"PSNR {mean:.2f} dB over all frames, lowest {found[worst].psnr:.2f} dB at frame {worst}"
     return "\n".join(
         (
-            f"{labels[0]} against {labels[1]}: {len(found)} frame{'s' * (len(found) > 1)} of {width}x{height}",
+            f"{bounded(labels[0], _LABEL)} against {bounded(labels[1], _LABEL)}: {len(found)} frame{'s' * (len(found) > 1)} of {width}x{height}",
             first,
             f"SSIM {sum(ssims) / len(ssims):.4f} on average, lowest {ssims[unlike]:.4f} at frame {unlike}",
         )
     )
 
 
-def beside(a: torch.Tensor, b: torch.Tensor, strip: torch.Tensor) -> torch.Tensor:
-    """float32 [frames, strip + height, 2 * width, 3]: a on the left, b on the right, below a strip [strip, 2 * width, 3]."""
+def beside(a: torch.Tensor, b: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+    """float32 [frames, top + height, 2 * width, 3]: a on the left, b on the right, below `captions` [top, 2 * width, 3]."""
     frames, height, width, _ = a.shape
-    top = len(strip)
+    top = len(captions)
     out = torch.empty((frames, top + height, 2 * width, 3))
-    out[:, :top] = strip
+    out[:, :top] = captions
     for place, left, right in zip(out[:, top:], a, b, strict=True):
         place[:, :width].copy_(to_rgb(left, 0.0))
         place[:, width:].copy_(to_rgb(right, 0.0))

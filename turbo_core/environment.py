@@ -43,7 +43,7 @@ def check_comfyui() -> None:
 
 
 def does_not_fit(error: Exception) -> str:
-    """What a person is told in a ComfyUI that is new enough and yet lacks something that the pack imports."""
+    """The message for a ComfyUI that is new enough but lacks something that the pack imports."""
     return (
         f"TurboDiffusion does not fit this ComfyUI ({_running_comfyui()}): {error}. Update the pack and ComfyUI's own requirements; "
         "if both are up to date, please report this with the traceback above."
@@ -62,7 +62,8 @@ def triton_command(torch: tuple[int, ...], windows: bool) -> str:
     """The pip command that installs the Triton for a torch."""
     if not windows:
         return f"{sys.executable} -m pip install triton"
-    major, minor = TRITON_OF_TORCH.get(torch[:2], max(TRITON_OF_TORCH.values()))
+    known = (triton for version, triton in TRITON_OF_TORCH.items() if version == torch[:2])
+    major, minor = next(known, max(TRITON_OF_TORCH.values()))
     return f'{sys.executable} -m pip install -U "triton-windows<{major}.{minor + 1}"'
 
 

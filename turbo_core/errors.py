@@ -1,8 +1,23 @@
 """Errors whose text is meant for the user: one sentence that says what is wrong and what to do."""
 
+LONGEST = 2000  # characters of a message: a screen
+
+
+def bounded(text: str, longest: int = LONGEST) -> str:
+    """A text of at most `longest` printable characters, for names and values of any length from files: others are escaped, and a
+    text that is too long loses its middle, since a message begins with what is wrong and ends with what to do."""
+    head, tail = longest * 2 // 3, longest // 3 - 5
+    if len(text) > longest:
+        text = f"{text[:head]} ... {text[-tail:]}"
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return shown if len(shown) <= longest else f"{shown[:head]} ... {shown[-tail:]}"
+
 
 class TurboError(ValueError):
     """A request that cannot be carried out as asked."""
+
+    def __init__(self, text: str):
+        super().__init__(bounded(text))
 
 
 class CheckpointError(TurboError):

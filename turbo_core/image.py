@@ -36,8 +36,8 @@ def to_rgb(frame: torch.Tensor, background: float) -> torch.Tensor:
     [height, width, 3] of 0 to 1, what is transparent showing the background."""
     frame = frame.float().clamp(0, 1)
     channels = frame.shape[-1]
-    colour = frame[..., :3] if channels >= 3 else frame[..., :1].expand(*frame.shape[:-1], 3)
-    return colour if channels % 2 else torch.lerp(torch.full_like(colour, background), colour, frame[..., -1:])
+    color = frame[..., :3] if channels >= 3 else frame[..., :1].expand(*frame.shape[:-1], 3)
+    return color if channels % 2 else torch.lerp(torch.full_like(color, background), color, frame[..., -1:])
 
 
 def resize(frame: torch.Tensor, width: int, height: int) -> torch.Tensor:
@@ -78,7 +78,7 @@ def prepare(
     image: torch.Tensor, resolution: str, aspect: str, how: str, background: str
 ) -> tuple[torch.Tensor, int, int]:
     """An IMAGE [batch, height, width, channels] or MASK [batch, height, width] as float32 [batch, H, W, 3] with its width and
-    height. Raises TurboError for a tensor that is no picture."""
+    height. Raises TurboError for a tensor that is not a picture."""
     frames = image.unsqueeze(-1) if image.ndim in (2, 3) else image
     if frames.ndim == 3:
         frames = frames.unsqueeze(0)
@@ -87,9 +87,9 @@ def prepare(
             f"The image is {list(image.shape)}: connect one of [batch, height, width] or [batch, height, width, channels] with 1 "
             "(gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) channels."
         )
-    colour = BACKGROUNDS[background]
+    color = BACKGROUNDS[background]
     width, height = target_size(frames.shape[2], frames.shape[1], resolution, aspect)
     out = torch.empty((len(frames), height, width, 3), device=frames.device)
     for place, frame in zip(out, frames, strict=True):
-        place.copy_(fit(to_rgb(frame, colour), width, height, how, colour))
+        place.copy_(fit(to_rgb(frame, color), width, height, how, color))
     return out, width, height

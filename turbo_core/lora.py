@@ -136,18 +136,18 @@ def _is_low_rank(part: Mapping[str, torch.Tensor]) -> bool:
 def check_shapes(name: str, found: Match, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises TurboError naming the first change that does not fit its tensor; `shapes` by tensor name, `name` is the file's."""
     for change in found.low_rank:
-        out, width = shapes[f"{change.layer}.weight"][0], _size(shapes[f"{change.layer}.weight"][1:])
+        out, width = shapes[f"{change.layer}.weight"][0], math.prod(shapes[f"{change.layer}.weight"][1:])
         down, up = change.down.flatten(1), change.up.flatten(1)
         if (up.shape[0], down.shape[1]) != (out, width) or up.shape[1] != down.shape[0]:
             raise TurboError(
                 f"{name} does not fit this model: on {change.layer}, which is {out} x {width}, it holds {list(up.shape)} times "
                 f"{list(down.shape)}; use a LoRA made for a model of this size."
             )
-    for change in found.differences:
-        expected = shapes.get(f"{change.layer}.{change.kind}")
-        if expected is None or change.value.numel() != _size(expected):
+    for difference in found.differences:
+        expected = shapes.get(f"{difference.layer}.{difference.kind}")
+        if expected is None or difference.value.numel() != math.prod(expected):
             raise TurboError(
-                f"{name} does not fit this model: its difference for {change.layer}.{change.kind} is {list(change.value.shape)} "
+                f"{name} does not fit this model: its difference for {difference.layer}.{difference.kind} is {list(difference.value.shape)} "
                 f"instead of {list(expected or ())}; use a LoRA made for a model of this size."
             )
 
@@ -180,7 +180,7 @@ def _bare(module: str) -> str:
 
 def _spellings(layer_names: Iterable[str]) -> dict[str, str]:
     """Layer by each of its names, dots as underscores."""
-    spellings = {}
+    spellings: dict[str, str] = {}
     for layer in layer_names:
         for name in (layer, _diffusers_name(layer)):
             spellings.setdefault(name.replace(".", "_"), layer)
@@ -193,10 +193,3 @@ def _diffusers_name(layer: str) -> str:
         return _DIFFUSERS.get(layer, layer)
     block, *parts = found.groups()
     return ".".join([block, *(_DIFFUSERS[part] for part in parts if part)])
-
-
-def _size(shape: Iterable[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

@@ -20,8 +20,9 @@ def weight_bytes(spec: WanSpec, dtype: torch.dtype) -> int:
     if the spec says so, all else in `dtype`."""
     total = 0
     for name, shape in expected_shapes(spec).items():
-        tiled = spec.int8 and len(shape) == 2 and name.startswith("blocks.") and PROJ_L not in name
-        total += math.prod(shape) * (1 if tiled else dtype.itemsize) + 4 * math.prod(tile_shape(shape)) * tiled
+        is_tiled = spec.int8 and len(shape) == 2 and name.startswith("blocks.") and PROJ_L not in name
+        total += math.prod(shape) * (1 if is_tiled else dtype.itemsize)
+        total += 4 * math.prod(tile_shape(shape)) if is_tiled else 0
     return total
 
 

@@ -1,5 +1,6 @@
 """Pictures of numbers and of words, drawn with Pillow."""
 
+import bisect
 import math
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT = 960, 640
-PAPER, INK, GRID, LINE, MARK = "#181a1f", "#e6e6e6", "#3a3d45", "#5aa9ff", "#ffb454"
+PAPER, INK, GRID, LINE, MARKER = "#181a1f", "#e6e6e6", "#3a3d45", "#5aa9ff", "#ffb454"
 TICKS = 5
 
 
@@ -17,33 +18,42 @@ def _tensor(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
 
 
-def strip(labels: tuple[str, str], width: int, height: int) -> torch.Tensor:
-    """Two labels, each in the middle of its half of a strip for two frames of that size: float32 [strip, 2 * width, 3].
+def captions(labels: tuple[str, str], width: int, height: int) -> torch.Tensor:
+    """A bar above two frames of that size with a label in the middle of each half: float32 [top, 2 * width, 3].
 
-    The strip is as high as makes the sum with `height` even, which H.264 asks for."""
+    `top` + `height` is even, which H.264 requires."""
     top = max(20, height // 20)
     top += (top + height) % 2
     picture = Image.new("RGB", (2 * width, top), PAPER)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(top * 0.6)
+    font = _font(top * 0.6)
     for half, label in enumerate(labels):
         text = _shortened(" ".join(label.split()), font, width - 8)
         draw.text((width * (half + 0.5), top / 2), text, INK, font, anchor="mm")
     return _tensor(picture)
 
 
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    """Pillow's own font. Raises OSError in a Pillow that was built without FreeType."""
+    font = ImageFont.load_default(size)
+    if isinstance(font, ImageFont.FreeTypeFont):
+        return font
+    raise OSError("This Pillow was built without FreeType: install Pillow's own wheel.")
+
+
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The longest beginning of a text that is at most `width` pixels wide, with "..." where it was cut."""
+    text = text[: int(width) + 1]  # no visible character is narrower than a pixel
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..." if text else ""
+    fitting = bisect.bisect_right(range(1, len(text)), width, key=lambda count: font.getlength(text[:count] + "..."))
+    return text[:fitting] + "..." if fitting else ""
 
 
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers, one step apart, that begin at or below `low` and end at or above `high`."""
     if low == high:
-        low -= max(abs(low), 1.0) / 10  # below, so that an SSIM of 1 is no reason for an axis beyond 1
+        low -= max(abs(low), 1.0) / 10  # below, so that the axis of an SSIM of 1 ends at 1
     span = high - low
     power = 10 ** math.floor(math.log10(span / TICKS))
     step = next(m * power for m in (1, 2, 5, 10) if m * power * TICKS >= span * (1 - 1e-9))
@@ -55,7 +65,7 @@ def ticks(low: float, high: float) -> list[float]:
 def curves(panels: Sequence[tuple[str, str, Sequence[float]]]) -> torch.Tensor:
     """One panel under another of (title, format of its lowest value, value of each frame): float32 [HEIGHT, WIDTH, 3].
 
-    The lowest value is marked. An infinite value stands at the upper edge, in the mark's colour."""
+    The lowest value is marked. An infinite value is drawn at the upper edge, in the color of the marker."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(picture)
     high = HEIGHT / len(panels)
@@ -90,10 +100,10 @@ def _panel(draw: ImageDraw.ImageDraw, box: tuple, title: str, form: str, values:
     lowest = min(range(len(values)), key=values.__getitem__)
     for i, value in enumerate(values):
         if math.isinf(value) or i == lowest or len(values) == 1:
-            colour = MARK if math.isinf(value) or i == lowest else LINE
-            draw.ellipse((x(i) - 4, y(value) - 4, x(i) + 4, y(value) + 4), colour)
+            color = MARKER if math.isinf(value) or i == lowest else LINE
+            draw.ellipse((x(i) - 4, y(value) - 4, x(i) + 4, y(value) + 4), color)
     if finite:
         note = f"lowest {form.format(values[lowest])} at frame {lowest}"
     else:
         note = "infinite: all frames are equal"
-    draw.text((right, top - 12), note, MARK, small, anchor="rb")
+    draw.text((right, top - 12), note, MARKER, small, anchor="rb")

@@ -41,7 +41,7 @@ class Reading:
 
 class ReadAhead:
     """Reads up to `limit` bytes of a checkpoint's files in their order, beginning now, until `stop` or while more than `headroom`
-    bytes of memory are available. A file that cannot be read is left to whoever needs it and can say so."""
+    bytes of memory are available. A file that cannot be read is not an error here: loading it reports it."""
 
     def __init__(self, files: Sequence[Path], limit: int, headroom: int = HEADROOM):
         self.reading = Reading(files[0].name, total_size(files), limit)

@@ -1,4 +1,4 @@
-"""What one sampling run did: seconds by phase, passes, operator calls. It travels with the run's data, so there is no register.
+"""What one sampling run did: seconds by phase, passes, operator calls. The record is kept with the run's data, not in a global.
 
 A run's models hold it as `last_run`, its LATENT under RUN. What was done for it earlier in the same prompt comes with the
 CONDITIONING, as a Before under BEFORE in its options; who decodes the LATENT adds to the record."""

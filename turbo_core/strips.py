@@ -4,12 +4,12 @@ from itertools import pairwise
 
 import torch
 
-OVERLAP = 8  # latent pixels that neighbours share: a quarter of the 256-pixel tiles ComfyUI falls back to
+OVERLAP = 8  # latent pixels that neighbors share: a quarter of the 256-pixel tiles ComfyUI falls back to
 SMALLEST = 2 * OVERLAP
 
 
 def strips(length: int, count: int) -> list[slice]:
-    """`count` strips of one size over `length` latent pixels, neighbours sharing at least OVERLAP."""
+    """`count` strips of one size over `length` latent pixels, neighbors sharing at least OVERLAP."""
     if count == 1:
         return [slice(0, length)]
     size = -(-(length + (count - 1) * OVERLAP) // count)

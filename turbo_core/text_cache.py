@@ -8,20 +8,18 @@ import hashlib
 import json
 import logging
 import os
-import time
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from .convert.output import PARTIAL, SUFFIX, replacing
+from .convert.output import SUFFIX, replacing
 from .errors import TurboError
 
 logger = logging.getLogger("turbodiffusion")
 
 LIMIT = 2_000_000_000  # bytes
 _DIGEST = "sha256"
-_ABANDONED = 3600  # seconds after which a partial file is what a killed process left behind
 
 
 def cache_key(**parts: str | int) -> str:
@@ -39,6 +37,8 @@ class TextCache:
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """The tensors kept under `key`, in memory, or None. A damaged entry is removed."""
         path = self._path(key)
+        if not path.is_file():  # absent, or a FIFO or device, which may never end
+            return None
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -79,9 +79,7 @@ class TextCache:
         for path in self._folder.glob("*"):
             with contextlib.suppress(FileNotFoundError):  # another server was quicker
                 status = path.stat()
-                if path.suffix == PARTIAL and status.st_mtime < time.time() - _ABANDONED:
-                    path.unlink()
-                elif path.suffix == SUFFIX:
+                if path.suffix == SUFFIX:
                     entries.append((status.st_mtime_ns, status.st_size, path))
                     total += status.st_size
         for _, freed, path in sorted(entries):
@@ -109,5 +107,5 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

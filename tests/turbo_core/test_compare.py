@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import ImageFont
 from skimage import metrics
 from td_pack.turbo_core import compare, plot
 from td_pack.turbo_core.errors import TurboError
@@ -104,7 +105,7 @@ def test_the_report_names_the_worst_frames():
 def test_the_videos_stand_side_by_side_below_their_names(height):
     a, b = video(2, height), video(2, height, channels=4, seed=4)
     b[..., 3] = 1
-    strip = plot.strip(("dense", "sparse with a name that is far too long for its half"), 28, height)
+    strip = plot.captions(("dense", "sparse with a name that is far too long for its half"), 28, height)
     both = compare.beside(a, b, strip)
     top = len(strip)
     assert both.shape == (2, top + height, 56, 3) and both.dtype == torch.float32
@@ -115,11 +116,25 @@ def test_the_videos_stand_side_by_side_below_their_names(height):
 
 def test_labels_are_drawn_in_their_own_halves():
     empty, left, right, both = (
-        plot.strip(labels, 200, 100) for labels in (("", ""), ("dense", ""), ("", "sparse"), ("x" * 99, ""))
+        plot.captions(labels, 200, 100) for labels in (("", ""), ("dense", ""), ("", "sparse"), ("x" * 99, ""))
     )
     assert torch.equal(left[:, 200:], empty[:, 200:]) and not torch.equal(left, empty)
     assert torch.equal(right[:, :200], empty[:, :200]) and not torch.equal(right, empty)
     assert torch.equal(both[:, 200:], empty[:, 200:]) and not torch.equal(both, empty)
+
+
+@pytest.mark.parametrize("label", ["x" * 4000, "i" * 100_000, "a b\n" * 5000])
+def test_a_long_label_is_measured_a_few_times(label, monkeypatch):
+    measured = []
+    length = ImageFont.FreeTypeFont.getlength
+    monkeypatch.setattr(
+        ImageFont.FreeTypeFont, "getlength", lambda font, text: measured.append(len(text)) or length(font, text)
+    )
+    strip = plot.captions((label, "b"), 800, 100)
+    assert sum(measured) < 20_000
+    assert not torch.equal(strip, plot.captions((label[0], "b"), 800, 100))
+    report = compare.report([compare.Score(0.0, 1.0)], (label, label), 16, 16)
+    assert len(report) < 600 and len(report.splitlines()) == 3
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_every_picture_becomes_rgb_of_the_size_within_its_own_values(height, wid
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(("stretch", "crop")), st.floats(0, 1, width=32))
 @settings(max_examples=40, deadline=None)
-def test_one_colour_stays_that_colour(height, width, how, value):
+def test_one_color_stays_that_color(height, width, how, value):
     result = fit(torch.full((height, width, 3), value), 48, 32, how, 1.0)
     torch.testing.assert_close(result, torch.full_like(result, value), rtol=0, atol=1e-6)
 
@@ -114,10 +114,10 @@ def test_shrinking_does_not_alias():
 
 @pytest.mark.parametrize("background,value", BACKGROUNDS.items())
 def test_what_is_transparent_shows_the_background(background, value):
-    colour, alpha = picture(4, 6, 3)[0], picture(4, 6, 1)[0]
-    expected = colour * alpha + value * (1 - alpha)
-    torch.testing.assert_close(to_rgb(torch.cat([colour, alpha], -1), value), expected)
-    gray = colour[..., :1]
+    color, alpha = picture(4, 6, 3)[0], picture(4, 6, 1)[0]
+    expected = color * alpha + value * (1 - alpha)
+    torch.testing.assert_close(to_rgb(torch.cat([color, alpha], -1), value), expected)
+    gray = color[..., :1]
     expected = (gray * alpha + value * (1 - alpha)).expand(4, 6, 3)
     torch.testing.assert_close(to_rgb(torch.cat([gray, alpha], -1), value), expected)
 

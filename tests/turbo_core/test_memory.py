@@ -53,7 +53,7 @@ def load(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_weights_of_a_loaded_model_take_what_is_said(load, kind):
     model = load(**KINDS[kind])
-    # No weights: the schedule's 1000 sigmas, and the format's name that each quantised layer exports.
+    # No weights: the schedule's 1000 sigmas, and the format's name that each quantized layer exports.
     other = [v for k, v in model.model.state_dict().items() if k.endswith(("sigmas", "comfy_quant"))]
     expected = weight_bytes(model.model.spec, model.model.get_dtype_inference())
     assert expected == model.model_size() - sum(tensor.nbytes for tensor in other)

@@ -1,4 +1,4 @@
-"""Strips cover a side, share enough with their neighbours, and blend without a jump."""
+"""Strips cover a side, share enough with their neighbors, and blend without a jump."""
 
 import pytest
 import torch

@@ -4,12 +4,12 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
 import pytest
 import safetensors.torch
 import torch
+from td_pack.tests.support import hostile
 from td_pack.tests.support.server import ROOT
 from td_pack.turbo_core.text_cache import TextCache, cache_key
 
@@ -82,15 +82,20 @@ def test_an_entry_over_the_limit_is_not_kept_and_drops_nothing(tmp_path):
     assert names(tmp_path) == ["a.safetensors"]
 
 
-def test_what_a_killed_process_left_is_removed_and_what_one_writes_is_not(cache, tmp_path):
+def test_what_a_killed_process_left_is_removed(cache, tmp_path):
     cache.put("a", ENTRY)
     folder = tmp_path / "a" / "b"
-    old, new = folder / "x.safetensors.00000000.partial", folder / "y.safetensors.00000000.partial"
-    for path in (old, new):
-        path.write_bytes(b"half")
-    os.utime(old, (time.time() - 7200,) * 2)
+    (folder / "x.safetensors.00000000.partial").write_bytes(b"half")
     cache.put("b", ENTRY)
-    assert names(folder) == ["a.safetensors", "b.safetensors", new.name]
+    assert names(folder) == ["a.safetensors", "b.safetensors"]
+
+
+def test_a_fifo_in_place_of_an_entry_is_absent(cache, tmp_path):
+    cache.put("k", ENTRY)
+    (path,) = (tmp_path / "a" / "b").iterdir()
+    hostile.fifo(path)
+    with hostile.limits():
+        assert cache.get("k") is None
 
 
 def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path, caplog):

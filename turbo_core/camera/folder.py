@@ -14,7 +14,7 @@ from .path import LINGBOT_INTRINSICS, MAX_FRAMES, CameraPath, shortened
 Convention = Literal["opencv", "opengl"]
 CONVENTIONS: tuple[Convention, ...] = ("opencv", "opengl")
 POSES, INTRINSICS, ACTION = "poses.npy", "intrinsics.npy", "action.npy"
-# What numpy raises for a file that is cut, no array of its own format, or one of objects
+# What numpy raises for a file that is cut, is not in its format, or holds objects
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -26,7 +26,7 @@ _UNREADABLE = (
     tokenize.TokenError,
 )
 FARTHEST = 1e12  # of a camera from its world's origin, in any unit; beyond, differences lose their digits
-LARGEST = 1e6  # pixels of a focal length or centre
+LARGEST = 1e6  # pixels of a focal length or center
 ROTATION_TOLERANCE = 0.01  # estimated poses in float32 are within 1e-3
 
 
@@ -73,6 +73,8 @@ def _read(root: Path, folder: Path, name: str) -> np.ndarray | None:
     if not (folder / name).exists():
         return None
     path = _inside(root, folder / name, name)
+    if not path.is_file():  # a FIFO or a device may never end
+        raise TurboError(f"{name} is not a file: save an array of numbers with numpy.save.")
     try:
         # Mapped, so that a header that promises more than there is costs no memory.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -126,7 +128,8 @@ def _first_intrinsics(intrinsics: np.ndarray) -> tuple[float, float, float, floa
             f"{INTRINSICS} has fx, fy, cx, cy of {', '.join(f'{value:g}' for value in first)}: they must be pixels at 832x480, the "
             f"first two 1 to {LARGEST:g}."
         )
-    return tuple(map(float, first))
+    fx, fy, cx, cy = map(float, first)
+    return fx, fy, cx, cy
 
 
 def _check_keys(keys: np.ndarray) -> None:

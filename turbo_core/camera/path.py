@@ -22,7 +22,7 @@ class CameraPath:
     one more when the poses come from keys (a pose before the first key and one after each).
     `intrinsics`: fx, fy, cx, cy in pixels of REFERENCE_SIZE. `fov`: horizontal degrees at the generated size with square pixels,
     instead of `intrinsics`; 0 for none. `zoom` [frames]: what the focal length is multiplied by. `keys` [frames, 4]: w, a, s, d, each
-    0 or 1, or None where nobody knows. `speed` scales what is left of the moves after LingBot's normalisation (1: as upstream)."""
+    0 or 1, or None if unknown. `speed` scales what is left of the moves after LingBot's normalization (1: as upstream)."""
 
     poses: np.ndarray
     frames: int
@@ -32,7 +32,7 @@ class CameraPath:
     keys: np.ndarray | None = None
     speed: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_length(self.frames)
         if len(self.poses) not in (self.frames, self.frames + 1):
             raise ValueError(f"{len(self.poses)} poses for {self.frames} frames")

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 import torch
 
 from ..errors import CheckpointError
+from .comfy_quant import is_side, quant_problems, quantized_layers
 from .layout import PROJ_L, WanSpec, count_layers, expected_shapes, tile_layers, tile_shape
 from .packed import Packed, as_unpacked, packed_problems
 
 _LISTED = 10
-_MARK = ".comfy_quant"  # ComfyUI's own per-layer quantisation: its linears read these side tensors themselves
-_SIDE = ("comfy_quant", "input_scale", "pre_quant_scale")  # besides weight_..., of which newer formats bring more
 _ATTENTION = ".comfy_attention.config"  # which attention ComfyUI is to use for a layer; an older one leaves it out
 
 
@@ -22,23 +21,25 @@ def check_complete(
     packed_wrong = packed_problems(tensors, packed or {})
     tensors = as_unpacked(tensors, packed or {})
     expected = expected_shapes(spec)
+    quant_wrong = quant_problems(tensors, expected)
     tiled = tile_layers(tensors)
     for layer in tiled:
         expected[f"{layer}.weight_scale"] = tile_shape(tensors[f"{layer}.weight"].shape)
-    stock = {key.removesuffix(_MARK) for key in tensors if key.endswith(_MARK)}
-    theirs = {f"{layer}.weight" for layer in stock}  # of its own shape and type, which ComfyUI checks
+    quantized = quantized_layers(tensors)
+    theirs = {f"{layer}.weight" for layer in quantized}  # with a shape and type of their own: `quant_problems`
 
     present = [key for key in expected if key in tensors and key not in theirs]
     misshapen = [key for key in present if tuple(tensors[key].shape) != expected[key]]
     mistyped = [key for key in present if not _type_fits(key, tensors[key].dtype, tiled)]
     problems = {
         "missing": [key for key in expected if key not in tensors],
-        "unexpected": [key for key in tensors if key not in expected and not _is_comfyui_s(key, stock)],
+        "unexpected": [key for key in tensors if key not in expected and not _is_comfyui_s(key, quantized)],
         "wrongly shaped": [f"{key} {list(tensors[key].shape)} instead of {list(expected[key])}" for key in misshapen],
         "of a wrong type": [f"{key} {str(tensors[key].dtype).removeprefix('torch.')}" for key in mistyped],
     }
-    for kind, names in packed_wrong.items():
-        problems[kind] = problems.get(kind, []) + [key for key in names if key not in problems.get(kind, [])]
+    for wrong in (packed_wrong, quant_wrong):
+        for kind, names in wrong.items():
+            problems[kind] = problems.get(kind, []) + [key for key in names if key not in problems.get(kind, [])]
     if not any(problems.values()):
         scales = [f"{layer}.weight_scale" for layer in tiled]
         problems["with scales that are not positive numbers"] = [key for key in scales if not _is_scale(tensors[key])]
@@ -47,10 +48,10 @@ def check_complete(
         raise CheckpointError(f"{name} is not a complete {spec.describe()}. {listed} {_diagnosis(spec, problems)}")
 
 
-def _is_comfyui_s(key: str, stock: set[str]) -> bool:
+def _is_comfyui_s(key: str, quantized: set[str]) -> bool:
     """Whether ComfyUI reads the tensor itself: beside the weight of a layer in one of its formats, or a layer's attention."""
     layer, _, name = key.rpartition(".")
-    return key.endswith(_ATTENTION) or (layer in stock and (name in _SIDE or name.startswith("weight_")))
+    return key.endswith(_ATTENTION) or (layer in quantized and is_side(name))
 
 
 def _type_fits(key: str, dtype: torch.dtype, tiled: set[str]) -> bool:
@@ -86,6 +87,8 @@ def _diagnosis(spec: WanSpec, problems: dict[str, list[str]]) -> str:
         return "It looks like another model with camera control than LingBot-World, which this node does not load."
     if kinds == {"unexpected"}:
         return "It looks like a different kind of Wan model: load it with Load Diffusion Model."
+    if "unreadable" in kinds:
+        return "It looks like a damaged file: download or convert it again."
     if kinds <= {"wrongly shaped", "of a wrong type", "with scales that are not positive numbers"} and spec.int8:
         return "It looks like a damaged int8 file: convert or download it again."
     if kinds <= {"wrongly shaped", "of a wrong type", "not finite", "missing"} and spec.four_bit:

@@ -1,6 +1,5 @@
 """Telling from its tensors what a file is, never from its name."""
 
-import json
 from collections.abc import Collection
 
 import torch
@@ -9,9 +8,8 @@ from ..errors import CheckpointError
 from .check import check_complete
 from .keys import PATCH_EMBEDDING, has_linear_patch_embedding, strip_wrappers, to_comfyui
 from .layout import CAMERA_EMBEDDING, CONTROLS, HEAD_DIM, LATENT_CHANNELS, WanSpec, read_spec
+from .metadata import check_config, check_metadata, recorded_as_turbo
 from .packed import as_unpacked, flat_codes, packed_weights
-
-METADATA_KEY = "turbodiffusion"  # safetensors metadata that our converter writes
 
 # Axes of the tensors that sizes are read from, in ComfyUI's shapes
 _AXES = {
@@ -24,11 +22,11 @@ _AXES = {
     f"{CAMERA_EMBEDDING}.weight": 2,
 }
 
-# (a tensor only that kind of file has, what it is, what to do with it), most specific first
+# (part of a tensor name that only that kind of file has, what the file is, what to do with it), most specific first
 _FOREIGN = (
     *(
-        (mark, "a LoRA", "apply it to a loaded model with LoraLoaderModelOnly")
-        for mark in (
+        (fragment, "a LoRA", "apply it to a loaded model with LoraLoaderModelOnly")
+        for fragment in (
             *("lora_A.", "lora_B.", "lora_down.", "lora_up.", ".lora.down.", ".lora.up.", "lora_unet_", "lycoris_"),
             *(".diff_b", ".lokr_w", ".hada_w", ".oft_blocks"),
         )
@@ -71,7 +69,9 @@ def identify(
     of Wan model that this pack does not run, or one whose tensors are missing, unexpected or wrongly shaped."""
     tensors = strip_wrappers(tensors)
     _refuse_foreign(name, tensors)
-    turbo = _recorded_as_turbo(metadata or {}) or has_linear_patch_embedding(tensors)
+    metadata = metadata or {}
+    check_metadata(name, metadata)
+    turbo = recorded_as_turbo(metadata) or has_linear_patch_embedding(tensors)
     packed = packed_weights(name, tensors)
     tensors = flat_codes(to_comfyui(tensors), packed)
     whole = as_unpacked(tensors, packed)
@@ -90,25 +90,15 @@ def identify(
         ) from None
     _refuse_other_family(name, spec, whole)
     check_complete(name, spec, tensors, packed)
+    check_config(name, metadata, spec)
     return spec, tensors
-
-
-def _recorded_as_turbo(metadata: dict[str, str]) -> bool:
-    """Whether our converter made the file, unless its record says that it did so from a stock Wan model."""
-    if METADATA_KEY not in metadata:
-        return False
-    try:
-        record = json.loads(metadata[METADATA_KEY])
-    except ValueError:
-        return True
-    return not isinstance(record, dict) or record.get("turbo") is not False
 
 
 def _refuse_foreign(name: str, tensors: Collection[str]) -> None:
     if "head.modulation" in tensors:
         return
-    for mark, kind, advice in _FOREIGN:
-        if any(mark in key if not mark.endswith("_") else key.startswith(mark) for key in tensors):
+    for fragment, kind, advice in _FOREIGN:
+        if any(fragment in key if not fragment.endswith("_") else key.startswith(fragment) for key in tensors):
             raise CheckpointError(f"{name} looks like {kind}, not a Wan diffusion model; {advice}.")
     if any(key.startswith("blocks.") for key in tensors) and PATCH_EMBEDDING in tensors:
         raise CheckpointError(
@@ -122,7 +112,7 @@ def _refuse_foreign(name: str, tensors: Collection[str]) -> None:
 
 
 def _refuse_other_family(name: str, spec: WanSpec, tensors: dict[str, torch.Tensor]) -> None:
-    kind = next((kind for mark, kind in _OTHER_WAN if any(key.startswith(mark) for key in tensors)), None)
+    kind = next((kind for fragment, kind in _OTHER_WAN if any(key.startswith(fragment) for key in tensors)), None)
     if kind is None:
         out_channels = tensors["head.head.weight"].shape[0] // 4 if "head.head.weight" in tensors else LATENT_CHANNELS
         plain = not spec.image_embedding and not spec.camera
@@ -140,4 +130,6 @@ def _refuse_other_family(name: str, spec: WanSpec, tensors: dict[str, torch.Tens
             f"{name} has a camera control of {width} channels, and LingBot-World has {known_widths}; use the original file."
         )
     if spec.dim % HEAD_DIM:
-        raise CheckpointError(f"{name} is {spec.dim} wide, which is no multiple of {HEAD_DIM}, the head_dim of Wan.")
+        raise CheckpointError(
+            f"{name} is {spec.dim} wide, which is not a multiple of {HEAD_DIM}, the head_dim of Wan; use the original file."
+        )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
 
 import torch
 
@@ -67,7 +68,7 @@ class WanSpec:
         return f"{kind} {self.task} {size}{weights}{' with SLA' if self.sla else ''}"
 
 
-def count_layers(names) -> int:
+def count_layers(names: Iterable[str]) -> int:
     """One more than the highest block number among tensor names."""
     return max((int(m.group(1)) for m in map(_BLOCK.match, names) if m), default=-1) + 1
 
@@ -102,7 +103,7 @@ def tile_layers(tensors: dict[str, torch.Tensor]) -> set[str]:
     return {layer for layer in int8 if f"{layer}.weight" in tensors and f"{layer}.comfy_quant" not in tensors}
 
 
-def tile_shape(shape: torch.Size) -> tuple[int, ...]:
+def tile_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of the scales of an int8 weight: one for each 128x128 tile."""
     return tuple(tile_count(size) for size in shape)
 

@@ -3,10 +3,10 @@
 A linear [O, I] is stored as (bitsandbytes' own names, N = O * I):
 
     weight                              uint8 [ceil(N / 2), 1]: two codes a byte, the first in the high half
-    weight.absmax                       uint8 [B], or float32 [B] without double quantisation; B = ceil(N / blocksize)
+    weight.absmax                       uint8 [B], or float32 [B] without double quantization; B = ceil(N / blocksize)
     weight.quant_map                    float32 [16]: what each code stands for, before its block's scale
-    weight.nested_absmax                float32 [ceil(B / nested blocksize)], double quantisation only
-    weight.nested_quant_map             float32 [256], double quantisation only
+    weight.nested_absmax                float32 [ceil(B / nested blocksize)], double quantization only
+    weight.nested_quant_map             float32 [256], double quantization only
     weight.quant_state.bitsandbytes__*  uint8: JSON with the shape, the block sizes and the offset of the scales; * is nf4 or fp4
 
 Source: the state dicts that bitsandbytes 0.50 writes."""
@@ -29,7 +29,7 @@ _BLOCKS = tuple(1 << power for power in range(5, 13))  # 32 to 4096, what bitsan
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A 4-bit weight: its float shape and how its scales are stored. `nested_blocksize` 0: float32 scales, not quantised again."""
+    """A 4-bit weight: its float shape and how its scales are stored. `nested_blocksize` 0: float32 scales, not quantized again."""
 
     kind: str
     shape: tuple[int, int]
@@ -40,7 +40,7 @@ class Packed:
     def sides(self, weight: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """The tensors beside `weight` but for the JSON, with their shapes and types."""
         blocks = math.ceil(math.prod(self.shape) / self.blocksize)
-        sides = {
+        sides: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             f"{weight}.absmax": ((blocks,), torch.uint8 if self.nested_blocksize else torch.float32),
             f"{weight}.quant_map": ((16,), torch.float32),
         }
@@ -121,7 +121,7 @@ def flat_codes(tensors: dict[str, torch.Tensor], packed: Mapping[str, Packed]) -
 
 
 def as_unpacked(tensors: Mapping[str, torch.Tensor], packed: Mapping[str, Packed]) -> dict[str, torch.Tensor]:
-    """The state dict as it would be unquantised: 4-bit weights are tensors without memory, and what belongs to them is left out."""
+    """The state dict as it would be unquantized: 4-bit weights are tensors without memory, and what belongs to them is left out."""
     sides = {f"{weight}{STATE}{state.kind}" for weight, state in packed.items()}
     sides.update(side for weight, state in packed.items() for side in state.sides(weight))
     return {

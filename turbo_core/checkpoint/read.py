@@ -1,23 +1,26 @@
 """Reading model files without executing anything in them and without copying them into memory."""
 
 import json
-import pickle
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import safetensors
 import torch
 
 from ..errors import CheckpointError
+from .archive import Stored, map_tensors, read_archive
 from .shards import read_parts
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+_CONFIG_LIMIT = 1 << 20  # bytes of a config.json
+_Tensor = TypeVar("_Tensor", torch.Tensor, Stored)
 # How the releases of safetensors report a cut file: older ones by the name of the error, 0.8 in words.
 _CUT_SAFETENSORS = ("IncompleteBuffer", "InvalidHeaderLength", "not fully covered", "invalid header length")
 
 
 def check_readable(path: Path) -> None:
-    """Raises CheckpointError with the cause for a file that is no checkpoint at all: absent, empty, a web page, a Git LFS
+    """Raises CheckpointError with the cause for a file that is not a checkpoint: absent, empty, a web page, a Git LFS
     pointer, or in the format of the other suffix."""
     if not path.is_file():
         raise CheckpointError(f"{path.name} does not exist; place it in ComfyUI's models/diffusion_models folder.")
@@ -45,7 +48,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors of a model file of either format, memory-mapped, and its metadata (a `.pth` file has none). Of a model in parts
     (see `shards`), those of all parts.
 
-    Raises CheckpointError for a file that is no checkpoint."""
+    Raises CheckpointError for a file that is not a checkpoint."""
     return read_parts(path, _read_file)
 
 
@@ -71,60 +74,60 @@ def read_pth(path: Path) -> dict[str, torch.Tensor]:
 
     Raises CheckpointError for a cut file, for anything but tensors in it (nothing in the file is executed), and for the
     pre-2020 format, which cannot be mapped."""
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            cut = file.read(4) == b"PK\x03\x04"
-        if cut:
-            raise CheckpointError(f"{path.name} is cut short: its end is missing; download it again.")
-        raise CheckpointError(
-            f"{path.name} is not a PyTorch zip checkpoint; use the original file or a .safetensors one."
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path.name} holds Python objects besides tensors and was not loaded (nothing in it was "
-            "executed); use a file from a source you trust, best a .safetensors one."
-        ) from error
-    except Exception as error:  # a damaged pickle fails wherever it stops making sense: IndexError, struct.error
-        raise CheckpointError(f"{path.name} is damaged ({_first_line(error)}); download it again.") from error
+    return map_tensors(path, stored_tensors(path))
+
+
+def stored_tensors(path: Path) -> dict[str, Stored]:
+    """The tensors of a `.pth` file by name, as `read_pth` unwraps them, without mapping it. Raises CheckpointError as it does."""
+    content = read_archive(path)
     if isinstance(content, dict):
         inner = content.get("state_dict", next(iter(content.values())) if len(content) == 1 else None)
         content = inner if isinstance(inner, dict) else content
-    return {name: tensor.detach() for name, tensor in check_tensors(path, content).items()}
+    return _named(path, content, Stored)
+
+
+def offsets(path: Path) -> dict[str, int]:
+    """Where each tensor of a file of either format begins, in bytes, under the names of `read`. Raises CheckpointError."""
+    if path.suffix.lower() not in SAFETENSORS_SUFFIXES:
+        return {name: tensor.offset for name, tensor in stored_tensors(path).items()}
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
 
 
 def model_class(path: Path) -> str:
     """The name of the network's class in the `config.json` beside a model file, as diffusers writes it; empty if there is none."""
+    config = path.with_name("config.json")
     try:
-        content = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
-        return str(content.get("_class_name", ""))
+        if not config.is_file() or config.stat().st_size > _CONFIG_LIMIT:
+            return ""
+        return str(json.loads(config.read_text(encoding="utf-8")).get("_class_name", ""))
     except (OSError, ValueError, AttributeError, RecursionError):
         return ""
 
 
 def check_tensors(path: Path, content: object) -> dict[str, torch.Tensor]:
     """`content` if it is a non-empty dictionary of named tensors, else CheckpointError."""
-    if not isinstance(content, dict) or not content:
+    return _named(path, content, torch.Tensor)
+
+
+def _named(path: Path, content: object, kind: type[_Tensor]) -> dict[str, _Tensor]:
+    if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path.name} holds no named tensors; it is not a model checkpoint.")
-    odd = [name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
-    if odd:
+    others = [name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, kind)]
+    if others:
         raise CheckpointError(
-            f"{path.name} is not a model checkpoint: {odd[0]!r} is not a tensor"
-            f"{f' (and {len(odd) - 1} more)' if len(odd) > 1 else ''}; a training state cannot be loaded."
+            f"{path.name} is not a model checkpoint: {others[0]!r} is not a tensor"
+            f"{f' (and {len(others) - 1} more)' if len(others) > 1 else ''}; a training state cannot be loaded."
         )
-    strange = [name for name, value in content.items() if value.layout != torch.strided or value.is_meta]
-    if strange:
-        raise CheckpointError(
-            f"{path.name} is not a model checkpoint: {strange[0]} is sparse or without values; get the original file."
-        )
-    return content
+    return dict(content)
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """The error for a safetensors file whose reader failed with `error`."""
     cause = _first_line(error)
-    if any(mark in cause for mark in _CUT_SAFETENSORS):
+    if any(text in cause for text in _CUT_SAFETENSORS):
         return CheckpointError(f"{path.name} is cut short: its end is missing; download it again.")
     return CheckpointError(f"{path.name} is not a readable safetensors file ({cause}); download it again.")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
+from .keys import refuse_two_spellings
+from .metadata import check_metadata
 
 INDEX_SUFFIX = ".index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[A-Za-z]+)$")
@@ -28,7 +30,7 @@ def is_part(name: str) -> bool:
 def files_of(path: Path) -> list[Path]:
     """The files that make up the checkpoint at `path`: those an index names, those a file's own name counts, or the file alone.
 
-    Raises CheckpointError for an index that is none, and for parts that are missing."""
+    Raises CheckpointError for a file that is not an index, and for parts that are missing."""
     found = _SHARD.match(path.name)
     if path.name.endswith(INDEX_SUFFIX):
         names = sorted(set(_weight_map(path).values()))
@@ -52,7 +54,8 @@ def read_parts(
 ) -> tuple[Tensors, dict[str, str]]:
     """The tensors of all files of the checkpoint at `path`, and the first file's metadata; `read_file` reads one file.
 
-    Raises CheckpointError if a tensor is in two files, or not in the one that the index names."""
+    Raises CheckpointError if a tensor is in two files, under two names, or not in the file that the index names, and for metadata
+    that cannot be read."""
     tensors: Tensors = {}
     metadata: dict[str, str] = {}
     places: dict[str, str] = {}
@@ -73,6 +76,8 @@ def read_parts(
                 raise CheckpointError(
                     f"{path.name} says that {name} holds {key}, and it does not; download {name} again."
                 )
+    refuse_two_spellings(path.name, tensors)
+    check_metadata(path.name, metadata)
     return tensors, metadata
 
 
@@ -101,7 +106,7 @@ def _numbered(path: Path, found: re.Match) -> list[str]:
 def _weight_map(index: Path) -> dict[str, str]:
     """The file name of each tensor. A name with a folder in it is refused, so that an index reaches nothing but its own folder."""
     try:
-        if index.stat().st_size > _INDEX_LIMIT:
+        if not index.is_file() or index.stat().st_size > _INDEX_LIMIT:  # a FIFO or a device would be read for ever
             raise ValueError
         places = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         names = set(places.values())

@@ -14,7 +14,7 @@ _BLOCK = (
     "layer.1.layer_norm",
     *(f"layer.1.DenseReluDense.{name}" for name in ("wi_0", "wi_1", "wo")),
 )
-# What the sizes are read from: matrices, none of them empty
+# What the sizes are read from: matrices that must not be empty
 _SIZED = (
     _TABLE,
     _BIAS.format(0),
@@ -36,10 +36,10 @@ def encoder_sizes(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, int]
     if _BIAS.format(1) not in tensors:  # T5 has the bias in its first block only
         raise CheckpointError(f"{name} is a T5 text encoder of other models, not umT5; {_GET}.")
     missing = [key for key in _expected() if key not in tensors]
-    strange = [key for key in _SIZED if key in tensors and (tensors[key].ndim != 2 or not tensors[key].numel())]
-    if strange:
+    misshapen = [key for key in _SIZED if key in tensors and (tensors[key].ndim != 2 or not tensors[key].numel())]
+    if misshapen:
         raise CheckpointError(
-            f"{name} is damaged: {strange[0]} has the shape {list(tensors[strange[0]].shape)}; download it again."
+            f"{name} is damaged: {misshapen[0]} has the shape {list(tensors[misshapen[0]].shape)}; download it again."
         )
     if not missing and tensors["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0] != FFN_WIDTH:
         raise CheckpointError(f"{name} is a umT5 text encoder of another size than XXL; {_GET}.")

@@ -1,6 +1,6 @@
 """How a weight is stored: its tensors in a file, from and to float32, some rows at a time.
 
-A format is a torch float dtype, for a plain tensor, or the name of a quantised one:
+A format is a torch float dtype, for a plain tensor, or the name of a quantized one:
 
     int8_block     codes int8 [N, K], `weight_scale` float32 [ceil(N/128), ceil(K/128)]: TurboDiffusion's, for this pack
     fp8_e4m3fn     codes float8 [N, K], `weight_scale` float32 []: ComfyUI's scaled fp8
@@ -16,20 +16,20 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from ...kernels import TILE, dequantize_block, quantize_block, quantize_row, tile_count
+from ..checkpoint.comfy_quant import read_format
 from ..checkpoint.layout import tile_shape
-from ..checkpoint.packed import KINDS
 from ..errors import CheckpointError
 
 Format = torch.dtype | str
 WEIGHTS = ("keep", "int8_block", "bf16", "fp8_e4m3fn", "int8_rowwise")
-SIDES = ("weight_scale", "comfy_quant", "weight_scale_2", "input_scale", "pre_quant_scale")
 _COMFY_NAMES = {"fp8_e4m3fn": "float8_e4m3fn", "int8_rowwise": "int8_tensorwise"}
 _CODES = {"int8_block": torch.int8, "int8_rowwise": torch.int8, "fp8_e4m3fn": torch.float8_e4m3fn}
 _FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
-_MARK_SIZE = 32
+_CONFIG_SIZE = 32
 SLAB_ELEMENTS = 1 << 19  # of a weight in memory at a time: 2 MB in float32, and a few temporaries of that size
 
 Rows = Callable[[slice], torch.Tensor]  # rows of a weight as float32 [rows, width]
+Read = Callable[[str, slice], torch.Tensor]  # rows of a tensor by name, as they are stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +61,13 @@ def slabs(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def format_of(tensors: Mapping[str, torch.Tensor], name: str) -> Format:
-    """The format of a tensor in ComfyUI's names. A quantisation of ComfyUI's that is not among ours is named as there."""
+    """The format of a tensor in ComfyUI's names. A format of ComfyUI's that this module does not know keeps ComfyUI's name."""
     layer = name.removesuffix(".weight")
-    mark = tensors.get(f"{layer}.comfy_quant") if name.endswith(".weight") else None
-    if mark is None:
+    config = tensors.get(f"{layer}.comfy_quant") if name.endswith(".weight") else None
+    if config is None:
         dtype = tensors[name].dtype
         return "int8_block" if dtype == torch.int8 else dtype
-    try:
-        stored = json.loads(mark.numpy().tobytes())
-        kind = stored["format"]
-        rotated = stored.get("convrot") or (stored.get("params") or {}).get("convrot")
-        if not isinstance(kind, str) or kind in (*_CODES, *KINDS):  # names of ours, which ComfyUI does not write
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{layer}.comfy_quant is not readable; download or convert the file again.") from None
+    kind, rotated = read_format(config)
     ours = {comfy: name for name, comfy in _COMFY_NAMES.items()}
     return kind if rotated else ours.get(kind, kind)
 
@@ -84,10 +77,10 @@ def is_open(stored: Format) -> bool:
     return isinstance(stored, torch.dtype) or stored in _CODES
 
 
-def decode(tensors: Mapping[str, torch.Tensor], name: str, rows: slice) -> torch.Tensor:
-    """Rows (whole tiles) of a tensor as float32 [rows, width], a copy. Raises CheckpointError for a format without decoder, a
-    missing scale, and values that are NaN or infinite."""
-    weight = as_matrix(tensors[name])[rows]
+def decode(tensors: Mapping[str, torch.Tensor], read: Read, name: str, rows: slice) -> torch.Tensor:
+    """Rows (whole tiles) of a tensor as float32 [rows, width], a copy; `read` gives rows of a tensor's matrix as they are stored.
+    Raises CheckpointError for a format without decoder, a missing scale, and values that are NaN or infinite."""
+    weight = read(name, rows)
     stored = format_of(tensors, name)
     if isinstance(stored, torch.dtype):
         values = weight.to(torch.float32, copy=True)
@@ -100,13 +93,15 @@ def decode(tensors: Mapping[str, torch.Tensor], name: str, rows: slice) -> torch
                 "use the bf16 file."
             )
         if stored == "int8_block":
-            values = dequantize_block(weight, scale[rows.start // TILE : tile_count(rows.stop)], torch.float32)
+            tiles = slice(rows.start // TILE, tile_count(rows.stop))
+            values = dequantize_block(weight, read(f"{layer}.weight_scale", tiles), torch.float32)
         elif scale.numel() not in (1, tensors[name].shape[0]):
             raise CheckpointError(
                 f"{layer}.weight_scale has {scale.numel()} scales for {tensors[name].shape[0]} rows; download the file again."
             )
         else:
-            values = weight.float() * (scale.float() if scale.numel() == 1 else scale.float().reshape(-1, 1)[rows])
+            part = read(f"{layer}.weight_scale", slice(0, 1) if scale.numel() == 1 else rows)
+            values = weight.float() * part.float().reshape(-1, 1)
     return finite(name, values)
 
 
@@ -125,7 +120,7 @@ def stored_tensors(stored: Format, name: str, shape: tuple[int, ...]) -> list[Te
     scale = {"int8_block": tile_shape(shape), "int8_rowwise": (shape[0], 1), "fp8_e4m3fn": ()}[stored]
     infos = [TensorInfo(name, _CODES[stored], shape), TensorInfo(f"{layer}.weight_scale", torch.float32, scale)]
     if stored in _COMFY_NAMES:
-        infos.append(TensorInfo(f"{layer}.comfy_quant", torch.uint8, (_MARK_SIZE,)))
+        infos.append(TensorInfo(f"{layer}.comfy_quant", torch.uint8, (_CONFIG_SIZE,)))
     return infos
 
 
@@ -155,5 +150,7 @@ def encode(stored: Format, name: str, shape: tuple[int, ...], rows: Rows) -> Ite
     for scale in scales:
         yield f"{layer}.weight_scale", scale
     if stored in _COMFY_NAMES:
-        mark = json.dumps({"format": _COMFY_NAMES[stored]}).encode().ljust(_MARK_SIZE)  # JSON allows trailing spaces
-        yield f"{layer}.comfy_quant", torch.tensor(list(mark), dtype=torch.uint8)
+        config = (
+            json.dumps({"format": _COMFY_NAMES[stored]}).encode().ljust(_CONFIG_SIZE)
+        )  # JSON allows trailing spaces
+        yield f"{layer}.comfy_quant", torch.tensor(list(config), dtype=torch.uint8)

@@ -41,7 +41,7 @@ _NAMES = {
     },
 }
 _CHUNK = 1 << 23
-Advance = Callable[[int], None]  # told of bytes as they are done; may raise
+Advance = Callable[[int], None]  # called with the number of bytes just done; may raise
 
 
 class Container:
@@ -82,7 +82,7 @@ class Container:
         places = {name: start for name, (start, _) in self.spans.items()}
         checksums = dict.fromkeys(self.spans, 0)
         for name, part in parts:
-            data = memoryview(part.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+            data = memoryview(part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             if places[name] + len(data) > self.spans[name][1]:
                 raise ValueError(f"{name} is larger than planned")
             file.seek(places[name])

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint.identify import METADATA_KEY, identify
+from ..checkpoint.identify import identify
 from ..checkpoint.layout import TEXT_WIDTH
+from ..checkpoint.metadata import CONFIG, METADATA_KEY, carried_along
 from ..checkpoint.packed import KINDS
 from ..checkpoint.read import read_safetensors
 from ..checkpoint.shards import files_of
@@ -80,6 +81,7 @@ def convert(request: Request, progress: Progress | None = None) -> Report:
     record = _record(request, turbo=model.spec.turbo or main.spec.turbo, notes=_notes(additions))
     # The hashes are known only after the files were read; the header has the same size with any.
     planned = Container(infos, _metadata(main, record, dict.fromkeys(request.inputs, "0" * 64))).size
+    output.remove_leftovers(request.output.parent)  # they may be what fills the disk
     output.check_space(request.output, planned)
     advance = _Counter(progress, total=sum(map(size, request.inputs.values())) + 2 * planned)
     hashes = {role: sha256(path, advance.during("reading")) for role, path in request.inputs.items()}
@@ -113,8 +115,9 @@ BASE_AND_TEACHER = "A delta needs both base_name, the model to change, and teach
 
 def _merges(request: Request, model: Source) -> tuple[Source, list[Addition]]:
     """The checkpoint whose tensors are written, and what is added to them."""
-    main, additions = model, []
-    if request.base is not None:
+    main = model
+    additions: list[Addition] = []
+    if request.base is not None and request.teacher is not None:
         main = Source.open(request.base)
         teacher = Source.open(request.teacher)
         for source in (main, model, teacher):
@@ -147,9 +150,9 @@ class _Item:
             yield from codec.encode(self.format, self.name, self.source.shape(self.name), self._rows)
             return
         for name in self.source.stored(self.name):
-            tensor = codec.as_matrix(self.source.tensors[name])
-            for rows in codec.slabs(tuple(tensor.shape)):
-                yield name, tensor[rows]
+            shape = codec.as_matrix(self.source.tensors[name]).shape
+            for rows in codec.slabs(tuple(shape)):
+                yield name, self.source.part(name, rows)
 
     def _rows(self, rows: slice) -> torch.Tensor:
         values = self.source.rows(self.name, rows)
@@ -189,7 +192,7 @@ def _notes(additions: list[Addition]) -> list[str]:
 def _record(request: Request, turbo: bool, notes: list[str]) -> dict:
     """What the metadata says of a conversion, but for the hashes. `turbo` false: the file is a stock Wan model."""
     record = {
-        "version": re.search(r'(?m)^version = "(.+)"', _PYPROJECT.read_text(encoding="utf-8"))[1],
+        "version": _version(),
         "turbo": turbo,
         "weights": request.weights,
         "sources": {role: {"name": path.name, "size": size(path)} for role, path in request.inputs.items()},
@@ -201,12 +204,17 @@ def _record(request: Request, turbo: bool, notes: list[str]) -> dict:
     return record | ({"notes": notes} if notes else {})
 
 
+def _version() -> str:
+    """Of this pack."""
+    return "".join(re.findall(r'(?m)^version = "(.+)"', _PYPROJECT.read_text(encoding="utf-8"))[:1])
+
+
 def _metadata(main: Source, record: dict, hashes: dict[str, str]) -> dict[str, str]:
     sources = {role: source | {"sha256": hashes[role]} for role, source in record["sources"].items()}
-    metadata = main.metadata | {METADATA_KEY: json.dumps(record | {"sources": sources})}
-    if main.spec.text_width != TEXT_WIDTH and "config" not in metadata:
+    metadata = carried_along(main.metadata) | {METADATA_KEY: json.dumps(record | {"sources": sources})}
+    if main.spec.text_width != TEXT_WIDTH:
         # ComfyUI reads every width but this one from the tensors.
-        metadata["config"] = json.dumps({"transformer": {"text_dim": main.spec.text_width}})
+        metadata[CONFIG] = json.dumps({"transformer": {"text_dim": main.spec.text_width}})
     return metadata
 
 

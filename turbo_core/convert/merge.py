@@ -1,4 +1,4 @@
-"""What is added to a checkpoint's weights on the way: the difference of two others, a LoRA."""
+"""Changes of weights during a conversion: the difference of two other checkpoints, a LoRA."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ from .. import lora
 from ..checkpoint.keys import PATCH_EMBEDDING
 from ..checkpoint.read import read
 from ..errors import TurboError
+from .file_tensors import FileTensors
 from .source import Source
 
 _LISTED = 3
@@ -88,12 +89,13 @@ class Lora:
         if not found.layers:
             raise lora.nothing_matched(path.name, tensors)
         lora.check_shapes(path.name, found, shapes)
+        self._files = FileTensors(path, tensors)
         self._strength = strength
         self._changes: dict[str, list[lora.LowRank | lora.Difference]] = {}
         for change in found.low_rank:
             self._changes.setdefault(f"{change.layer}.weight", []).append(change)
-        for change in found.differences:
-            self._changes.setdefault(f"{change.layer}.{change.kind}", []).append(change)
+        for difference in found.differences:
+            self._changes.setdefault(f"{difference.layer}.{difference.kind}", []).append(difference)
         self.notes = [f"{path.name} merged into {len(found.layers)} layers at strength {strength:g}."]
         if found.unmatched:
             self.notes.append(f"{len(found.unmatched)} keys of it belong to no layer: {_some(found.unmatched)}.")
@@ -104,11 +106,11 @@ class Lora:
     def add(self, name: str, rows: slice, values: torch.Tensor) -> None:
         for change in self._changes[name]:
             if isinstance(change, lora.LowRank):
-                up, down = (part.float().flatten(1) for part in (change.up, change.down))
-                values.addmm_(up[rows], down, alpha=self._strength * change.scale)
+                up, down = self._files.read(change.up, rows).float(), self._files.read(change.down, slice(None)).float()
+                values.addmm_(up, down, alpha=self._strength * change.scale)
             else:
-                difference = change.value.reshape(-1, values.shape[1])
-                values.add_(difference[rows].float(), alpha=self._strength)
+                value = self._files.read(change.value.reshape(-1, values.shape[1]), rows)
+                values.add_(value.float(), alpha=self._strength)
 
 
 def _some(names: list[str]) -> str:

@@ -16,6 +16,7 @@ from ..errors import TurboError
 SUFFIX = ".safetensors"
 PARTIAL = ".partial"  # not a suffix that ComfyUI lists
 _LONGEST, _LONGEST_PATH = 200, 1000  # bytes; most systems allow 255 to a name, of which the partial file needs some
+_LEFTOVER = re.compile(rf".+{re.escape(SUFFIX)}\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
 _FORBIDDEN = re.compile(r'[<>:"|?*]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows' own, whatever the suffix
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -46,7 +47,7 @@ def check_name(name: str) -> str:
         return cleaned
     if suffix.lower() in (".pth", ".pt", ".ckpt", ".bin", ".sft", ".gguf", ".pkl"):
         raise TurboError(f"output_name is {name!r}: the new file is a safetensors file, so end its name in {SUFFIX}.")
-    return cleaned + SUFFIX  # a dot in the name, as in Wan2.2, is no suffix
+    return cleaned + SUFFIX  # a dot in the name, as in Wan2.2, is not a suffix
 
 
 def _is_portable(part: str) -> bool:
@@ -61,7 +62,7 @@ def _is_portable(part: str) -> bool:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raises TurboError if there is a file at `path` that may not be replaced, or something that is no file or no folder on the way."""
+    """Raises TurboError if `path` is a folder or a file that may not be replaced, or if one of its parents is a file."""
     in_the_way = next((folder for folder in path.parents if folder.exists()), path)
     if not in_the_way.is_dir():
         raise TurboError(f"{in_the_way.name} is a file, so {path.name} cannot go into it; choose another output_name.")
@@ -86,12 +87,12 @@ def check_space(path: Path, size: int) -> None:
 def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     """A new binary file beside `path` that takes its place when the block ends, and is removed if the block raises anything.
 
-    What a killed run left behind for the same `path` is removed first. Raises TurboError when the disk is full or the file
+    What killed runs left behind in that folder is removed first. Raises TurboError when the disk is full or the file
     cannot be written, and when another one has come to be at `path` meanwhile."""
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        remove_leftovers(path.parent)
         partial, file = _new_partial(path)
         with file:
             yield file
@@ -111,12 +112,12 @@ def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
 
 
 def _new_partial(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside `path`, marked as being written. Before it is marked, another process may take it for a leftover and
+    """A new file beside `path`, locked while it is written. Before it is locked, another process may take it for a leftover and
     remove it: then there is another."""
     while True:
         partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
         file = partial.open("x+b")
-        _hold(file)
+        _lock(file)
         if partial.exists():
             return partial, file
         file.close()
@@ -128,8 +129,8 @@ def _remove(partial: Path | None) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _hold(file: BinaryIO) -> None:
-    """Marks the file as being written; the mark ends with this process. On Windows an open file cannot be removed anyway."""
+def _lock(file: BinaryIO) -> None:
+    """Locks the file until it is closed or this process ends. On Windows an open file cannot be removed anyway."""
     if os.name != "nt":
         import fcntl
 
@@ -137,19 +138,22 @@ def _hold(file: BinaryIO) -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Removes the partial files for `path` that no process is writing."""
-    ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}" + re.escape(PARTIAL))
-    for leftover in path.parent.iterdir():
-        if not ours.fullmatch(leftover.name):
-            continue
-        with contextlib.suppress(OSError):
-            if os.name != "nt":
-                import fcntl
+def remove_leftovers(folder: Path) -> None:
+    """Removes the partial files in `folder` that no process is writing; a folder that cannot be listed is left as it is."""
+    with contextlib.suppress(OSError):
+        for leftover in folder.iterdir():
+            if _LEFTOVER.fullmatch(leftover.name) and leftover.is_file():
+                _remove_unlocked(leftover)
 
-                with leftover.open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+
+def _remove_unlocked(leftover: Path) -> None:
+    with contextlib.suppress(OSError):  # also a lock that is held, and a file system without locks
+        if os.name != "nt":
+            import fcntl
+
+            with leftover.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        leftover.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

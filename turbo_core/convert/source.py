@@ -3,47 +3,55 @@
 import dataclasses
 import functools
 import hashlib
+import zlib
 from pathlib import Path
 
 import torch
 
 from ...kernels import nf4_dequantize
+from ..checkpoint.archive import Record, records
+from ..checkpoint.comfy_quant import SIDES
 from ..checkpoint.identify import identify
 from ..checkpoint.layout import PROJ_L, WanSpec
 from ..checkpoint.packed import STATE, Packed, packed_weights
-from ..checkpoint.read import read
+from ..checkpoint.read import SAFETENSORS_SUFFIXES, read
 from ..checkpoint.shards import files_of
 from ..errors import CheckpointError
 from . import codec
 from .container import Advance
+from .file_tensors import FileTensors
 
 _CHUNK = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """A checkpoint: its spec and its tensors in ComfyUI's names, mapped from its file or files; `packed`: its 4-bit weights."""
+    """A checkpoint: its spec and its tensors in ComfyUI's names, mapped from its file or files; `packed`: its 4-bit weights.
+
+    The values of a tensor are taken from `files`, not from the mapping: a file that is cut while it is mapped ends the process."""
 
     path: Path
     spec: WanSpec
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
     packed: dict[str, Packed]
+    files: FileTensors
 
     @classmethod
     def open(cls, path: Path) -> "Source":
-        """Raises CheckpointError for a file that is damaged, incomplete, not Wan, or quantised in a way that is not read."""
+        """Raises CheckpointError for a file that is damaged, incomplete, not Wan, or quantized in a way that is not read."""
         tensors, metadata = read(path)
+        files = FileTensors(path, tensors)
         if "_quantization_metadata" in metadata or any(name.endswith("scaled_fp8") for name in tensors):
             raise CheckpointError(
-                f"{path.name} is quantised in an older form of ComfyUI's, which cannot be converted; use the bf16 file."
+                f"{path.name} is quantized in an older form of ComfyUI's, which cannot be converted; use the bf16 file."
             )
         spec, tensors = identify(path.name, tensors, metadata)
-        return cls(path, spec, tensors, metadata, packed_weights(path.name, tensors))
+        return cls(path, spec, tensors, metadata, packed_weights(path.name, tensors), files)
 
     @functools.cached_property
     def names(self) -> list[str]:
-        """The tensors but for scales and marks, which belong to their weight."""
+        """The names of all tensors but scales and `comfy_quant`, which belong to their weight."""
         sides = {
             side
             for name in self.tensors
@@ -72,12 +80,16 @@ class Source:
                     f"{self.path.name}: {name} is stored as {self.format(name)}, into which nothing can be merged; use the bf16 file."
                 )
 
+    def part(self, name: str, rows: slice) -> torch.Tensor:
+        """Rows of a tensor, as a matrix, read from its file as they are stored. Raises CheckpointError if the file changed."""
+        return self.files.read(self.tensors[name], rows)
+
     def rows(self, name: str, rows: slice) -> torch.Tensor:
         """As `codec.decode`; the message of its CheckpointError names this file."""
         if name in self.packed:
             return codec.finite(name, self._unpacked(name, rows))
         try:
-            return codec.decode(self.tensors, name, rows)
+            return codec.decode(self.tensors, self.part, name, rows)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path.name}: {error}") from error
 
@@ -89,7 +101,7 @@ class Source:
         if isinstance(self.format(name), torch.dtype):
             return [name]
         layer = name.removesuffix(".weight")
-        return [name, *(f"{layer}.{side}" for side in codec.SIDES if f"{layer}.{side}" in self.tensors)]
+        return [name, *(f"{layer}.{side}" for side in SIDES if f"{layer}.{side}" in self.tensors)]
 
     def _unpacked(self, name: str, rows: slice) -> torch.Tensor:
         """Rows of a 4-bit weight in float32: all that shares a scale of scales with them is unpacked."""
@@ -101,15 +113,17 @@ class Source:
         last = min(-(-end // unit) * unit, state.shape[0] * width)
         blocks = slice(first // state.blocksize, -(-last // state.blocksize))
         nested = slice(first // unit, -(-last // unit))
-        scales, table, nested_scales, nested_table = (
-            self.tensors.get(f"{name}.{side}") for side in ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
-        )
+
+        def side(kind: str, part: slice) -> torch.Tensor:
+            return self.part(f"{name}.{kind}", part).flatten()
+
+        double = bool(state.nested_blocksize)
         values = nf4_dequantize(
-            self.tensors[name][first // 2 : (last + 1) // 2],
-            scales[blocks],
-            table,
-            None if nested_scales is None else nested_scales[nested],
-            nested_table,
+            self.part(name, slice(first // 2, (last + 1) // 2)).flatten(),
+            side("absmax", blocks),
+            side("quant_map", slice(None)),
+            side("nested_absmax", nested) if double else None,
+            side("nested_quant_map", slice(None)) if double else None,
             state.nested_offset,
             state.blocksize,
             state.nested_blocksize,
@@ -126,17 +140,50 @@ def size(path: Path) -> int:
 
 
 def is_block_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is one of those that TurboDiffusion quantises: the weights of the blocks' linears but `proj_l`."""
+    """Whether a tensor is one of those that TurboDiffusion quantizes: the weights of the blocks' linears but `proj_l`."""
     layer = name.removesuffix(".weight")
     return name.startswith("blocks.") and layer != name and len(shape) == 2 and not layer.endswith(PROJ_L)
 
 
 def sha256(path: Path, advance: Advance) -> str:
-    """Of a checkpoint: of its file, or of its files one after the other; each is read once from its beginning."""
+    """Of a checkpoint: of its file, or of its files one after the other; each is read once from its beginning.
+
+    Raises CheckpointError where the checksum that a `.pth` file holds of a record is another."""
     digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
     for part in files_of(path):
+        checksums = _Checksums([] if part.suffix.lower() in SAFETENSORS_SUFFIXES else records(part))
         with part.open("rb", buffering=0) as file:
             while count := file.readinto(buffer):
-                digest.update(memoryview(buffer)[:count])
+                data = memoryview(buffer)[:count]
+                digest.update(data)
+                checksums.update(data)
                 advance(count)
+        if wrong := checksums.wrong():
+            raise CheckpointError(f"{part.name} is damaged (the checksum of {wrong} differs); download it again.")
     return digest.hexdigest()
+
+
+class _Checksums:
+    """The CRC-32 of each record of an archive that goes by from its beginning. A record without one, as torch writes on request
+    (`torch.serialization.set_crc32_options`), is not checked."""
+
+    def __init__(self, listed: list[Record]):
+        self._records = sorted((record for record in listed if record.crc), key=lambda record: record.start)
+        self._found = dict.fromkeys(self._records, 0)
+        self._first = self._place = 0  # the first record that is not past, and the bytes that went by
+
+    def update(self, data: memoryview) -> None:
+        begin, self._place = self._place, self._place + len(data)
+        for index in range(self._first, len(self._records)):
+            record = self._records[index]
+            end = record.start + record.size
+            if record.start >= self._place:
+                break
+            part = data[max(record.start - begin, 0) : end - begin]
+            self._found[record] = zlib.crc32(part, self._found[record])
+            if end <= self._place and index == self._first:
+                self._first += 1
+
+    def wrong(self) -> str:
+        """The name of a record that differs, empty if there is none."""
+        return next((record.name for record, crc in self._found.items() if crc != record.crc), "")

@@ -1,6 +1,8 @@
 """From a model file to a ModelPatcher, as ComfyUI's own diffusion model loader does it, for our model class."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import comfy.memory_management
@@ -38,11 +40,13 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
     `dtype_name` is a key of DTYPES. `disable_dynamic` is how ComfyUI asks for a patcher without dynamic VRAM, through
     `cached_patcher_init`. Raises CheckpointError for a file that cannot be used."""
     tensors, metadata = read_parts(Path(path), _read)
-    tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
+    with _comfyui_reads(Path(path)):
+        tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
     spec, tensors = identify(Path(path).name, tensors, metadata)
     _refuse_causal(Path(path), spec)
     whole = as_unpacked(tensors, packed_weights(Path(path).name, tensors))
-    config = comfy.model_detection.model_config_from_unet(whole, "", metadata=metadata)
+    # Without the metadata, whose `config` would override what the tensors say.
+    config = comfy.model_detection.model_config_from_unet(whole, "")
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     compute = DTYPES[dtype_name] or _default_dtype(device)
@@ -66,7 +70,8 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
         model.to(offload_device)
     if not patcher.is_dynamic():
         _match_dtypes(model.diffusion_model, tensors, offload_device)
-    model.load_model_weights(tensors, "", assign=True)
+    with _comfyui_reads(Path(path)) if config.quant_config is not None else contextlib.nullcontext():
+        model.load_model_weights(tensors, "", assign=True)
     patcher.cached_patcher_init = (load_model, (path, dtype_name))
     refuse_on_quantised(patcher)
     if spec.four_bit:
@@ -89,6 +94,19 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         raise read.damaged(path, error) from error
     return read.check_tensors(path, tensors), metadata or {}
+
+
+@contextlib.contextmanager
+def _comfyui_reads(path: Path) -> Iterator[None]:
+    """Around what ComfyUI reads of its own quantization: it raises whatever a damaged or newer description leads to."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, (CheckpointError, torch.OutOfMemoryError)):
+            raise
+        raise CheckpointError(
+            f"{path.name} is quantized in a way that this ComfyUI cannot load ({error}); update ComfyUI, or download the file again."
+        ) from error
 
 
 def _refuse_causal(path: Path, spec: WanSpec) -> None:

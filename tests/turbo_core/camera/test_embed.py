@@ -40,7 +40,7 @@ def unpacked(embedding: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pixel_shuffle(embedding[0].transpose(0, 1), 8).permute(0, 2, 3, 1)
 
 
-def test_a_static_camera_looks_through_pixel_centres():
+def test_a_static_camera_looks_through_pixel_centers():
     rays = unpacked(embed(still(), 832, 480, "cam"))
     assert rays.shape == (2, 480, 832, 6)
     assert not rays[..., :3].any()

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from td_pack.tests.support import hostile
 from td_pack.turbo_core.camera.folder import camera_files, path_from_folder
 from td_pack.turbo_core.camera.path import LINGBOT_INTRINSICS
 from td_pack.turbo_core.camera.pose import relative_poses
@@ -125,6 +126,12 @@ def test_cut_files_and_headers_that_lie_are_refused(root, content):
     (root / name / "poses.npy").write_bytes(content)
     with pytest.raises(TurboError, match="poses.npy (is not a plain numpy file|holds no numbers)"):
         path_from_folder(root, name, "opencv")
+
+
+def test_a_pipe_is_not_waited_for(root):
+    hostile.fifo(root / put(root) / "poses.npy")
+    with hostile.limits(), pytest.raises(TurboError, match="poses.npy is not a file"):
+        path_from_folder(root, "walk", "opencv")
 
 
 @pytest.mark.parametrize(

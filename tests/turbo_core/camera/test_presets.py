@@ -40,9 +40,9 @@ def test_where_a_move_ends(preset, ease):
 @pytest.mark.parametrize("preset", ["orbit_left", "orbit_right"])
 def test_an_orbit_keeps_its_distance_and_its_aim(preset):
     path = path_from_preset(preset, 3.0, "linear", 41)
-    to_centre = np.array([0, 0, 1]) - path.poses[:, :3, 3]
-    assert np.allclose(np.linalg.norm(to_centre, axis=1), 1)
-    assert np.allclose(to_centre, path.poses[:, :3, 2])
+    to_center = np.array([0, 0, 1]) - path.poses[:, :3, 3]
+    assert np.allclose(np.linalg.norm(to_center, axis=1), 1)
+    assert np.allclose(to_center, path.poses[:, :3, 2])
 
 
 def test_smooth_starts_and_stops_gently_and_linear_is_even():
@@ -113,7 +113,7 @@ def test_a_path_of_any_size_has_the_same_picture():
 
 
 def test_the_picture_shows_where_the_path_goes():
-    """A camera that goes right draws its last colour, orange, right of its first, blue."""
+    """A camera that goes right draws its last color, orange, right of its first, blue."""
     poses = np.tile(np.eye(4), (9, 1, 1))
     poses[:, 0, 3] = np.arange(9)
     plot = np.asarray(top_view(CameraPath(poses, 9)))[60:450].astype(int)

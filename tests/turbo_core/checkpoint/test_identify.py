@@ -6,8 +6,9 @@ import comfy.ldm.wan.model
 import pytest
 import torch
 from td_pack.tests.support.outlines import NAME, names, refusal, spec, stock, turbo
-from td_pack.turbo_core.checkpoint.identify import METADATA_KEY, identify
+from td_pack.turbo_core.checkpoint.identify import identify
 from td_pack.turbo_core.checkpoint.layout import expected_shapes
+from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
 
 FULL_SIZE = {
     "TurboWan T2V 1.3B": (dict(dim=1536, ffn_dim=8960, layers=30), "T2V", 80),
@@ -69,11 +70,11 @@ def test_expected_tensors_are_those_of_comfyuis_network(sizes, task):
 @pytest.mark.parametrize("field", ["turbo", "sla"])
 def test_our_converters_metadata_or_proj_l_marks_a_turbo_file(field):
     tensors = stock(sla=field == "sla")
-    found, _ = identify(NAME, tensors, {METADATA_KEY: "1"} if field == "turbo" else {"format": "pt"})
+    found, _ = identify(NAME, tensors, {METADATA_KEY: "{}"} if field == "turbo" else {"format": "pt"})
     assert found == dataclasses.replace(spec(turbo=True), sla=field == "sla")
 
 
-def test_comfyuis_own_quantisation_is_taken():
+def test_comfyuis_own_quantization_is_taken():
     layer = "blocks.0.ffn.0"
     side = names(f"{layer}.comfy_quant", f"{layer}.weight_scale", f"{layer}.weight_codebook", f"{layer}.input_scale")
     packed = {f"{layer}.weight": torch.empty(512, 128, device="meta")}

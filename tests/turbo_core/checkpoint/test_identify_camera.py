@@ -21,7 +21,7 @@ def test_lingbot_world_is_known_by_its_control(control):
     stock_count = len(expected_shapes(dataclasses.replace(found, camera="")))
     assert len(tensors) - stock_count == 2 * 163  # published: 163 linears more than Wan 2.2 A14B, each with a bias
     if control == "cam":
-        # Twice as many bytes is the `original_bytes` of the published quantisation: 37,088,665,728.
+        # Twice as many bytes is the `original_bytes` of the published quantization: 37,088,665,728.
         assert sum(tensor.numel() for tensor in tensors.values()) == 18_544_332_864
 
 

@@ -108,4 +108,4 @@ def test_an_unknown_kind_of_wan_belongs_to_comfyuis_loader():
 
 
 def test_an_odd_width_is_refused():
-    assert "300 wide, which is no multiple of 128" in refusal(stock(dim=300))
+    assert "300 wide, which is not a multiple of 128" in refusal(stock(dim=300))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from td_pack.tests.support import checkpoints
 from td_pack.turbo_core.checkpoint.keys import PATCH_EMBEDDING, strip_wrappers, to_comfyui
+from td_pack.turbo_core.checkpoint.read import read
 from td_pack.turbo_core.errors import CheckpointError
 
 
@@ -42,10 +43,21 @@ def test_nothing_stays_nothing():
     assert strip_wrappers({}) == {}
 
 
-def test_two_names_for_one_tensor_are_refused():
-    name = "blocks.0.self_attn.q.weight"
-    with pytest.raises(CheckpointError, match="same tensor under two names"):
-        strip_wrappers({name: torch.zeros(1), wrapped_blocks(name): torch.ones(1)})
+SPELLINGS = {
+    "blocks.0.self_attn.q.weight": "blocks.0._checkpoint_wrapped_module.self_attn.q.weight",
+    "net._orig_mod.blocks.0.modulation": "net.blocks.0.modulation",
+    "blocks.0.ffn.0.scale": "blocks.0.ffn.0.weight_scale",
+    "blocks.0.ffn.0.weight": "blocks.0.ffn.0.int8_weight",
+    "blocks.0.ffn.0.scale_weight": "blocks.0.ffn.0.weight_scale",
+}
+
+
+@pytest.mark.parametrize("name, other", SPELLINGS.items())
+def test_two_names_for_one_tensor_are_refused(name, other, tmp_path):
+    path = checkpoints.write_safetensors(tmp_path / "m.safetensors", {name: torch.zeros(1), other: torch.ones(1)})
+    with pytest.raises(CheckpointError, match="m.safetensors holds one tensor under two names") as error:
+        read(path)
+    assert name in str(error.value) and other in str(error.value)
 
 
 @pytest.mark.parametrize("channels", [16, 36])

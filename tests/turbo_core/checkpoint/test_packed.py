@@ -120,7 +120,7 @@ DAMAGED = {
         {f"{LAYER}.absmax": torch.zeros(2047, dtype=torch.uint8)},
         f"{LAYER}.absmax [2047] instead of [2048]",
     ),
-    "scales not quantised": ({f"{LAYER}.absmax": torch.zeros(2048)}, f"of a wrong type: {LAYER}.absmax float32"),
+    "scales not quantized": ({f"{LAYER}.absmax": torch.zeros(2048)}, f"of a wrong type: {LAYER}.absmax float32"),
     "a short code book": ({f"{LAYER}.quant_map": torch.zeros(15)}, f"{LAYER}.quant_map [15] instead of [16]"),
     "a code book in half": (
         {f"{LAYER}.quant_map": torch.zeros(16).half()},

@@ -8,7 +8,7 @@ import pytest
 import safetensors
 import torch
 from td_pack.tests.support import checkpoints
-from td_pack.turbo_core.checkpoint.read import check_readable, check_tensors, damaged, read_pth, read_safetensors
+from td_pack.turbo_core.checkpoint.read import check_readable, check_tensors, read_pth, read_safetensors
 from td_pack.turbo_core.errors import CheckpointError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
@@ -47,37 +47,29 @@ def test_tensors_come_back(tmp_path, content):
     assert all(torch.equal(tensors[name], want) and tensors[name].dtype == want.dtype for name, want in TENSORS.items())
 
 
-@pytest.mark.parametrize(
-    "name, content, said",
-    [
-        ("m.pth", b"", "is empty; download it again"),
-        ("m.safetensors", b"", "is empty; download it again"),
-        ("m.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer"),
-        ("m.safetensors", b"<!DOCTYPE html>\n<html></html>", "web page"),
-        ("m.pth", b"\n  <html><head>", "web page"),
-        ("m.pth", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "web page"),
-    ],
-)
-def test_what_a_failed_download_leaves(tmp_path, name, content, said):
+SAFETENSORS = safetensors.torch.save(TENSORS)
+NOT_A_CHECKPOINT = [
+    ("m.pth", b"", "is empty; download it again"),
+    ("m.safetensors", b"", "is empty; download it again"),
+    ("m.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer"),
+    ("m.safetensors", b"<!DOCTYPE html>\n<html></html>", "web page"),
+    ("m.pth", b"\n  <html><head>", "web page"),
+    ("m.pth", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "web page"),
+    ("m.pth", None, "does not exist; place it in ComfyUI's models/diffusion_models"),
+    (".", None, "does not exist"),
+    ("m.safetensors", b"PK\x03\x04", "rename it to end in .pth"),
+    ("m.SFT", b"PK\x03\x04", "rename it to end in .pth"),
+    ("m.pth", SAFETENSORS, "rename it to end in .safetensors"),
+    ("m.ckpt", SAFETENSORS, "rename it to end in .safetensors"),
+]
+
+
+@pytest.mark.parametrize("name, content, said", NOT_A_CHECKPOINT)
+def test_a_file_that_is_not_a_checkpoint_says_what_it_is(tmp_path, name, content, said):
     path = tmp_path / name
-    path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
     assert said in message(check_readable, path)
-
-
-def test_an_absent_file_says_where_it_belongs(tmp_path):
-    assert "models/diffusion_models" in message(check_readable, tmp_path / "m.pth")
-    assert "does not exist" in message(check_readable, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["m.safetensors", "m.SFT"])
-def test_a_pth_named_safetensors(tmp_path, name):
-    assert "rename it to end in .pth" in message(check_readable, checkpoints.write_pth(tmp_path / name, TENSORS))
-
-
-@pytest.mark.parametrize("name", ["m.pth", "m.ckpt"])
-def test_a_safetensors_named_pth(tmp_path, name):
-    path = checkpoints.write_safetensors(tmp_path / name, TENSORS)
-    assert "rename it to end in .safetensors" in message(check_readable, path)
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
@@ -89,26 +81,26 @@ def test_a_cut_pth(tmp_path, kept):
     assert "is cut short: its end is missing; download it again" in message(read_pth, path)
 
 
-@pytest.mark.parametrize("cut", ["in the header", "before the data", "in the data"])
-def test_a_cut_safetensors(tmp_path, cut):
-    path = checkpoints.write_safetensors(tmp_path / "m.safetensors", TENSORS)
-    content = path.read_bytes()
-    header = 8 + int.from_bytes(content[:8], "little")
-    kept = {"in the header": header - 5, "before the data": header, "in the data": len(content) - 1}[cut]
-    path.write_bytes(content[:kept])
-    check_readable(path)
-    with pytest.raises(safetensors.SafetensorError) as error:
-        safetensors.safe_open(path, "pt")
-    assert "is cut short: its end is missing; download it again" in str(damaged(path, error.value))
+HEADER = 8 + int.from_bytes(SAFETENSORS[:8], "little")
+CUT = "is cut short: its end is missing; download it again"
+DAMAGED = {
+    "cut in the header": (SAFETENSORS[: HEADER - 5], CUT),
+    "cut before the data": (SAFETENSORS[:HEADER], CUT),
+    "cut in the data": (SAFETENSORS[:-1], CUT),
+    "noise": (bytes(range(100, 200)), "is not a readable safetensors file ("),
+    "a shape beyond int64": (
+        (74).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[9223372036854775808,0],"data_offsets":[0,0]}}',
+        "is not a readable safetensors file (",
+    ),
+}
 
 
-def test_a_safetensors_of_noise_tells_the_readers_cause(tmp_path):
+@pytest.mark.parametrize("content, said", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_safetensors_says_how(tmp_path, content, said):
     path = tmp_path / "m.safetensors"
-    path.write_bytes(bytes(range(100, 200)))
-    with pytest.raises(safetensors.SafetensorError) as error:
-        safetensors.safe_open(path, "pt")
-    text = str(damaged(path, error.value))
-    assert text.startswith("m.safetensors is not a readable safetensors file (") and "download it again" in text
+    path.write_bytes(content)
+    check_readable(path)
+    assert said in message(read_safetensors, path) and "download it again" in message(read_safetensors, path)
 
 
 def test_a_legacy_pth_is_refused_unread(tmp_path):
@@ -177,14 +169,7 @@ def test_a_damaged_pickle_in_a_sound_archive_says_so(tmp_path, pickled):
 def test_a_tensor_without_its_values_is_refused(tmp_path, value):
     path = tmp_path / "m.pth"
     torch.save({**TENSORS, "c": value}, path)
-    assert "c is sparse or without values" in message(read_pth, path)
-
-
-def test_a_shape_beyond_all_memory_is_a_damaged_file(tmp_path):
-    header = b'{"a":{"dtype":"F32","shape":[9223372036854775808,0],"data_offsets":[0,0]}}'
-    path = tmp_path / "m.safetensors"
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
-    assert "is not a readable safetensors file" in message(read_safetensors, path)
+    assert "is sparse or without values" in message(read_pth, path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs Linux' /proc, a file that cannot be read")

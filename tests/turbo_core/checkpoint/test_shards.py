@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from td_pack.tests.support import checkpoints, lingbot
+from td_pack.tests.support import checkpoints, hostile, lingbot
 from td_pack.turbo_core.checkpoint.read import model_class, read
 from td_pack.turbo_core.checkpoint.shards import choices, files_of
 from td_pack.turbo_core.errors import CheckpointError
@@ -141,3 +141,10 @@ def test_the_class_of_a_folder(content, name, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     assert model_class(tmp_path / "model.safetensors") == name
+
+
+def test_a_pipe_in_place_of_an_index_or_a_description_is_not_waited_for(tmp_path):
+    with hostile.limits():
+        assert "does not list the files of a model" in refusal(hostile.fifo(tmp_path / INDEX))
+        hostile.fifo(tmp_path / "config.json")
+        assert model_class(tmp_path / "model.safetensors") == ""

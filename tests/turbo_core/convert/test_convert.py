@@ -10,8 +10,9 @@ from comfy.quant_ops import QuantizedTensor
 from td_pack.kernels import dequantize_block, quantize_block
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.models import relative_error
-from td_pack.turbo_core.checkpoint.identify import METADATA_KEY, identify
+from td_pack.turbo_core.checkpoint.identify import identify
 from td_pack.turbo_core.checkpoint.keys import to_comfyui
+from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
 from td_pack.turbo_core.checkpoint.read import read_safetensors
 from td_pack.turbo_core.convert import codec
 from td_pack.turbo_core.convert.convert import Request, convert
@@ -48,12 +49,12 @@ def plain(state_dict, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def quantised(state_dict, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quantised")
-    return checkpoints.write_pth(folder / "quantised.pth", checkpoints.quantized(state_dict), wrap=True)
+def quantized(state_dict, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantized")
+    return checkpoints.write_pth(folder / "quantized.pth", checkpoints.quantized(state_dict), wrap=True)
 
 
-@pytest.mark.parametrize("name", ["plain", "quantised"])
+@pytest.mark.parametrize("name", ["plain", "quantized"])
 def test_keep_gives_the_same_tensors_and_the_same_bits_of_output(name, request):
     source = request.getfixturevalue(name)
     path = converted(source, "keep")
@@ -65,10 +66,10 @@ def test_keep_gives_the_same_tensors_and_the_same_bits_of_output(name, request):
     )
     # The same numbers elsewhere in memory: the matrix library may sum float products in another order.
     error = relative_error(forward(load_model(str(path))), forward(load_model(str(source))))
-    assert error == 0 if name == "quantised" else error <= 1e-6
+    assert error == 0 if name == "quantized" else error <= 1e-6
 
 
-def test_int8_blocks_are_the_quantiser_s_codes_and_scales(plain, state_dict):
+def test_int8_blocks_are_the_quantizer_s_codes_and_scales(plain, state_dict):
     tensors, _ = read_safetensors(converted(plain, "int8_block"))
     expected = to_comfyui(checkpoints.quantized(state_dict))
     assert tensors.keys() == expected.keys()
@@ -84,13 +85,13 @@ def test_int8_blocks_are_the_quantiser_s_codes_and_scales(plain, state_dict):
         assert (steps[apart].frac().abs() - 0.5).abs().lt(1e-4).all() and apart.float().mean() < 1e-3
 
 
-def test_a_source_in_small_parts_gives_the_same_file(plain, quantised, monkeypatch):
+def test_a_source_in_small_parts_gives_the_same_file(plain, quantized, monkeypatch):
     cases = [
         (plain, "int8_block"),
         (plain, "fp8_e4m3fn"),
         (plain, "int8_rowwise"),
-        (quantised, "keep"),
-        (quantised, "bf16"),
+        (quantized, "keep"),
+        (quantized, "bf16"),
     ]
     whole = [converted(*case, f"whole-{case[1]}").read_bytes() for case in cases]
     monkeypatch.setattr(codec, "SLAB_ELEMENTS", 1)  # one tile of rows at a time
@@ -99,9 +100,9 @@ def test_a_source_in_small_parts_gives_the_same_file(plain, quantised, monkeypat
         assert hashlib.sha256(data).digest() == hashlib.sha256(content).digest(), case[1]
 
 
-def test_int8_is_dequantised_once(quantised):
-    tensors, _ = read_safetensors(converted(quantised, "bf16"))
-    source = torch.load(quantised, weights_only=True)["state_dict"]
+def test_int8_is_dequantized_once(quantized):
+    tensors, _ = read_safetensors(converted(quantized, "bf16"))
+    source = torch.load(quantized, weights_only=True)["state_dict"]
     layer = "blocks.1.ffn.0"
     expected = dequantize_block(source[f"{layer}.int8_weight"], source[f"{layer}.scale"], torch.float32)
     assert torch.equal(tensors[f"{layer}.weight"], expected.bfloat16())
@@ -133,7 +134,7 @@ def test_comfyui_s_own_formats_load_in_its_own_loader_and_in_ours(weights, int8_
             assert isinstance(weight, QuantizedTensor)
         assert relative_error(forward(model), reference) <= tolerance + (0 if model is theirs else 5e-3)
     if kind:
-        assert relative_error(forward(theirs), reference) > 1e-4  # it is quantised indeed
+        assert relative_error(forward(theirs), reference) > 1e-4  # it is quantized indeed
     assert ours.model.spec.turbo
 
 
@@ -163,7 +164,7 @@ def test_a_stock_wan_file_stays_one(tmp_path):
     path = converted(source, "fp8_e4m3fn")
     tensors, metadata = read_safetensors(path)
     assert not identify("wan", tensors, metadata)[0].turbo
-    assert identify("wan", tensors, {METADATA_KEY: "by hand"})[0].turbo
+    assert identify("wan", tensors, {METADATA_KEY: "{}"})[0].turbo
     assert metadata["modelspec.title"] == "Wan"
 
 
@@ -206,32 +207,6 @@ def test_an_old_scaled_fp8_file_is_refused(state_dict, tmp_path):
     old = state_dict | {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
     source = checkpoints.write_safetensors(tmp_path / "old.safetensors", old)
     with pytest.raises(CheckpointError, match="older form of ComfyUI's, which cannot be converted; use the bf16 file"):
-        converted(source, "bf16")
-
-
-MARKS = [
-    {"format": ["a"]},
-    {"format": 3},
-    {"format": "int8_block"},
-    {"format": "nf4"},
-    {"format": "x", "params": [1]},
-    [],
-]
-
-
-@pytest.mark.parametrize("mark", [*map(json.dumps, MARKS), "[" * 60000, "{"], ids=lambda mark: mark[:30])
-def test_a_mark_that_makes_no_sense_is_refused(mark, state_dict, tmp_path):
-    marked = state_dict | {"blocks.0.ffn.0.comfy_quant": torch.tensor(list(mark.encode()), dtype=torch.uint8)}
-    source = checkpoints.write_safetensors(tmp_path / "marked.safetensors", marked)
-    with pytest.raises(CheckpointError, match=r"marked.safetensors: blocks.0.ffn.0.comfy_quant is not readable"):
-        converted(source, "bf16")
-
-
-def test_scales_for_other_rows_are_refused(plain, tmp_path):
-    tensors, _ = read_safetensors(converted(plain, "int8_rowwise", "rows"))
-    tensors["blocks.0.ffn.0.weight_scale"] = tensors["blocks.0.ffn.0.weight_scale"][1:]
-    source = checkpoints.write_safetensors(tmp_path / "cut.safetensors", tensors)
-    with pytest.raises(CheckpointError, match=r"cut.safetensors: .*weight_scale has 299 scales for 300 rows"):
         converted(source, "bf16")
 
 

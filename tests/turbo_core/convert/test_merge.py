@@ -7,8 +7,9 @@ import pytest
 import torch
 from td_pack.kernels import dequantize_block, quantize_block
 from td_pack.tests.support import checkpoints
-from td_pack.turbo_core.checkpoint.identify import METADATA_KEY, identify
+from td_pack.turbo_core.checkpoint.identify import identify
 from td_pack.turbo_core.checkpoint.keys import to_comfyui
+from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
 from td_pack.turbo_core.checkpoint.read import read_safetensors
 from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.errors import TurboError
@@ -37,7 +38,7 @@ def lora_file(tmp_path):
     return checkpoints.write_safetensors(tmp_path / "style.safetensors", checkpoints.lora("diffusion_model"))
 
 
-def test_a_lora_is_added_in_float_and_then_quantised(state_dict, lora_file, tmp_path):
+def test_a_lora_is_added_in_float_and_then_quantized(state_dict, lora_file, tmp_path):
     source = checkpoints.write_pth(tmp_path / "plain.pth", state_dict)
     report, tensors = merged(tmp_path, source, "int8_block", lora=lora_file, lora_strength=0.7)
     changes = checkpoints.lora("diffusion_model")
@@ -56,19 +57,19 @@ def test_a_lora_is_added_in_float_and_then_quantised(state_dict, lora_file, tmp_
 
 @pytest.mark.parametrize("style", ["diffusion_model", "kohya"])
 def test_keep_stores_what_a_lora_changed_as_it_was(style, state_dict, tmp_path):
-    quantised = checkpoints.quantized(state_dict)
-    source = checkpoints.write_pth(tmp_path / "quant.pth", quantised)
+    quantized = checkpoints.quantized(state_dict)
+    source = checkpoints.write_pth(tmp_path / "quant.pth", quantized)
     path = checkpoints.write_safetensors(tmp_path / "lora.safetensors", checkpoints.lora(style))
     _, tensors = merged(tmp_path, source, lora=path)
     layer = Q.removesuffix(".weight")
-    float_weight = dequantize_block(quantised[f"{layer}.int8_weight"], quantised[f"{layer}.scale"], torch.float32)
+    float_weight = dequantize_block(quantized[f"{layer}.int8_weight"], quantized[f"{layer}.scale"], torch.float32)
     expected = float_weight + low_rank(checkpoints.lora("diffusion_model"), Q)  # of the same numbers as the other style
     assert tensors[Q].dtype == torch.int8
     error = dequantize_block(tensors[Q], tensors[Q + "_scale"], torch.float32) - expected
     half = dequantize_block(torch.ones_like(tensors[Q]), tensors[Q + "_scale"], torch.float32)
     # Half a step of rounding; the largest value of a tile is 128 steps and its code at most 127.
     assert (error.abs() <= half * torch.where(expected >= 127.4 * half, 1.01, 0.501)).all()
-    assert torch.equal(tensors["blocks.0.self_attn.k.weight"], quantised["blocks.0.self_attn.k.int8_weight"])
+    assert torch.equal(tensors["blocks.0.self_attn.k.weight"], quantized["blocks.0.self_attn.k.int8_weight"])
 
 
 def test_alpha_and_whole_differences_count(state_dict, tmp_path):
@@ -145,7 +146,7 @@ def test_a_strength_that_is_no_number_is_refused(name, value, state_dict, tmp_pa
     ],
     ids=["mxfp8", "rotated int8"],
 )
-def test_a_quantisation_without_a_codec_is_copied_but_never_merged_into(
+def test_a_quantization_without_a_codec_is_copied_but_never_merged_into(
     mark, weight, scale, state_dict, lora_file, tmp_path
 ):
     layer = Q.removesuffix(".weight")
@@ -205,13 +206,13 @@ def test_a_delta_is_added_to_what_all_three_have(models, tmp_path):
     assert identify("x", tensors, metadata)[0].turbo
 
 
-def test_a_delta_of_quantised_models_is_of_their_float_values(models, tmp_path):
+def test_a_delta_of_quantized_models_is_of_their_float_values(models, tmp_path):
     base, turbo, teacher = models["tensors"]
-    quantised = checkpoints.quantized(checkpoints.upstream_state_dict(1, sla=True))
-    source = checkpoints.write_pth(tmp_path / "turbo-quant.pth", quantised)
+    quantized = checkpoints.quantized(checkpoints.upstream_state_dict(1, sla=True))
+    source = checkpoints.write_pth(tmp_path / "turbo-quant.pth", quantized)
     _, tensors = merged(tmp_path, source, "bf16", base=models["base"], teacher=models["teacher"])
     layer = Q.removesuffix(".weight")
-    values = dequantize_block(quantised[f"{layer}.int8_weight"], quantised[f"{layer}.scale"], torch.float32)
+    values = dequantize_block(quantized[f"{layer}.int8_weight"], quantized[f"{layer}.scale"], torch.float32)
     expected = base[Q].float() + values - teacher[Q].float()
     torch.testing.assert_close(tensors[Q], expected.bfloat16(), rtol=2**-7, atol=1e-6)
 

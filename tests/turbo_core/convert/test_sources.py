@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 from td_pack.tests.support import checkpoints, lingbot
-from td_pack.turbo_core.checkpoint.identify import METADATA_KEY, identify
+from td_pack.turbo_core.checkpoint.identify import identify
+from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
 from td_pack.turbo_core.checkpoint.read import read, read_safetensors
 from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.errors import TurboError

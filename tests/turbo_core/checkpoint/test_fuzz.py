@@ -1,0 +1,214 @@
+"""Mutated checkpoint files end in a model or in a CheckpointError of one sentence, within limits of memory and time.
+
+Mutations know the structure: entries of a safetensors header and its metadata, operations of a pickle, records of an archive.
+`--long` tries a hundred times as many, drawn anew each time."""
+
+import json
+import pickle
+import pickletools
+import struct
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from td_pack.tests.support import checkpoints, hostile
+from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
+from td_pack.turbo_core.errors import LONGEST, CheckpointError
+from td_pack.turbo_core.host.load import load_model
+
+SIZES = dict(dim=128, ffn_dim=256, layers=1)
+MODELS = {
+    "int8": checkpoints.upstream_state_dict(1, sla=True, int8=True, **SIZES),
+    "bf16": checkpoints.upstream_state_dict(2, sla=True, **SIZES),
+}
+NUMBERS = st.one_of(st.integers(-2, 300), st.sampled_from([1 << 31, 1 << 40, (1 << 63) - 1, 1 << 64, -(1 << 63)]))
+WORDS = st.sampled_from(
+    [
+        "transformer",
+        "layers",
+        "format",
+        "params",
+        "convrot",
+        "dim",
+        "num_layers",
+        "turbo",
+        "blocks.0.ffn.0",
+        "head.head",
+        "x",
+    ]
+)
+JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        NUMBERS,
+        st.floats(),
+        st.text(max_size=5),
+        st.sampled_from(["int8_tensorwise", "float8_e4m3fn"]),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(WORDS, inner, max_size=3)),
+    max_leaves=6,
+)
+METADATA = st.dictionaries(
+    st.sampled_from(["config", "_quantization_metadata", METADATA_KEY, "format"]),
+    st.one_of(JSON.map(json.dumps), st.text(max_size=20), st.just("[" * 50_000)),
+    min_size=1,
+    max_size=2,
+)
+SUFFIXES = [
+    ".scale",
+    ".weight_scale",
+    ".comfy_quant",
+    ".absmax",
+    ".quant_state.bitsandbytes__nf4",
+    ".lora_A.weight",
+    "\n\x1b[31m",
+]
+
+
+def bytes_changed(draw, content: bytes, count: int = 3) -> bytes:
+    """Some bytes set, cut off, or put in."""
+    changed = bytearray(content)
+    for _ in range(draw(st.integers(1, count))):
+        place = draw(st.integers(0, max(len(changed) - 1, 0)))
+        match draw(st.sampled_from(["set", "cut", "insert"])):
+            case "set":
+                changed[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
+            case "cut":
+                del changed[place : place + draw(st.integers(1, 40))]
+            case "insert":
+                changed[place:place] = draw(st.binary(max_size=12))
+    return bytes(changed)
+
+
+@st.composite
+def safetensors_files(draw, model: str) -> bytes:
+    content = safetensors.torch.save(MODELS[model])
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    for _ in range(draw(st.integers(0, 2))):
+        name = draw(st.sampled_from(sorted(header)))
+        entry = header[name] if isinstance(header[name], dict) else {}
+        match draw(st.sampled_from(["dtype", "shape", "offsets", "drop", "rename", "double", "any"])):
+            case "dtype":
+                entry["dtype"] = draw(
+                    st.sampled_from(["F32", "BF16", "I8", "U8", "F8_E4M3", "BOOL", "I64", "F4", "", 3])
+                )
+            case "shape":
+                entry["shape"] = draw(st.lists(NUMBERS, max_size=6))
+            case "offsets":
+                entry["data_offsets"] = draw(st.lists(NUMBERS, min_size=1, max_size=3))
+            case "drop":
+                del header[name]
+            case "rename":
+                header[name + draw(st.sampled_from(SUFFIXES))] = header.pop(name)
+            case "double":
+                header[name.rpartition(".")[0] + draw(st.sampled_from(SUFFIXES))] = dict(entry)
+            case "any":
+                header[name] = draw(JSON)
+    if draw(st.booleans()):
+        header["__metadata__"] = draw(METADATA)
+    text = json.dumps(header).encode()
+    if draw(st.integers(0, 4)) == 0:
+        text = bytes_changed(draw, text)
+    length = len(text) if draw(st.integers(0, 9)) else draw(NUMBERS) % (1 << 64)
+    return (
+        struct.pack("<Q", length)
+        + text
+        + (data if draw(st.integers(0, 9)) else data[: draw(st.integers(0, len(data)))])
+    )
+
+
+@st.composite
+def archives(draw, saved: Path) -> tuple[bytes, dict[str, bytes], bool]:
+    """The description, the other records, and whether they are compressed."""
+    records = hostile.read_archive(saved)
+    described = records.pop("data.pkl")
+    if draw(st.booleans()):
+        described = draw(pickles(described))
+    for _ in range(draw(st.integers(0, 2))):
+        name = draw(st.sampled_from(sorted(records)))
+        match draw(st.sampled_from(["drop", "cut", "rename"])):
+            case "drop":
+                del records[name]
+            case "cut":
+                records[name] = records[name][: draw(st.integers(0, len(records[name])))]
+            case "rename":
+                records[draw(st.sampled_from(["byteorder", "data.pkl", "data/99", "x" * 300]))] = records.pop(name)
+    return described, records, draw(st.integers(0, 9)) == 0
+
+
+@st.composite
+def pickles(draw, described: bytes) -> bytes:
+    """Operations changed, left out, repeated and exchanged, or bytes."""
+    if draw(st.integers(0, 3)) == 0:
+        return bytes_changed(draw, described)
+    places = [place for _, _, place in pickletools.genops(described)] + [len(described)]
+    operations = [described[a:b] for a, b in zip(places, places[1:], strict=False)]
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, len(operations) - 2))
+        match draw(st.sampled_from(["number", "drop", "repeat", "exchange", "other"])):
+            case "number":
+                operations[place] = pickle.dumps(draw(NUMBERS), 2)[2:-1]
+            case "drop":
+                del operations[place]
+            case "repeat":
+                operations[place : place + 1] *= draw(st.sampled_from([2, 1000]))
+            case "exchange":
+                other = draw(st.integers(0, len(operations) - 2))
+                operations[place], operations[other] = operations[other], operations[place]
+            case "other":
+                operations[place] = draw(
+                    st.sampled_from(
+                        [
+                            b"cbuiltins\nbytearray\n",
+                            b"cposix\nsystem\n",
+                            b"R",
+                            b"}",
+                            b"(",
+                            b"t",
+                            b"0",
+                            b"Q",
+                            b"b",
+                            b"\x8e" + b"\xff" * 8,
+                        ]
+                    )
+                )
+    return b"".join(operations)
+
+
+def check(path) -> None:
+    with hostile.limits(megabytes=1024, seconds=5):
+        try:
+            model = load_model(str(path))
+        except CheckpointError as error:
+            text = str(error)
+            assert text.isprintable() and len(text) <= LONGEST and text.endswith("."), text
+        else:
+            assert model.model.spec.layers == SIZES["layers"]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_any_mutated_file_is_a_model_or_one_sentence(kind, tmp_path, request):
+    long = request.config.getoption("--long")
+    saved = {name: checkpoints.write_pth(tmp_path / f"{name}.pth", model) for name, model in MODELS.items()}
+    path = tmp_path / f"m.{kind}"
+
+    @settings(
+        max_examples=100 * (100 if long else 1),
+        derandomize=not long,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(data=st.data(), model=st.sampled_from(sorted(MODELS)))
+    def every_file(data, model):
+        if kind == "pth":
+            hostile.write_archive(path, *data.draw(archives(saved[model])))
+        else:
+            path.write_bytes(data.draw(safetensors_files(model)))
+        check(path)
+
+    every_file()

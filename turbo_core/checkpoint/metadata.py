@@ -1,0 +1,90 @@
+"""What a safetensors file says of itself in its metadata: never more than a hint, since the tensors decide.
+
+Two keys of ComfyUI's are read, `config` (its own loader takes sizes of the network from it) and `_quantization_metadata` (which
+layers are quantized), and one of ours, `turbodiffusion` (how our converter made the file)."""
+
+import json
+from collections.abc import Mapping
+
+from ..errors import CheckpointError
+from .keys import PATCH_SIZE
+from .layout import HEAD_DIM, LATENT_CHANNELS, WanSpec
+
+METADATA_KEY = "turbodiffusion"
+CONFIG, QUANTIZATION = "config", "_quantization_metadata"
+_LIMIT = 4 << 20  # characters of a value; a real `_quantization_metadata` has 50,000
+# What every Wan model has, under ComfyUI's names
+_CONSTANTS = {
+    "image_model": "wan2.1",
+    "out_dim": LATENT_CHANNELS,
+    "patch_size": list(PATCH_SIZE),
+    "freq_dim": 256,
+    "window_size": [-1, -1],
+    "qk_norm": True,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+}
+
+
+def check_metadata(name: str, metadata: Mapping[str, str]) -> None:
+    """Raises CheckpointError for a value that this pack or ComfyUI reads and that is not what it should be; `name` is the file's."""
+    for key in (CONFIG, QUANTIZATION, METADATA_KEY):
+        if key not in metadata:
+            continue
+        content = _parsed(metadata[key])
+        valid = isinstance(content, dict)
+        if key == QUANTIZATION:
+            layers = content.get("layers") if isinstance(content, dict) else None
+            valid = isinstance(layers, dict) and all(isinstance(layer, dict) for layer in layers.values())
+        if not valid:
+            raise CheckpointError(
+                f"{name} has metadata that cannot be read ({key}): download it again, or save it without that metadata."
+            )
+
+
+def check_config(name: str, metadata: Mapping[str, str], spec: WanSpec) -> None:
+    """Raises CheckpointError where the `config` in the metadata says something else of the network than its tensors do. Settings
+    that are not known here are ignored."""
+    config = _parsed(metadata.get(CONFIG, "{}"))
+    stated = config.get("transformer") if isinstance(config, dict) else None
+    found = _CONSTANTS | {
+        "dim": spec.dim,
+        "ffn_dim": spec.ffn_dim,
+        "num_heads": spec.dim // HEAD_DIM,
+        "num_layers": spec.layers,
+        "in_dim": spec.in_channels,
+        "text_dim": spec.text_width,
+        "model_type": "i2v" if spec.image_embedding else "t2v",
+        "flf_pos_embed_token_number": spec.image_positions,
+    }
+    for key, value in stated.items() if isinstance(stated, dict) else ():
+        if key in found and value != found[key]:
+            raise CheckpointError(
+                f"{name} has metadata that contradicts its tensors (config: {key} is {_shown(value)}, and the tensors say "
+                f"{_shown(found[key])}): download it again, or save it without that metadata."
+            )
+
+
+def recorded_as_turbo(metadata: Mapping[str, str]) -> bool:
+    """Whether our converter made the file, unless its record says that it did so from a stock Wan model."""
+    record = _parsed(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+    return isinstance(record, dict) and record.get("turbo") is not False
+
+
+def carried_along(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata that a converted file keeps: all but what describes how the source was stored."""
+    return {key: value for key, value in metadata.items() if key not in (CONFIG, QUANTIZATION, METADATA_KEY)}
+
+
+def _parsed(text: str) -> object:
+    """The JSON value, or None for text that is not JSON or is too long."""
+    if len(text) > _LIMIT:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _shown(value: object) -> str:
+    return str(value)[:40]
