@@ -15,7 +15,8 @@ import torch
 
 from ..camera.embed import CHANNELS
 from ..errors import TurboError
-from .base_model import CAMERA_KEY, TurboWAN
+from .base_model import TurboWAN
+from .conditioning import CAMERA_KEY
 from .model import TurboBlock, TurboWanModel
 
 SHIFT = 10.0

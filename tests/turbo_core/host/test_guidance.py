@@ -9,7 +9,7 @@ from td_pack.tests.support import checkpoints, lingbot
 from td_pack.tests.support.models import relative_error
 from td_pack.turbo_core.camera.embed import embed
 from td_pack.turbo_core.camera.presets import path_from_preset
-from td_pack.turbo_core.host.base_model import CAMERA_KEY
+from td_pack.turbo_core.host.conditioning import CAMERA_KEY
 from td_pack.turbo_core.host.guider import ExpertGuider
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.sampling.schedule import split
