@@ -7,6 +7,7 @@ from types import MappingProxyType
 from .attention import custom_ops as _attention
 from .attention.custom_ops import check_sparse_attention, sparse_linear_attention
 from .attention.pv_format import sage_pv_format
+from .backends import Fixable
 from .call_counter import counting
 from .dispatch import Choice, NoBackendError, Operator, use_backend
 from .int8 import custom_ops as _int8
@@ -39,6 +40,7 @@ __all__ = [
     "OPERATORS",
     "TILE",
     "Choice",
+    "Fixable",
     "NoBackendError",
     "Operator",
     "check_sparse_attention",

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -15,8 +15,19 @@ from . import amd
 _MIN_CAPABILITY = (8, 0)  # bf16 and int8 tensor cores (NVIDIA)
 
 
+class Fixable(str):
+    """A reason why a backend does not run that the user can remove: by what `fix` says of the backend's package."""
+
+    fix: Literal["install", "upgrade", "reinstall"]
+
+    def __new__(cls, reason: str, fix: Literal["install", "upgrade", "reinstall"]) -> "Fixable":
+        self = super().__new__(cls, reason)
+        self.fix = fix
+        return self
+
+
 class Backend(NamedTuple):
-    """`unavailable` gives the reason why the backend cannot run on a device, or None. A module of the backend may have a
+    """`unavailable` gives the reason why the backend cannot run on a device (`Fixable` where a change of its package helps), or None. A module of the backend may have a
     function `unavailable(device)` too, for what holds for that operator alone."""
 
     name: str
@@ -43,7 +54,7 @@ def triton_unavailable(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"it does not reach a {device.type} device"
     if importlib.util.find_spec("triton") is None:
-        return "it is not installed (pip install triton; on Windows triton-windows)"
+        return Fixable("it is not installed (pip install triton; on Windows triton-windows)", "install")
     if torch.version.hip is not None:
         reason = amd.unsupported(amd.architecture_of(device))
         if reason is not None:
@@ -53,9 +64,10 @@ def triton_unavailable(device: torch.device) -> str | None:
     try:
         importlib.import_module("triton")
     except (ImportError, OSError, RuntimeError) as error:
-        return f"it cannot be imported ({error})"
+        return Fixable(f"it cannot be imported ({error})", "reinstall")
     if torch.version.hip is not None:
-        return amd.too_old(amd.architecture_of(device), triton_version())
+        reason = amd.too_old(amd.architecture_of(device), triton_version())
+        return None if reason is None else Fixable(reason, "upgrade")
     return None
 
 

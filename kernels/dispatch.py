@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from . import self_test
-from .backends import BACKENDS, Backend
+from .backends import BACKENDS, Backend, Fixable
 
 
 class Choice(NamedTuple):
@@ -27,10 +27,11 @@ class Choice(NamedTuple):
 
 
 class NoBackendError(RuntimeError):
-    """No backend can run the request, or not the one that was demanded; `reasons` has the reason of each."""
+    """No backend can run the request, or not the one that was demanded. `rejected` has the reason of each, `reasons` all as a text."""
 
-    def __init__(self, function: str, reasons: Mapping[str, str]):
-        self.reasons = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
+    def __init__(self, function: str, rejected: Mapping[str, str]):
+        self.rejected = dict(rejected)
+        self.reasons = "; ".join(f"{backend}: {reason}" for backend, reason in rejected.items())
         super().__init__(f"No backend can run {function}: {self.reasons}.")
 
 
@@ -104,7 +105,11 @@ def unavailable(backend: Backend, folder: str, cases: str, device: torch.device)
         return reason
     try:
         declared = getattr(backend.load(folder), "unavailable", None)
-        return (declared and declared(device)) or self_test.fault(backend, folder, cases, device)
+        reason = declared(device) if declared else None
+        if reason is not None:
+            return reason
+        fault = self_test.fault(backend, folder, cases, device)
+        return None if fault is None else Fixable(fault, "reinstall")
     except (torch.cuda.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
@@ -112,7 +117,7 @@ def unavailable(backend: Backend, folder: str, cases: str, device: torch.device)
         if "out of memory" in text[0].lower():  # Triton and MPS raise a RuntimeError for it
             raise torch.cuda.OutOfMemoryError(text[0]) from error
         # Compilers and drivers fail in every way; the reason goes into the status report.
-        return f"its self-test failed ({type(error).__name__}: {text[0]})"
+        return Fixable(f"its self-test failed ({type(error).__name__}: {text[0]})", "reinstall")
 
 
 def unfit_dtype(dtype: torch.dtype, device: torch.device) -> str | None:

@@ -16,7 +16,7 @@ from ..turbo_core.camera.path import MAX_FRAMES, CameraPath, check_fov
 from ..turbo_core.camera.presets import EASES, PRESETS, path_from_preset
 from ..turbo_core.camera.view import top_view
 from ..turbo_core.errors import TurboError
-from ..turbo_core.host.base_model import CAMERA_KEY
+from ..turbo_core.host.conditioning import CAMERA_KEY
 from .loader import CATEGORY
 
 SOURCES = ("actions", "preset", "folder")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import comfy.sd
 import torch
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
@@ -27,6 +28,18 @@ def conditioning(case: dict, tensors: dict[str, torch.Tensor], latent_format) ->
         mask[:, :, 0] = 0  # known, in ComfyUI's polarity
         options = {"concat_latent_image": latent_format.process_out(image), "concat_mask": mask}
     return [[tensors["context"].float(), options]]
+
+
+def stock_state_dict(seed: int) -> dict[str, torch.Tensor]:
+    """A checkpoint whose patch embedding is a convolution: a stock Wan file."""
+    state_dict = checkpoints.upstream_state_dict(seed)
+    conv = state_dict["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2))
+    return state_dict | {"patch_embedding.weight": conv}
+
+
+def stock_model(seed: int):
+    """The ModelPatcher that ComfyUI's own loader makes of it."""
+    return comfy.sd.load_diffusion_model_state_dict(stock_state_dict(seed))
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

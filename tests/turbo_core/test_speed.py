@@ -50,6 +50,16 @@ CASES = {
         "Slow: the Triton kernels do not run on this GPU (gfx1030 has no matrix instructions (on AMD, RDNA 3 or newer and the gfx9 chips have)), "
         f"{PLAIN}for speed {RTX}.",
     ),
+    "amd with an old triton": (
+        {"architecture": "gfx1100", "triton": "3.5.1"},
+        "Slow: Triton is too old (on gfx1100 its kernels need Triton 3.6.0 or newer, and this is 3.5.1), "
+        f"{PLAIN}update it with: pip install --upgrade triton",
+    ),
+    "nothing passes its self-test": (
+        {"capability": (8, 9), "fault": "its self-test is off by 40.0%", "faulty": ("triton", "batched", "torch")},
+        "Slow: Triton does not work here (its self-test is off by 40.0%), so sparse attention cannot run and int8 runs in plain "
+        "torch; reinstall it with: pip install --force-reinstall triton",
+    ),
     "mps": ({"kind": "mps"}, f"Slow: Triton does not reach an Apple GPU, {PLAIN}for speed {RTX}."),
     "xpu": ({"kind": "xpu"}, f"Slow: Triton does not reach an Intel GPU, {PLAIN}for speed {RTX}."),
     "cpu": ({"kind": "cpu"}, f"Slow: this is a CPU, {PLAIN}{RTX}, and the torch build made for it."),
@@ -77,8 +87,8 @@ def test_the_line_fits_the_machine(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: machine.get("capability"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card 1")
-    faults = {"triton": machine.get("fault")}
-    monkeypatch.setattr(self_test, "fault", lambda backend, *rest: faults.get(getattr(backend, "name", backend)))
+    faults = dict.fromkeys(machine.get("faulty", ("triton",)), machine.get("fault"))
+    monkeypatch.setattr(self_test, "fault", lambda backend, *rest: faults.get(backend.name))
     assert speed_line(device, machine.get("started_with_cpu", False)) == expected
 
 

@@ -1,1 +1,1 @@
-"""The parts that know ComfyUI: its Wan classes extended, its loader mirrored, its guider taught a second expert."""
+"""The modules that import ComfyUI: subclasses of its Wan network, model and guider, and what loads, patches, samples and decodes."""

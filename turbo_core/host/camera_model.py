@@ -1,12 +1,14 @@
-"""LingBot-World's network: Wan 2.2 I2V whose blocks are scaled and shifted by where the camera looks.
+"""LingBot-World's network: Wan 2.2 I2V whose blocks scale and shift their activations by a camera embedding.
 
-Four linears in every block make of a token's camera embedding a scale and a shift of the video token at the same place, between self- and
-cross-attention. The camera is the same for every prompt and step, so it is computed once for a whole batch, and once for
-consecutive latent frames in steady motion, which have the same embedding."""
+Between self- and cross-attention of every block, four linears compute from a token's camera embedding a scale and a shift of the
+video token at the same position. The embedding is the same for every prompt and step, so it is computed once for a whole batch, and
+once for consecutive latent frames in steady motion, which have equal embeddings."""
 
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import comfy.conds
 import comfy.context_windows
@@ -14,9 +16,11 @@ import comfy.utils
 import torch
 
 from ..camera.embed import CHANNELS
+from ..checkpoint.layout import WanSpec
 from ..errors import TurboError
-from .base_model import CAMERA_KEY, TurboWAN
-from .model import TurboBlock, TurboWanModel
+from .base_model import TurboWAN
+from .conditioning import CAMERA_KEY
+from .model import TurboBlock, TurboWanModel, build_linear
 
 SHIFT = 10.0
 CHUNK_TOKENS = 32768  # a scale or shift of so many tokens takes 335 MB in 14B's width, less than the feed-forward
@@ -24,27 +28,28 @@ PIXELS_PER_TOKEN = 4  # latent cells in a token, as for the video
 
 
 class Span(NamedTuple):
-    """Which frames of the video some frames of the camera act on: one each, or all on one."""
+    """Camera frames and the video frames that they condition: as many of each, or one camera frame for several video frames."""
 
     camera: slice
     video: slice
 
 
 class CameraTokens(NamedTuple):
-    """tokens [1 or B, camera frames, tokens of a frame, dim]; `chunks`: its frames in bounded pieces, each as (frames, spans within it)."""
+    """tokens [1 or B, camera frames, tokens of a frame, dim]; `chunks`: its frames in pieces of bounded size, each as (frames, spans
+    within it)."""
 
     tokens: torch.Tensor
     chunks: tuple[tuple[slice, tuple[Span, ...]], ...]
 
     @property
     def video_tokens(self) -> int:
-        """How many of a block's tokens are the video's; those after them (in-context references) have no camera."""
+        """The number of video tokens in a block's input; those after them (in-context references) have no camera."""
         _, spans = self.chunks[-1]
         return spans[-1].video.stop * self.tokens.shape[2]
 
 
 def split_into_chunks(repeats: tuple[int, ...], size: int) -> tuple[tuple[slice, tuple[Span, ...]], ...]:
-    """Pieces of at most `size` camera frames, where frame i of the camera stands for repeats[i] frames of the video."""
+    """Chunks of at most `size` camera frames, of which frame i conditions repeats[i] frames of the video."""
     chunks, frame = [], 0
     for first in range(0, len(repeats), size):
         spans: list[Span] = []
@@ -64,16 +69,18 @@ def split_into_chunks(repeats: tuple[int, ...], size: int) -> tuple[tuple[slice,
     return tuple(chunks)
 
 
-class CameraBlock(TurboBlock):
-    def __init__(self, cross_attn_type, dim, *args, operation_settings, **kwargs):
+class LingBotBlock(TurboBlock):
+    """TurboBlock with the four camera linears, named as in LingBot-World's checkpoints."""
+
+    def __init__(self, cross_attn_type: str, dim: int, *args: Any, operation_settings: dict[str, Any], **kwargs: Any):
         super().__init__(cross_attn_type, dim, *args, operation_settings=operation_settings, **kwargs)
-        self.cam_injector_layer1 = _linear(dim, dim, operation_settings)
-        self.cam_injector_layer2 = _linear(dim, dim, operation_settings)
-        self.cam_scale_layer = _linear(dim, dim, operation_settings)
-        self.cam_shift_layer = _linear(dim, dim, operation_settings)
+        self.cam_injector_layer1 = build_linear(dim, dim, operation_settings)
+        self.cam_injector_layer2 = build_linear(dim, dim, operation_settings)
+        self.cam_scale_layer = build_linear(dim, dim, operation_settings)
+        self.cam_shift_layer = build_linear(dim, dim, operation_settings)
 
     def inject(self, x: torch.Tensor, camera: CameraTokens | None = None) -> torch.Tensor:
-        """x [B, L, dim] scaled and shifted in place; without a camera it is left as it is, as upstream."""
+        """x [B, L, dim], scaled and shifted in place; unchanged without a camera, as upstream."""
         if camera is None:
             return x
         video = x[:, : camera.video_tokens].unflatten(1, (-1, camera.tokens.shape[2]))
@@ -88,20 +95,37 @@ class CameraBlock(TurboBlock):
         return x
 
 
-class CameraWanModel(TurboWanModel):
+class LingBotWanModel(TurboWanModel):
     """TurboWanModel with a camera of `camera_channels` per latent cell. It always runs with float32 modulation, as upstream."""
 
-    block_class = CameraBlock
+    block_class = LingBotBlock
 
-    def __init__(self, *args, camera_channels: int, operations=None, device=None, dtype=None, **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        camera_channels: int,
+        operations: Any = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, operations=operations, device=device, dtype=dtype, **kwargs | {"turbo": True})
         settings = {"operations": operations, "device": device, "dtype": dtype}
-        self.patch_embedding_wancamctrl = _linear(camera_channels * PIXELS_PER_TOKEN, self.dim, settings)
-        self.c2ws_hidden_states_layer1 = _linear(self.dim, self.dim, settings)
-        self.c2ws_hidden_states_layer2 = _linear(self.dim, self.dim, settings)
+        self.patch_embedding_wancamctrl = build_linear(camera_channels * PIXELS_PER_TOKEN, self.dim, settings)
+        self.c2ws_hidden_states_layer1 = build_linear(self.dim, self.dim, settings)
+        self.c2ws_hidden_states_layer2 = build_linear(self.dim, self.dim, settings)
 
-    def block_inputs(self, grid, dtype, camera=None, camera_repeats=None, **_) -> dict:
-        """`camera` [1 or B, channels, frames, height, width] in latent cells, of which frame i stands for camera_repeats[i] frames."""
+    def block_inputs(
+        self,
+        grid: torch.Size,
+        dtype: torch.dtype,
+        camera: torch.Tensor | None = None,
+        camera_repeats: tuple[int, ...] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """`camera` [1 or B, channels, frames, height, width] in latent cells, of which frame i conditions camera_repeats[i] frames.
+
+        Raises TurboError for a camera that does not cover the grid."""
         if camera is None:
             return {}
         cells = torch.nn.functional.pixel_unshuffle(camera.to(dtype).transpose(1, 2), self.patch_size[1])
@@ -113,19 +137,20 @@ class CameraWanModel(TurboWanModel):
         return {"camera": CameraTokens(tokens, split_into_chunks(repeats, max(1, CHUNK_TOKENS // tokens.shape[2])))}
 
 
-class CameraWAN(TurboWAN):
-    """A LingBot-World model. Conditioning without a camera runs without one, which is not the same as a camera that stands still."""
+class LingBotWAN(TurboWAN):
+    """A LingBot-World model. Conditioning without a camera runs without one, which is not the same as a static camera."""
 
-    network_class = CameraWanModel
+    network_class = LingBotWanModel
 
-    def __init__(self, model_config, spec, source, device=None):
+    def __init__(self, model_config: Any, spec: WanSpec, source: Path, device: torch.device | None = None):
         model_config.unet_config["camera_channels"] = CHANNELS[spec.camera]
-        # Where its schedule is without a ModelSamplingSD3 node; a copy, since ComfyUI's class holds the original.
+        # The default of its schedule, which ModelSamplingSD3 changes; a copy, since ComfyUI's class holds the original.
         model_config.sampling_settings = model_config.sampling_settings | {"shift": SHIFT}
         super().__init__(model_config, spec, source, device=device)
         self.memory_usage_factor *= 1.25  # the camera's tokens and one chunk of its scale and shift
 
-    def extra_conds(self, **kwargs):
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """As ComfyUI's, with the camera. Raises TurboError as `check_conditioning`."""
         out = super().extra_conds(**kwargs)
         camera = kwargs.get(CAMERA_KEY)
         if camera is not None:
@@ -133,8 +158,16 @@ class CameraWAN(TurboWAN):
         return out
 
     def resize_cond_for_context_window(
-        self, cond_key, cond_value, window, x_in, device, retain_index_list=(), **kwargs
-    ):
+        self,
+        cond_key: str,
+        cond_value: Any,
+        window: Any,
+        x_in: torch.Tensor,
+        device: torch.device,
+        retain_index_list: Iterable[int] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """As ComfyUI's; the camera is cut to the window's frames."""
         if cond_key == "camera":
             return comfy.context_windows.slice_cond(
                 cond_value, window, x_in, device, temporal_dim=2, retain_index_list=list(retain_index_list)
@@ -143,36 +176,42 @@ class CameraWAN(TurboWAN):
             cond_key, cond_value, window, x_in, device, retain_index_list=list(retain_index_list), **kwargs
         )
 
-    def _apply_model(self, *args, camera: "CameraFrames | None" = None, **kwargs):
+    def _apply_model(self, *args: Any, camera: "CameraFrames | None" = None, **kwargs: Any) -> torch.Tensor:
         if camera is not None:
             kwargs |= {"camera": camera.frames, "camera_repeats": camera.repeats}
         return super()._apply_model(*args, **kwargs)
 
 
 class CameraFrames(NamedTuple):
-    """frames [1 or B, channels, n, height, width]; frame i stands for repeats[i] of the embedding's."""
+    """frames [1 or B, channels, n, height, width], of which frame i is repeated repeats[i] times in the embedding."""
 
     frames: torch.Tensor
     repeats: tuple[int, ...]
 
 
 class CONDCamera(comfy.conds.CONDRegular):
-    """A camera embedding [1 or B, channels, frames, height, width] that stays one for a batch of videos and for prompts that share it."""
+    """A camera embedding [1 or B, channels, frames, height, width]; one of batch size 1 is not repeated for a batch of videos or for
+    prompts that share it."""
 
-    def process_cond(self, batch_size, area=None, **kwargs):
+    def process_cond(self, batch_size: int, area: tuple[int, ...] | None = None, **kwargs: Any) -> "CONDCamera":
+        """As ComfyUI's; `area` holds the sizes, then the starts, of frames, height and width in latent cells."""
         if area is None and len(self.cond) == 1:
             return self
         camera = self.cond
-        for dim in range(0 if area is None else len(area) // 2):
-            camera = camera.narrow(dim + 2, area[dim + len(area) // 2], area[dim])
+        if area is not None:
+            sizes, starts = area[: len(area) // 2], area[len(area) // 2 :]
+            for dim, (size, start) in enumerate(zip(sizes, starts, strict=True), 2):
+                camera = camera.narrow(dim, start, size)
         return self._copy_with(camera if len(camera) == 1 else comfy.utils.repeat_to_batch_size(camera, batch_size))
 
-    def can_concat(self, other):
+    def can_concat(self, other: "CONDCamera") -> bool:
+        """Whether two conditions can share a call: equal embeddings, or one embedding per video in each."""
         if len(self.cond) > 1 or len(other.cond) > 1:
             return super().can_concat(other)
         return self.cond is other.cond or torch.equal(self.cond, other.cond)
 
-    def concat(self, others) -> CameraFrames:
+    def concat(self, others: list["CONDCamera"]) -> CameraFrames:
+        """The frames of all, which `can_concat`, without repeats."""
         if len(self.cond) > 1:
             return without_repeats(super().concat(others))
         return self._frames
@@ -183,17 +222,11 @@ class CONDCamera(comfy.conds.CONDRegular):
 
 
 def without_repeats(camera: torch.Tensor) -> CameraFrames:
-    """The frames of an embedding [B, channels, frames, height, width] that differ from the one before."""
+    """The frames of an embedding [B, channels, frames, height, width] that differ from the frame before."""
     changes = (camera[:, :, 1:] != camera[:, :, :-1]).movedim(2, 0).flatten(1).any(dim=1).tolist()
     starts = [0, *(i for i, changed in enumerate(changes, 1) if changed)]
     repeats = tuple(end - start for start, end in pairwise([*starts, camera.shape[2]]))
     return CameraFrames(camera[:, :, starts], repeats)
-
-
-def _linear(in_width: int, out_width: int, settings: dict) -> torch.nn.Module:
-    return settings["operations"].Linear(
-        in_width, out_width, device=settings.get("device"), dtype=settings.get("dtype")
-    )
 
 
 def _two_layers(first: torch.nn.Module, second: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:

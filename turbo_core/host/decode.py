@@ -1,10 +1,10 @@
-"""A Wan VAE decoded in its causal chunks, each written to the result as it comes: the same bits as ComfyUI's decode, in the
-memory of one chunk and the result."""
+"""Decodes with a Wan VAE chunk by chunk, each chunk written to the result when it is decoded: bit-equal to ComfyUI's decode, in
+the memory of one chunk and the result."""
 
 import logging
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.sd
@@ -25,14 +25,14 @@ _ELEMENTS = {wan21.WanVAE: (6, 43), wan22.WanVAE: (8, 21)}
 
 
 def can_stream(vae: comfy.sd.VAE) -> bool:
-    """Whether `decode` knows this VAE: those of Wan 2.1 (also narrower ones) and Wan 2.2 5B.
+    """Whether `decode` supports this VAE: those of Wan 2.1 (narrower ones too) and Wan 2.2 5B.
 
     Later hosts also load Qwen Image 2.1 into Wan 2.2's class: its latents are images [B, C, h, w], so the host's latent_dim is 2."""
     return type(vae.first_stage_model) in _ELEMENTS and vae.latent_dim == 3
 
 
-def latent_of(vae: comfy.sd.VAE, samples: dict) -> torch.Tensor:
-    """The video latent in a LATENT. Raises TurboError where a Wan VAE cannot decode it."""
+def latent_of(vae: comfy.sd.VAE, samples: dict[str, Any]) -> torch.Tensor:
+    """The video latent in a LATENT, [B, C, T, h, w] for a Wan VAE. Raises TurboError for one that the VAE cannot decode."""
     vae.throw_exception_if_invalid()
     latent = samples["samples"]
     if latent.is_nested:
@@ -52,7 +52,7 @@ def stock_decode(vae: comfy.sd.VAE, latent: torch.Tensor) -> torch.Tensor:
 
 
 def chunk_memory(vae: comfy.sd.VAE, latent: torch.Tensor, count: int = 1) -> int:
-    """Bytes that decoding one chunk of `latent` takes at its peak, cut into `count` strips."""
+    """Peak bytes of decoding one chunk of `latent` [B, C, T, h, w] in `count` strips (estimate)."""
     longer, shorter = sorted(latent.shape[3:], reverse=True)
     strip = strips(longer, count)[0]
     pixels = (strip.stop - strip.start) * shorter * vae.spacial_compression_decode() ** 2
@@ -66,13 +66,13 @@ def decoded_shape(vae: comfy.sd.VAE, latent: torch.Tensor) -> tuple[int, int, in
     scale = vae.spacial_compression_decode()
     channels = vae.first_stage_model.decoder.head[-1].out_channels
     if isinstance(vae.first_stage_model, wan22.WanVAE):
-        channels //= 4  # it makes patches of 2 x 2 pixels
+        channels //= 4  # its output has patches of 2 x 2 pixels
     batch, _, length, height, width = latent.shape
     return batch * vae.upscale_ratio[0](length), height * scale, width * scale, channels
 
 
 def decode_images(vae: comfy.sd.VAE, latent: torch.Tensor) -> torch.Tensor:
-    """An IMAGE: `decode` where it knows the VAE, ComfyUI's own decode otherwise."""
+    """An IMAGE of `decoded_shape`: by `decode` where it supports the VAE, else by ComfyUI's decode."""
     if not can_stream(vae):
         return stock_decode(vae, latent)
     out = torch.empty(decoded_shape(vae, latent), device=vae.output_device, dtype=vae.vae_output_dtype())
@@ -86,10 +86,10 @@ def decode(
     """Decodes a latent [B, C, T, h, w] into `out` of `decoded_shape`: values of 0 to 1, or in a uint8 tensor of 0 to 255, cut off
     as ComfyUI cuts them for a video.
 
-    `on_frames(stop)` says that the frames before `stop` are there. A frame that does not fit in memory is decoded in strips with
+    `on_frames(stop)` is called when the frames before `stop` are complete. A frame that does not fit in memory is decoded in strips with
     blended seams; so is the rest after running out of memory. Raises ComfyUI's out-of-memory error when the smallest strip does
     not fit either, and its interrupt between chunks."""
-    run = _Run(vae, latent, out, on_frames)
+    run = _Decoding(vae, latent, out, on_frames)
     with comfy.model_management.cuda_device_context(vae.device):
         comfy.model_management.load_models_gpu(
             [vae.patcher], memory_required=chunk_memory(vae, latent), force_full_load=vae.disable_offload
@@ -102,7 +102,7 @@ def decode(
             )
         item = 0
         while item < len(latent):
-            # What a failed attempt held is free only once its exception is gone, so the next attempt is outside of `except`.
+            # The exception keeps the tensors of the failed attempt alive, so the next attempt is outside of `except`.
             if run.attempt(item, choices[0], last=len(choices) == 1):
                 item += choices[0].items
             else:
@@ -112,14 +112,14 @@ def decode(
 
 
 class _Choice(NamedTuple):
-    """A way to decode: batch items at a time, and strips that a frame is cut into."""
+    """How to decode: the batch items at a time, and the strips that a frame is cut into."""
 
     items: int
     strips: int
 
 
 def _choices(vae: comfy.sd.VAE, latent: torch.Tensor, free: float) -> list[_Choice]:
-    """The ways that should fit in `free` bytes, best first; the most frugal one even if it should not."""
+    """The choices estimated to fit in `free` bytes, fastest first; the one with most strips if none does."""
     # As many at a time as ComfyUI takes: a convolution over another batch size may round differently.
     together = int(free / vae.memory_used_decode(latent.shape, vae.vae_dtype))
     ways = [_Choice(1, count) for count in counts(max(latent.shape[3:]))]
@@ -127,8 +127,8 @@ def _choices(vae: comfy.sd.VAE, latent: torch.Tensor, free: float) -> list[_Choi
     return [_Choice(min(together, len(latent)), 1), *fitting] if together > 1 and len(latent) > 1 else fitting
 
 
-class _Run:
-    """One decode: what is to be done, where it goes, and the progress bar."""
+class _Decoding:
+    """One decode: its input, its output and its progress bar."""
 
     def __init__(self, vae: comfy.sd.VAE, latent: torch.Tensor, out: torch.Tensor, on_frames: Callable[[int], None]):
         self.vae, self.latent, self._on_frames = vae, latent, on_frames
@@ -182,7 +182,7 @@ class _Run:
 
 
 def _write(pixels: torch.Tensor, place: torch.Tensor, axis: int, overlap: int) -> None:
-    """Puts one strip's frames in their place, mixing the first `overlap` pixels with what the strip before left there."""
+    """Writes one strip's frames, blending the first `overlap` pixels with those that the strip before wrote there."""
     eight_bit = place.dtype == torch.uint8
     if overlap:
         old = place.narrow(axis, 0, overlap).to(pixels)
@@ -196,7 +196,7 @@ def to_8_bit(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels * 255).clamp(0, 255).byte()
 
 
-def _slices(model: torch.nn.Module, length: int) -> list[slice]:
+def _slices(model: wan21.WanVAE | wan22.WanVAE, length: int) -> list[slice]:
     """The latent frames that ComfyUI's decode gives to the decoder at a time: the first alone, since it makes one frame and every
     other makes four; then two (Wan 2.1) or one."""
     size = 2 if isinstance(model, wan21.WanVAE) else 1
@@ -204,7 +204,7 @@ def _slices(model: torch.nn.Module, length: int) -> list[slice]:
     return [slice(start, stop) for start, stop in zip_longest((0, *starts), starts, fillvalue=length)]
 
 
-def _chunks(model: torch.nn.Module, latent: torch.Tensor) -> Iterator[torch.Tensor]:
+def _chunks(model: wan21.WanVAE | wan22.WanVAE, latent: torch.Tensor) -> Iterator[torch.Tensor]:
     """Decoded [B, C, t, H, W] for each of `_slices`, -1 to 1: the loop of comfy/ldm/wan/vae.py and vae2_2.py."""
     slices = _slices(model, latent.shape[2])
     x = model.conv2(latent)

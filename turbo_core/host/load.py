@@ -21,7 +21,7 @@ from ..checkpoint.packed import as_unpacked, packed_weights
 from ..checkpoint.shards import read_parts
 from ..errors import CheckpointError
 from .base_model import TurboWAN
-from .camera_model import CameraWAN
+from .camera_model import LingBotWAN
 from .features import declared_dtypes
 from .hooks import refuse_on_quantised
 from .nf4 import nf4_operations, patch_at_run_time
@@ -63,7 +63,7 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
     elif config.quant_config is None:
         config.custom_operations = comfy.ops.manual_cast
 
-    model = (CameraWAN if spec.camera else TurboWAN)(config, spec, Path(path))
+    model = (LingBotWAN if spec.camera else TurboWAN)(config, spec, Path(path))
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = with_save_check(patcher_class)(model, load_device=device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):

@@ -1,10 +1,11 @@
 """ComfyUI's Wan network with sparse-linear attention and TurboDiffusion's numerics.
 
 A stock Wan file runs ComfyUI's own code unchanged. For a TurboWan file time embedding, modulation and head are computed
-in float32, as the network was trained. What is fused around the linears of its blocks, and when, is in `fused`; cross-attention
-is ComfyUI's class, which other packs patch, so nothing is fused around its projections."""
+in float32, as in its training. `fused` has the operators around the linears of its blocks and decides when they are fused.
+Cross-attention is ComfyUI's class, which other packs patch, so nothing is fused around its projections."""
 
 from functools import partial
+from typing import Any
 
 import comfy.model_management
 import comfy.model_prefetch
@@ -21,45 +22,72 @@ from .fused import add_gated, add_gated_linear, linear_gelu, norm_modulate, norm
 from .quant import Quantized, is_replaced
 
 
+def build_linear(in_features: int, out_features: int, operation_settings: dict[str, Any]) -> torch.nn.Linear:
+    """A linear of ComfyUI's `operations`."""
+    device, dtype = operation_settings.get("device"), operation_settings.get("dtype")
+    layer: torch.nn.Linear = operation_settings["operations"].Linear(
+        in_features, out_features, device=device, dtype=dtype
+    )
+    return layer
+
+
+class LocalAttention(torch.nn.Module):
+    """The projection of the linear branch."""
+
+    def __init__(self, operation_settings: dict[str, Any]):
+        super().__init__()
+        self.proj_l = build_linear(HEAD_DIM, HEAD_DIM, operation_settings)
+
+
+class AttentionOp(torch.nn.Module):
+    """Gives the projection upstream's name, `attn_op.local_attn.proj_l`, by which checkpoints, LoRA and offload find it."""
+
+    def __init__(self, operation_settings: dict[str, Any]):
+        super().__init__()
+        self.local_attn = LocalAttention(operation_settings)
+
+
 class TurboSelfAttention(WanSelfAttention):
     """Self-attention that is dense while `sla` is None, else sparse-linear.
 
-    `sla` is plain data: nodes change it per model clone by an object patch, which torch.compile's guards see.
-    The learned projection has upstream's name, so checkpoints, LoRA and offload address it."""
+    `sla` is plain data: nodes change it per model clone by an object patch, which torch.compile's guards see."""
 
-    def __init__(self, *args, trained_sla: bool, operation_settings, **kwargs):
+    def __init__(self, *args: Any, trained_sla: bool, operation_settings: dict[str, Any], **kwargs: Any):
         super().__init__(*args, operation_settings=operation_settings, **kwargs)
         self.sla = SLA() if trained_sla else None
-        self.attn_op = None
-        if trained_sla:
-            self.attn_op = torch.nn.Module()
-            self.attn_op.local_attn = torch.nn.Module()
-            self.attn_op.local_attn.proj_l = operation_settings["operations"].Linear(
-                HEAD_DIM, HEAD_DIM, device=operation_settings.get("device"), dtype=operation_settings.get("dtype")
-            )
+        self.attn_op = AttentionOp(operation_settings) if trained_sla else None
 
-    def forward(self, x, freqs, transformer_options={}, **kwargs):  # noqa: B006 - ComfyUI's signature
+    def forward(
+        self,
+        x: torch.Tensor,
+        freqs: torch.Tensor,
+        transformer_options: dict[str, Any] = {},  # noqa: B006 - ComfyUI's signature
+        **kwargs: Any,
+    ) -> torch.Tensor:
         """x [B, L, dim] -> [B, L, dim]; freqs as from `rope_encode`."""
         if self.sla is None:
             return super().forward(x, freqs, transformer_options=transformer_options, **kwargs)
         return self.o(self.attend(x, freqs, transformer_options))
 
-    def attend(self, x: torch.Tensor | Quantized, freqs: torch.Tensor, transformer_options: dict) -> torch.Tensor:
-        """Attention before its output projection: x [B, L, dim], quantised only if q, k and v take codes -> [B, L, dim]."""
+    def attend(
+        self, x: torch.Tensor | Quantized, freqs: torch.Tensor, transformer_options: dict[str, Any]
+    ) -> torch.Tensor:
+        """Attention before its output projection: x [B, L, dim], quantized only if q, k and v take codes -> [B, L, dim]."""
         q = norm_rope(self.norm_q, self.q(x), freqs, self.num_heads)
         k = norm_rope(self.norm_k, self.k(x), freqs, self.num_heads)
         v = self.v(x)
         if self.sla is None:
             out = dense_attention(self, q.flatten(2), k.flatten(2), v, transformer_options)
         else:
-            out = self._sparse_linear_attention(q, k, v.view(q.shape)).flatten(2)
+            out = self._sparse_linear_attention(q, k, v.view(q.shape), self.sla).flatten(2)
         for patch in transformer_options.get("patches", {}).get("attn1_patch", ()):
             out = patch({"x": out, "q": q, "k": k, "transformer_options": transformer_options})
         return out
 
-    def _sparse_linear_attention(self, q, k, v):
-        if not self.sla.linear:
-            return sparse_linear_attention(q, k, v, None, None, self.sla.topk, self.sla.pv)
+    def _sparse_linear_attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sla: SLA) -> torch.Tensor:
+        """q, k, v [B, L, heads, head_dim] -> the same shape."""
+        if not sla.linear:
+            return sparse_linear_attention(q, k, v, None, None, sla.topk, sla.pv)
         if self.attn_op is None:
             raise TurboError(
                 "Sparse-linear attention needs a checkpoint with trained proj_l weights, and this one has none."
@@ -67,24 +95,26 @@ class TurboSelfAttention(WanSelfAttention):
         comfy.ops.run_every_op()
         # The operator fuses the projection, so its weights are fetched (offload, LoRA) as the layer itself would.
         with fetched(self.attn_op.local_attn.proj_l, q) as (weight, bias):
-            return sparse_linear_attention(q, k, v, weight, bias, self.sla.topk, self.sla.pv)
+            return sparse_linear_attention(q, k, v, weight, bias, sla.topk, sla.pv)
 
 
 class TurboBlock(WanAttentionBlock):
+    """A Wan transformer block with `TurboSelfAttention`; with `turbo` it computes as TurboDiffusion does."""
+
     def __init__(
         self,
-        cross_attn_type,
-        dim,
-        ffn_dim,
-        num_heads,
-        window_size=(-1, -1),
-        qk_norm=True,
-        cross_attn_norm=False,
-        eps=1e-6,
+        cross_attn_type: str,
+        dim: int,
+        ffn_dim: int,
+        num_heads: int,
+        window_size: tuple[int, int] = (-1, -1),
+        qk_norm: bool = True,
+        cross_attn_norm: bool = False,
+        eps: float = 1e-6,
         *,
         turbo: bool,
         trained_sla: bool,
-        operation_settings,
+        operation_settings: dict[str, Any],
     ):
         super().__init__(
             cross_attn_type,
@@ -103,21 +133,21 @@ class TurboBlock(WanAttentionBlock):
         )
 
     def inject(self, x: torch.Tensor) -> torch.Tensor:
-        """x [B, L, dim] between self- and cross-attention; a subclass may change it, in place or not."""
+        """x [B, L, dim] between self- and cross-attention -> the same shape; a subclass may change it, in place or not."""
         return x
 
     def forward(
         self,
-        x,
-        e,
-        freqs,
-        context,
-        context_img_len=257,
-        transformer_options={},  # noqa: B006 - ComfyUI's signature
+        x: torch.Tensor,
+        e: torch.Tensor,
+        freqs: torch.Tensor,
+        context: torch.Tensor,
+        context_img_len: int | None = 257,
+        transformer_options: dict[str, Any] = {},  # noqa: B006 - ComfyUI's signature
         *,
-        injected: dict | None = None,
-        **kwargs,
-    ):
+        injected: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         """x [B, L, dim]; e [B, 1, 6, dim] in float32 for a TurboWan file; `injected` goes to `inject` -> [B, L, dim] in x's dtype."""
         if not self.turbo:
             return super().forward(
@@ -134,7 +164,15 @@ class TurboBlock(WanAttentionBlock):
             x = patch({"x": x, "transformer_options": transformer_options})
         return self._feed_forward(x, ffn_shift, ffn_scale, ffn_gate)
 
-    def _self_attention(self, x, shift, scale, gate, freqs, transformer_options):
+    def _self_attention(
+        self,
+        x: torch.Tensor,
+        shift: torch.Tensor,
+        scale: torch.Tensor,
+        gate: torch.Tensor,
+        freqs: torch.Tensor,
+        transformer_options: dict[str, Any],
+    ) -> torch.Tensor:
         attention = self.self_attn
         if is_replaced(attention):
             y = norm_modulate(x, shift, scale, self.norm1.eps)
@@ -142,7 +180,9 @@ class TurboBlock(WanAttentionBlock):
         y = norm_modulate(x, shift, scale, self.norm1.eps, attention.q, attention.k, attention.v)
         return add_gated_linear(x, attention.o, attention.attend(y, freqs, transformer_options), gate)
 
-    def _feed_forward(self, x, shift, scale, gate):
+    def _feed_forward(
+        self, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, gate: torch.Tensor
+    ) -> torch.Tensor:
         if is_replaced(self.ffn):
             return add_gated(x, self.ffn(norm_modulate(x, shift, scale, self.norm2.eps)), gate)
         up, down = self.ffn[0], self.ffn[2]
@@ -151,7 +191,9 @@ class TurboBlock(WanAttentionBlock):
 
 
 class TurboHead(Head):
-    def forward(self, x, e):
+    """ComfyUI's head, modulated in float32."""
+
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         """x [B, L, dim], e [B, 1, dim] in float32 -> patches [B, L, 64] in float32."""
         modulation = comfy.model_management.cast_to(self.modulation, dtype=torch.float32, device=x.device)
         shift, scale = (repeat_e(part, x) for part in (modulation.unsqueeze(0) + e.unsqueeze(2)).unbind(2))
@@ -159,14 +201,21 @@ class TurboHead(Head):
 
 
 class TurboWanModel(WanModel):
-    """WanModel with `TurboBlock`s. `turbo`: run with TurboDiffusion's numerics; `trained_sla`: the file has `proj_l`.
+    """WanModel with `TurboBlock`s. `turbo`: with TurboDiffusion's numerics; `trained_sla`: the file has `proj_l`.
 
     `operations` must cast weights to their input's dtype (comfy.ops.manual_cast or mixed precision)."""
 
-    block_class = TurboBlock
+    block_class: type[TurboBlock] = TurboBlock
 
     def __init__(
-        self, *args, turbo: bool = False, trained_sla: bool = False, operations=None, device=None, dtype=None, **kwargs
+        self,
+        *args: Any,
+        turbo: bool = False,
+        trained_sla: bool = False,
+        operations: Any = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ):
         block = partial(self.block_class, turbo=turbo, trained_sla=trained_sla)
         super().__init__(*args, wan_attn_block_class=block, operations=operations, device=device, dtype=dtype, **kwargs)
@@ -175,21 +224,22 @@ class TurboWanModel(WanModel):
             settings = {"operations": operations, "device": device, "dtype": dtype}
             self.head = TurboHead(self.dim, self.out_dim, self.patch_size, self.eps, operation_settings=settings)
 
-    def block_inputs(self, grid: torch.Size, dtype: torch.dtype, **kwargs) -> dict:
-        """What every block's `inject` is given, from the conditioning in `kwargs` and the token grid (frames, height, width)."""
+    def block_inputs(self, grid: torch.Size, dtype: torch.dtype, **kwargs: Any) -> dict[str, Any]:
+        """The keyword arguments of every block's `inject`, from the conditioning in `kwargs` and the token grid (frames, height,
+        width)."""
         return {}
 
     def forward_orig(
         self,
-        x,
-        t,
-        context,
-        clip_fea=None,
-        freqs=None,
-        transformer_options={},  # noqa: B006
-        context_latents=None,
-        **kwargs,
-    ):
+        x: torch.Tensor,
+        t: torch.Tensor,
+        context: torch.Tensor,
+        clip_fea: torch.Tensor | None = None,
+        freqs: torch.Tensor | None = None,
+        transformer_options: dict[str, Any] = {},  # noqa: B006 - ComfyUI's signature
+        context_latents: list[torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         """x [B, C, T, H, W], t [B] (0 to 1000), context [B, tokens, text width] -> velocity [B, 16, T, H, W].
 
         `context_latents`: in-context references [B, C, T, H, W], whose tokens follow those of x and are dropped before the head."""
@@ -201,7 +251,7 @@ class TurboWanModel(WanModel):
         grid = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)
         length = x.shape[1]
-        for reference in context_latents or ():  # videos and images to look at; `freqs` covers them
+        for reference in context_latents or ():  # reference videos and images; `freqs` covers their tokens
             tokens = self.patch_embedding(reference.to(device=x.device, dtype=torch.float32)).to(x.dtype)
             x = torch.cat([x, tokens.flatten(2).transpose(1, 2)], dim=1)
         transformer_options.update(grid_sizes=grid, total_blocks=len(self.blocks), block_type="double")
@@ -218,7 +268,7 @@ class TurboWanModel(WanModel):
         injected = self.block_inputs(grid, x.dtype, **kwargs)
         replacements = transformer_options.get("patches_replace", {}).get("dit", {})
         after_block = transformer_options.get("patches", {}).get("double_block", ())
-        # With dynamic VRAM the next block's weights cross to the device while this one computes; else there is no queue.
+        # With dynamic VRAM the next block's weights are copied to the device while this one computes; else there is no queue.
         queue = comfy.model_prefetch.make_prefetch_queue(list(self.blocks), x.device, transformer_options)
         for i, block in enumerate(self.blocks):
             comfy.model_prefetch.prefetch_queue_pop(queue, x.device, block)
@@ -260,7 +310,9 @@ class TurboWanModel(WanModel):
         return self.unpatchify(self.head(x[:, :length], e), grid)
 
 
-def _replaceable(block: TurboBlock, image_tokens: int | None, injected: dict, args: dict) -> dict:
+def _replaceable(
+    block: TurboBlock, image_tokens: int | None, injected: dict[str, Any], args: dict[str, Any]
+) -> dict[str, torch.Tensor]:
     """A block in the calling convention of ComfyUI's `patches_replace`."""
     return {
         "img": block(

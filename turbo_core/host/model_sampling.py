@@ -1,5 +1,7 @@
 """The rCM schedule where ComfyUI's own schedulers and samplers look for one: in a MODEL's `model_sampling`."""
 
+from typing import Any
+
 import comfy.model_sampling
 import torch
 
@@ -11,7 +13,7 @@ NEAREST_SHIFT = 5.0
 _SIGMA_MAX = "rcm_sigma_max"  # among a model config's sampling settings
 
 
-def rcm_settings(settings: dict, spec: WanSpec) -> dict:
+def rcm_settings(settings: dict[str, Any], spec: WanSpec) -> dict[str, Any]:
     """A copy of a model config's `sampling_settings` from which RCMSampling is built for the model `spec`."""
     return settings | {"shift": NEAREST_SHIFT, _SIGMA_MAX: spec.sigma_max}
 
@@ -26,12 +28,12 @@ class RCMSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sa
 
     _sigma_max: float | None = None  # None: the plain shifted curve
 
-    def __init__(self, model_config):
+    def __init__(self, model_config: Any):
         super().__init__(model_config)
         self._start = float(model_config.sampling_settings[_SIGMA_MAX])
         self.set_parameters(shift=self.shift, multiplier=self.multiplier)
 
-    def set_parameters(self, shift: float = NEAREST_SHIFT, **kwargs) -> None:
+    def set_parameters(self, shift: float = NEAREST_SHIFT, **kwargs: Any) -> None:
         """As the base class; a shift other than NEAREST_SHIFT, which stands for rCM's curve, gives ComfyUI's curve of that shift."""
         self._sigma_max = getattr(self, "_start", None) if shift == NEAREST_SHIFT else None
         super().set_parameters(shift=shift, **kwargs)

@@ -1,4 +1,4 @@
-"""The coming expert's weights are read from the disk while the running one still computes.
+"""The low expert's file is read from disk while the high expert still computes.
 
 Only the page cache is filled. From there ComfyUI's own loading stages them (pinned buffers, streams, dynamic VRAM), on the
 thread that samples, which is the only one its bookkeeping is made for; pinned copies made ahead would also hold the memory
@@ -12,21 +12,21 @@ from ..errors import CheckpointError
 from ..read_ahead import ReadAhead, room, total_size
 
 
-def read_ahead(running: comfy.model_patcher.ModelPatcher, coming: comfy.model_patcher.ModelPatcher) -> ReadAhead | None:
-    """Begins to read the file of the expert `coming` as far as memory allows beside what `running` still reads from its own.
+def read_ahead(high: comfy.model_patcher.ModelPatcher, low: comfy.model_patcher.ModelPatcher) -> ReadAhead | None:
+    """Begins to read the low expert's file, as far as memory allows beside what the high expert still reads from its own.
     None if there is nothing to read."""
-    if coming.model is running.model or not bytes_from_file(coming):
+    if low.model is high.model or not bytes_from_file(low):
         return None
     try:
-        files = files_of(coming.model.source)
-    except CheckpointError:  # a part is gone: whoever needs it will say so
+        files = files_of(low.model.source)
+    except CheckpointError:  # a shard is missing; loading the expert reports it
         return None
-    return ReadAhead(files, room(total_size(files), bytes_from_file(running)))
+    return ReadAhead(files, room(total_size(files), bytes_from_file(high)))
 
 
 def bytes_from_file(patcher: comfy.model_patcher.ModelPatcher) -> int:
-    """How much of a model a step reads from its mapped file: all of it on a CPU, else what is neither on the device nor in the
-    host's pinned buffers."""
+    """Bytes of a model that a step reads from its mapped file: all of them on a CPU, else those neither on the device nor in
+    pinned host memory."""
     size = patcher.model_size()
     if comfy.model_management.is_device_cpu(patcher.load_device):
         return size

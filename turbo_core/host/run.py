@@ -1,13 +1,14 @@
-"""A whole few-step run in one call: what the all-in-one node does, composed of the same parts as the separate nodes."""
+"""A whole few-step run in one call: what TurboDiffusionSample does, composed of the same parts as the separate nodes."""
+
+from typing import Any
 
 import comfy.model_patcher
 import torch
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 
-from ..errors import TurboError
 from ..record import RUN
 from ..sampling import rcm, schedule
-from .base_model import check_latent_shape
+from .conditioning import Conditioning, check_latent
 from .guider import ExpertGuider, logger, model_spec
 from .sampler import NoiseDevice, make_sampler
 
@@ -25,8 +26,8 @@ def needs_low_expert(high: comfy.model_patcher.ModelPatcher, steps: int, sigma_m
 
 def run(
     high: comfy.model_patcher.ModelPatcher,
-    positive,
-    latent: dict,
+    positive: Conditioning,
+    latent: dict[str, Any],
     seed: int,
     steps: int,
     sigma_max: float,
@@ -34,16 +35,13 @@ def run(
     mode: rcm.Mode,
     noise_device: NoiseDevice,
     low: comfy.model_patcher.ModelPatcher | None = None,
-    negative=None,
+    negative: Conditioning | None = None,
     cfg_high: float = 1.0,
     cfg_low: float = 1.0,
-) -> dict:
-    """Samples a LATENT. Equals ExpertGuider, the rCM sampler and RandomNoise in SamplerCustomAdvanced bit for bit when the
+) -> dict[str, Any]:
+    """Samples a LATENT; its `samples` are [B, 16, T, H, W]. Equals ExpertGuider, the rCM sampler and RandomNoise in SamplerCustomAdvanced bit for bit when the
     noise is drawn on the CPU. Raises TurboError for inputs that do not fit together."""
-    samples = latent["samples"]
-    if samples.is_nested:
-        raise TurboError("The latent holds several tensors (video with audio); Wan needs a plain video latent.")
-    check_latent_shape(samples.shape)
+    check_latent(latent["samples"])  # before ComfyUI gives an empty latent the model's channels
     guider = ExpertGuider(high, low, boundary)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg_high, cfg_low)
@@ -67,5 +65,5 @@ class _DeviceNoise:
     def __init__(self, seed: int, device: torch.device):
         self.seed, self._device = seed, device
 
-    def generate_noise(self, latent: dict) -> torch.Tensor:
+    def generate_noise(self, latent: dict[str, torch.Tensor]) -> torch.Tensor:
         return rcm.NoiseStream(self.seed, latent["samples"].shape, self._device).draw()

@@ -1,6 +1,7 @@
 """rCM's samplers as a ComfyUI SAMPLER."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import comfy.model_management
 import comfy.samplers
@@ -14,21 +15,23 @@ NOISE_DEVICES: tuple[NoiseDevice, ...] = ("cpu", "gpu")
 
 
 def make_sampler(mode: rcm.Mode, noise_device: NoiseDevice) -> comfy.samplers.KSAMPLER:
+    """A SAMPLER of `sample_rcm`."""
     return comfy.samplers.KSAMPLER(sample_rcm, {"mode": mode, "noise_device": noise_device})
 
 
 def sample_rcm(
-    model,
-    x,
-    sigmas,
-    extra_args=None,
-    callback=None,
-    disable=None,
+    model: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
     *,
     mode: rcm.Mode = "sde",
     noise_device: NoiseDevice = "cpu",
 ) -> torch.Tensor:
-    """`rcm.sample` in k-diffusion's calling convention: previews, progress and interrupt between steps come from it.
+    """`rcm.sample` in k-diffusion's calling convention: model(x, sigma) -> x0 of x's shape, `sigmas` [steps + 1]. It reports
+    progress, calls back after each step for previews, and stops between steps on an interrupt.
 
     Raises TurboError for noise levels that are not a flow model's."""
     schedule.check_levels(sigmas.tolist())

@@ -1,4 +1,4 @@
-"""A report in plain text: what runs on this machine and why not the rest, what the models take, and what the last run did."""
+"""A report in plain text: the backend of each operator and why no faster one, memory of the models, and the last run."""
 
 import importlib.metadata
 import platform
@@ -18,13 +18,8 @@ from ..speed import speed_line
 from .base_model import OVERRIDING_NODES, UNUSED_OVERRIDE, TurboWAN
 
 _GB = 1e9
-_CALLS = (
-    "network",
-    "sparse attention",
-    "dense attention",
-    "int8 linear",
-    "float linear",
-)  # said also when there were none
+# Listed even when there were none.
+_CALLS = ("network", "sparse attention", "dense attention", "int8 linear", "float linear")
 _SIZES = {"480p": (832, 480, 81), "720p": (1280, 720, 81)}
 _PUBLISHED = {
     "T2V 1.3B": (1536, 8960, 30, 16),
@@ -34,8 +29,8 @@ _PUBLISHED = {
 
 
 def report(linked: object = None) -> str:
-    """Whether this device is fast, then the machine, the backend of each operator with its reasons, memory, and the last run: the one
-    that made `linked` (a LATENT or MODEL), else the latest of the loaded models."""
+    """The text: whether this device is fast, then the machine, the backend of each operator with its reasons, memory, and the last
+    run, which is the one that made `linked` (a LATENT or MODEL), else the latest of the loaded models."""
     loaded = [each.model for each in comfy.model_management.current_loaded_models if each.model is not None]
     patchers = [patcher for patcher in loaded if isinstance(patcher.model, TurboWAN)]
     sections = {
@@ -100,16 +95,15 @@ def _published() -> list[str]:
     lines = []
     for name, (dim, ffn_dim, layers, channels) in _PUBLISHED.items():
         int8 = WanSpec(True, True, dim, ffn_dim, layers, channels, TEXT_WIDTH, int8=True)
-        wide = WanSpec(True, True, dim, ffn_dim, layers, channels, TEXT_WIDTH)
-        sizes = (weight_bytes(spec, torch.bfloat16) / _GB for spec in (int8, wide))
-        lines.append(
-            "{}: weights {:.1f} GB in int8, {:.1f} GB in bf16; {}".format(name, *sizes, _steps(int8, torch.bfloat16))
-        )
+        bf16 = WanSpec(True, True, dim, ffn_dim, layers, channels, TEXT_WIDTH)
+        narrow, full = (weight_bytes(spec, torch.bfloat16) / _GB for spec in (int8, bf16))
+        steps = _steps(int8, torch.bfloat16)
+        lines.append(f"{name}: weights {narrow:.1f} GB in int8, {full:.1f} GB in bf16; {steps}")
     return lines
 
 
 def _steps(spec: WanSpec, dtype: torch.dtype) -> str:
-    """What a step takes at the usual sizes."""
+    """Memory of a step at the usual sizes."""
     sizes = (f"{amount(step_bytes(spec, tokens(*size), dtype))} at {name}" for name, size in _SIZES.items())
     return f"a step of 81 frames {', '.join(sizes)}"
 

@@ -1,9 +1,10 @@
-"""Text conditioning as ComfyUI's own nodes make it, with the encoder in memory only while it works."""
+"""Text conditioning as ComfyUI's own nodes make it, with the encoder in memory only while it encodes."""
 
 import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.sd
@@ -14,27 +15,28 @@ from comfyui_version import __version__ as comfyui_version
 from ..checkpoint import read
 from ..checkpoint.text_encoder import encoder_sizes
 from ..text_cache import TextCache, cache_key
+from .conditioning import Conditioning
 
 logger = logging.getLogger("turbodiffusion")
 
-VERSION = 1  # of what is kept: raise it when the same text gives another entry
-_EMBEDDING = "embedding:"  # how a prompt names a file, whose content the key does not cover
+VERSION = 1  # of a cached entry: raise it when the same text gives another one
+_EMBEDDING = "embedding:"  # the prefix by which a prompt names a file; the key does not cover its content
 
 
 def text_conditioning(
     path: Path, name: str, text: str, embedding_directories: list[str], cache: TextCache | None = None
-) -> list:
+) -> Conditioning:
     """The CONDITIONING of `text`: what CLIPLoader (type wan) and CLIPTextEncode give for the encoder file at `path`, bit for bit.
 
     `name` identifies the file among the encoders, together with its size and time. With a `cache` the file is read only for
-    a text that is not kept yet. Raises CheckpointError for a file that is no umT5-XXL encoder."""
+    a text that is not in it. Raises CheckpointError for a file that is not a umT5-XXL encoder."""
     if cache is None or _EMBEDDING in text:
         return _encode(path, text, embedding_directories)
     key = _key(path, name, text)
-    kept = cache.get(key)
-    if kept is not None and "cond" in kept:
+    entry = cache.get(key)
+    if entry is not None and "cond" in entry:
         logger.info("The encoded prompt was read from the cache; the text encoder is not needed.")
-        return _conditioning(kept)
+        return _conditioning(entry)
     conditioning = _encode(path, text, embedding_directories)
     tensors = _tensors(conditioning)
     if tensors is not None:
@@ -55,7 +57,7 @@ def _key(path: Path, name: str, text: str) -> str:
     )
 
 
-def _encode(path: Path, text: str, embedding_directories: list[str]) -> list:
+def _encode(path: Path, text: str, embedding_directories: list[str]) -> Conditioning:
     began = time.perf_counter()
     clip = _load(path, embedding_directories)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
@@ -81,9 +83,9 @@ def _load(path: Path, embedding_directories: list[str]) -> comfy.sd.CLIP:
 
 
 class _MappedEncoder(UMT5XXlModel):
-    """ComfyUI's encoder, its weights used from the file's mapping where ComfyUI would copy them: without dynamic VRAM."""
+    """ComfyUI's encoder, which also without dynamic VRAM uses its weights from the file's mapping, where ComfyUI would copy them."""
 
-    def load_sd(self, sd: dict[str, torch.Tensor]):
+    def load_sd(self, sd: dict[str, torch.Tensor]) -> Any:
         if not getattr(self, "can_assign_sd", False):  # set by CLIP.load_sd
             for name, declared in self.transformer.named_parameters():
                 if name in sd:
@@ -92,13 +94,13 @@ class _MappedEncoder(UMT5XXlModel):
         return super().load_sd(sd)
 
 
-def _tensors(conditioning: list) -> dict[str, torch.Tensor] | None:
-    """What an entry keeps of a conditioning, or None for one that is more than umT5's embedding."""
+def _tensors(conditioning: Conditioning) -> dict[str, torch.Tensor] | None:
+    """The tensors of a conditioning that an entry stores, or None if it holds more than umT5's embedding."""
     (embedding, options), *more = conditioning
     if more or any(value is not None for value in options.values()):
         return None
     return {"cond": embedding}
 
 
-def _conditioning(kept: dict[str, torch.Tensor]) -> list:
-    return [[kept["cond"].to(comfy.model_management.intermediate_device()), {"pooled_output": None}]]
+def _conditioning(entry: dict[str, torch.Tensor]) -> Conditioning:
+    return [[entry["cond"].to(comfy.model_management.intermediate_device()), {"pooled_output": None}]]

@@ -24,5 +24,6 @@ def unavailable(device: torch.device) -> str | None:
         return None
     if backends.triton_version() < _FIRST_ON_10:
         wanted = ".".join(map(str, _FIRST_ON_10))
-        return f"before Triton {wanted} its int8 products do not use this GPU's tensor cores of the fifth generation"
+        reason = f"before Triton {wanted} its int8 products do not use this GPU's tensor cores of the fifth generation"
+        return backends.Fixable(reason, "upgrade")
     return None

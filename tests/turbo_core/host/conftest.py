@@ -21,5 +21,11 @@ def experts(folder):
 
 
 @pytest.fixture(scope="module")
+def sparse_path(folder):
+    """A checkpoint with trained proj_l: both of its blocks are sparse."""
+    return str(checkpoints.write_pth(folder / "sla.pth", checkpoints.upstream_state_dict(31, sla=True)))
+
+
+@pytest.fixture(scope="module")
 def t2v(folder):
     return load_model(str(checkpoints.write_pth(folder / "t2v.pth", checkpoints.upstream_state_dict(11))))

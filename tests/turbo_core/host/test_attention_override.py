@@ -3,26 +3,22 @@
 import importlib
 from collections import Counter
 
-import comfy.sample
-import comfy.sd
 import pytest
 import torch
 from comfy_extras import nodes_model_advanced
-from td_pack.tests.support import checkpoints
+from td_pack.tests.support.experts import sample, stock_sample, text
+from td_pack.tests.support.models import stock_model
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
-from td_pack.turbo_core.host.run import run
 from td_pack.turbo_core.host.status import report
 
-SHAPE = (1, 16, 2, 4, 6)
-TOKENS = 2 * 2 * 3
+TOKENS = 2 * 4 * 4
 SAID = "cannot take effect in the %d of 2 blocks"
 
 
 @pytest.fixture
-def sparse(folder):
-    """A model with trained proj_l: both of its blocks are sparse."""
-    return load_model(str(checkpoints.write_pth(folder / "sla.pth", checkpoints.upstream_state_dict(31, sla=True))))
+def sparse(sparse_path):
+    return load_model(sparse_path)
 
 
 def overridden(model, calls: Counter):
@@ -38,18 +34,12 @@ def overridden(model, calls: Counter):
     return clone
 
 
-def positive() -> list:
-    return [[checkpoints.draw(1, "text", (1, 8, 4096)), {}]]
+def ours(model) -> torch.Tensor:
+    return sample(model, text(), steps=2)
 
 
-def ours(model, steps: int = 2) -> torch.Tensor:
-    return run(model, positive(), {"samples": torch.zeros(SHAPE)}, 3, steps, 0, 0.9, "ode", "cpu")["samples"]
-
-
-def stock(model, steps: int = 2) -> torch.Tensor:
-    noise = comfy.sample.prepare_noise(torch.zeros(SHAPE), 3)
-    text = positive()
-    return comfy.sample.sample(model, noise, steps, 1.0, "euler", "simple", text, text, torch.zeros(SHAPE), seed=3)
+def stock(model) -> torch.Tensor:
+    return stock_sample(model, text(), 2)
 
 
 def warnings(caplog, blocks: int) -> int:
@@ -81,11 +71,8 @@ def test_under_a_stock_sampler_it_is_said_once_a_load(sparse, caplog):
 
 
 def test_dense_blocks_run_it_as_comfyui_s_own_model_does(t2v, folder, caplog):
-    conv = checkpoints.upstream_state_dict(11)
-    conv["patch_embedding.weight"] = conv["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2))
-    comfyui = comfy.sd.load_diffusion_model_state_dict(conv)
     ran = []
-    for model in (t2v, comfyui):
+    for model in (t2v, stock_model(11)):
         calls = Counter()
         changed, plain = stock(overridden(model, calls)), stock(model)
         assert (changed - plain).norm() > 0.01 * plain.norm()

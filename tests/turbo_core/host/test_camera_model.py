@@ -10,8 +10,8 @@ from td_pack.turbo_core.camera.embed import embed
 from td_pack.turbo_core.camera.presets import path_from_preset
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host import camera_model
-from td_pack.turbo_core.host.base_model import check_camera
 from td_pack.turbo_core.host.camera_model import CONDCamera, split_into_chunks, without_repeats
+from td_pack.turbo_core.host.conditioning import CAMERA_KEY, TEXT_KEY, check_conditioning
 from td_pack.turbo_core.host.load import load_model
 
 
@@ -197,15 +197,10 @@ WRONG = [
 
 @pytest.mark.parametrize("control,shape,message", WRONG)
 def test_a_camera_that_does_not_fit_is_refused(cam, control, shape, message):
-    spec = dataclasses.replace(cam.model.spec, camera=control)
+    spec = dataclasses.replace(cam.model.spec, camera=control, in_channels=16)  # which takes no image
+    condition = {TEXT_KEY: torch.zeros(1, 8, 4096), CAMERA_KEY: torch.zeros(shape)}
     with pytest.raises(TurboError, match=message):
-        check_camera(spec, torch.zeros(shape), torch.Size((1, 16, 3, 8, 12)))
-
-
-def test_lingbot_s_shift_is_the_model_s_own(cam, tmp_path):
-    assert cam.get_model_object("model_sampling").shift == 10
-    turbo = load_model(str(checkpoints.write_pth(tmp_path / "wan.pth", checkpoints.upstream_state_dict(1, layers=1))))
-    assert turbo.get_model_object("model_sampling").shift == 5  # rCM's, and not LingBot's, which is loaded before
+        check_conditioning(spec, condition, torch.zeros(1, 16, 3, 8, 12))
 
 
 def test_offloaded_camera_layers_and_a_lora_on_them(tmp_path):

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from td_pack.tests.support.checkpoints import golden_case
+from td_pack.tests.support.experts import guided
 from td_pack.tests.support.models import conditioning, load_case, relative_error
-from td_pack.turbo_core.host.guider import ExpertGuider
 from td_pack.turbo_core.host.run import run, run_sigmas
-from td_pack.turbo_core.host.sampler import make_sampler
 
 # The agreement of (velocity, samples) that the golden files' README states. Measured here: 3e-6 in float32; 6e-3 in int8, where a
 # rounding flip in one activation moves all that follows, so that test_quant.py proves the arithmetic layer by layer.
@@ -41,38 +40,22 @@ def test_velocity(golden):
 
 
 def test_samples(golden):
-    case, tensors, models, tolerance = golden
-    latent_format = models[0].model.latent_format
-    latent = {"samples": torch.zeros_like(tensors["x"])}
-    low = models[1] if len(models) > 1 else None
-    samples = run(
-        models[0],
-        conditioning(case, tensors, latent_format),
-        latent,
-        case["seed"],
-        case["steps"],
-        0,
-        case["boundary"],
-        "ode" if case["ode"] else "sde",
-        "cpu",
-        low,
-    )["samples"]
+    case, tensors, (high, *low), tolerance = golden
+    latent_format, mode = high.model.latent_format, "ode" if case["ode"] else "sde"
+    positive, latent = conditioning(case, tensors, latent_format), {"samples": torch.zeros_like(tensors["x"])}
+    given = positive, latent, case["seed"], case["steps"], 0, case["boundary"], mode, "cpu"
+    samples = run(high, *given, *low)["samples"]
     assert relative_error(latent_format.process_in(samples), tensors["samples"]) <= tolerance[1]
 
 
 def test_the_parts_give_the_same_bits_as_the_whole(golden):
-    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
-
-    case, tensors, models, _ = golden
-    positive = conditioning(case, tensors, models[0].model.latent_format)
-    latent = {"samples": torch.zeros_like(tensors["x"])}
-    low = models[1] if len(models) > 1 else None
-    whole = run(models[0], positive, latent, 7, 4, 0, 0.9, "sde", "cpu", low)["samples"]
-    guider = ExpertGuider(models[0], low, 0.9)
-    guider.set_conds(positive)
-    parts = SamplerCustomAdvanced.execute(
-        Noise_RandomNoise(7), guider, make_sampler("sde", "cpu"), run_sigmas(models[0], 4, 0), latent
-    )[0]["samples"]
+    case, tensors, (high, *low), _ = golden
+    positive, latent = (
+        conditioning(case, tensors, high.model.latent_format),
+        {"samples": torch.zeros_like(tensors["x"])},
+    )
+    whole = run(high, positive, latent, 3, 4, 0, 0.9, "sde", "cpu", *low)["samples"]
+    parts = guided(positive, run_sigmas(high, 4, 0), high, *low, mode="sde", given=latent)
     assert torch.equal(whole, parts)
 
 

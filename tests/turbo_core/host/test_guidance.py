@@ -1,15 +1,18 @@
 """Many steps with guidance on two experts, as Wan 2.2 and LingBot-World are run: stock sampler and scheduler, our guider."""
 
+from types import SimpleNamespace
+
 import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from td_pack.tests.support import checkpoints, lingbot
+from td_pack.tests.support.experts import image_text
 from td_pack.tests.support.models import relative_error
 from td_pack.turbo_core.camera.embed import embed
 from td_pack.turbo_core.camera.presets import path_from_preset
-from td_pack.turbo_core.host.base_model import CAMERA_KEY
+from td_pack.turbo_core.host.conditioning import CAMERA_KEY
 from td_pack.turbo_core.host.guider import ExpertGuider
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.sampling.schedule import split
@@ -38,14 +41,8 @@ def sigmas(model, steps: int) -> torch.Tensor:
 
 
 def prompts() -> tuple[list, list]:
-    mask = torch.ones(1, 1, *SHAPE[2:])
-    mask[:, :, 0] = 0
-    options = {
-        "concat_latent_image": checkpoints.draw(1, "image", SHAPE),
-        "concat_mask": mask,
-        CAMERA_KEY: embed(path_from_preset("orbit_left", 1.0, "linear", 5), 48, 32, "cam"),
-    }
-    return tuple([[checkpoints.draw(1, key, (1, 8, 4096)), dict(options)]] for key in ("fox", "blurry"))
+    camera = embed(path_from_preset("orbit_left", 1.0, "linear", 5), 48, 32, "cam")
+    return tuple(image_text(key, SHAPE, **{CAMERA_KEY: camera}) for key in ("fox", "blurry"))
 
 
 def guided(expert, cfg: float) -> comfy.samplers.CFGGuider:
@@ -113,18 +110,6 @@ class Recording(ExpertGuider):
         return predicted
 
 
-class Given:
-    """NOISE that makes a sampler start exactly at `x`."""
-
-    seed = 0
-
-    def __init__(self, x, sigma):
-        self.x, self.sigma = x, sigma
-
-    def generate_noise(self, latent):
-        return self.x / self.sigma
-
-
 def test_every_prediction_of_unipc_is_the_right_expert_s(experts):
     """UniPC remembers earlier steps, so the run cannot be cut in two: each prediction is compared with a stock sampler's single step
     from the same point to zero, which is the prediction."""
@@ -135,5 +120,6 @@ def test_every_prediction_of_unipc_is_the_right_expert_s(experts):
     latent_format = experts[0].model.latent_format
     for (x, sigma, predicted), low in zip(guider.seen, ran_low, strict=True):
         stock = guided(experts[low], CFG[low])
-        expected = sampled(stock, torch.tensor([sigma, 0.0]), noise=Given(x, sigma))
+        start = SimpleNamespace(seed=0, generate_noise=lambda latent, noise=x / sigma: noise)  # the sampler starts at x
+        expected = sampled(stock, torch.tensor([sigma, 0.0]), noise=start)
         assert relative_error(latent_format.process_out(predicted), expected) <= 1e-5

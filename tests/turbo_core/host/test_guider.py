@@ -1,19 +1,16 @@
 """Two experts in one run: which runs when, with which patches, options and guidance."""
 
 import comfy.model_management
-import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import CFGOverride, Noise_EmptyNoise, Noise_RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_custom_sampler import CFGOverride, Noise_EmptyNoise
 from comfy_extras.nodes_easycache import EasyCacheNode
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.experts import SHAPE, image_text, latent, sample, text, traced
+from td_pack.tests.support.experts import guided, image_text, sample, stock_sample, text, traced_pair
 from td_pack.tests.support.models import relative_error
 from td_pack.turbo_core.errors import TurboError
-from td_pack.turbo_core.host.guider import ExpertGuider
 from td_pack.turbo_core.host.run import needs_low_expert, run_sigmas
-from td_pack.turbo_core.host.sampler import make_sampler
 
 
 @pytest.mark.parametrize(
@@ -29,8 +26,7 @@ from td_pack.turbo_core.host.sampler import make_sampler
     ],
 )
 def test_each_step_runs_the_expert_of_its_noise_level(experts, steps, boundary, expected):
-    calls = []
-    high, low = (traced(model, name, calls) for model, name in zip(experts, ("high", "low"), strict=True))
+    high, low, calls = traced_pair(experts)
     sample(high, image_text(), low, steps, boundary)
     assert " ".join(name for name, _ in calls) == expected
     assert needs_low_expert(high, steps, 0, boundary) == ("low" in expected)
@@ -41,32 +37,21 @@ def test_each_step_runs_the_expert_of_its_noise_level(experts, steps, boundary, 
 def test_one_run_equals_two_samplers_over_the_halves(experts):
     whole = sample(experts[0], image_text(), experts[1], mode="ode")
     sigmas = run_sigmas(experts[0], 4, 0)
-    state = latent()
-    for model, part, noise in (
-        (experts[0], sigmas[:3], Noise_RandomNoise(3)),
-        (experts[1], sigmas[2:], Noise_EmptyNoise()),
-    ):
-        guider = ExpertGuider(model)
-        guider.set_conds(image_text())
-        state = SamplerCustomAdvanced.execute(noise, guider, make_sampler("ode", "cpu"), part, state)[0]
+    half = guided(image_text(), sigmas[:3], experts[0])
+    parts = guided(image_text(), sigmas[2:], experts[1], noise=Noise_EmptyNoise(), given={"samples": half})
     # Between the halves the latent is divided and multiplied by 1 - sigma in float32.
-    assert relative_error(state["samples"], whole) <= 1e-5
+    assert relative_error(parts, whole) <= 1e-5
 
 
 def test_a_sampler_that_goes_back_above_the_boundary_switches_back(experts):
-    calls = []
-    high, low = (traced(model, name, calls) for model, name in zip(experts, ("high", "low"), strict=True))
-    guider = ExpertGuider(high, low)
-    guider.set_conds(image_text())
+    high, low, calls = traced_pair(experts)
 
     def back_and_forth(model, x, sigmas, extra_args=None, callback=None, disable=None):
         results = [model(x, x.new_tensor([sigma]), **extra_args) for sigma in (0.95, 0.5, 0.95)]
         assert torch.equal(results[0], results[2])
         return x
 
-    SamplerCustomAdvanced.execute(
-        Noise_RandomNoise(3), guider, comfy.samplers.KSAMPLER(back_and_forth), torch.tensor([0.95, 0.0]), latent()
-    )
+    guided(image_text(), [0.95, 0.0], high, low, comfy.samplers.KSAMPLER(back_and_forth))
     assert [name for name, _ in calls] == ["high", "low", "high"]
 
 
@@ -85,20 +70,11 @@ def test_experts_that_are_clones_of_one_file_keep_their_own_patches(t2v):
     assert torch.equal(t2v.model.diffusion_model.blocks[0].ffn[2].weight, before)
 
 
-def test_each_expert_uses_its_own_model_options(experts):
-    """The low expert's wrappers fire for its steps only, and so do the high expert's."""
-    calls = []
-    sample(experts[0], image_text(), traced(experts[1], "low", calls))
-    assert [name for name, _ in calls] == ["low", "low"]
-
-
 def test_guidance_uses_each_expert_s_cfg(experts):
     negative = image_text("other")
     one = sample(experts[0], image_text(), experts[1])
-    calls = []
-    high, low = (traced(model, name, calls) for model, name in zip(experts, ("high", "low"), strict=True))
-    guided = sample(high, image_text(), low, negative=negative, cfg_high=1.0, cfg_low=2.0)
-    assert not torch.equal(one, guided)
+    high, low, calls = traced_pair(experts)
+    assert not torch.equal(one, sample(high, image_text(), low, negative=negative, cfg_high=1.0, cfg_low=2.0))
     # cfg 1 skips the negative pass; cfg 2 runs it, in the same call or in a second one.
     assert [name for name, _ in calls][:2] == ["high", "high"] and set(name for name, _ in calls[2:]) == {"low"}
     assert torch.equal(one, sample(experts[0], image_text(), experts[1], negative=negative))
@@ -107,10 +83,10 @@ def test_guidance_uses_each_expert_s_cfg(experts):
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_node_that_overrides_cfg_is_heard_on_its_own_expert(experts, which):
     negative = image_text("other")
-    guided = sample(experts[0], image_text(), experts[1], negative=negative, **{("cfg_high", "cfg_low")[which]: 3.0})
+    expected = sample(experts[0], image_text(), experts[1], negative=negative, **{("cfg_high", "cfg_low")[which]: 3.0})
     overridden = list(experts)
     overridden[which] = CFGOverride.execute(experts[which], 3.0, 0.0, 1.0)[0]
-    assert torch.equal(sample(overridden[0], image_text(), overridden[1], negative=negative), guided)
+    assert torch.equal(sample(overridden[0], image_text(), overridden[1], negative=negative), expected)
     with pytest.raises(TurboError, match="CFG Override changes it"):
         sample(overridden[0], image_text(), overridden[1])
 
@@ -125,7 +101,7 @@ def test_a_node_that_wraps_a_run_and_misses_the_second_expert_is_named(experts, 
 
 def test_one_model_as_both_experts_has_both_cfgs(t2v):
     """Two loaders of one file give one MODEL: only the noise level tells which expert a step is."""
-    given = {"positive": text(), "negative": [[checkpoints.draw(1, "other", (1, 8, 4096)), {}]]}
+    given = {"positive": text(), "negative": text(key="other")}
     one, copy = (sample(t2v, low=low, mode="ode", cfg_high=1.0, cfg_low=2.0, **given) for low in (t2v, t2v.clone()))
     assert torch.equal(one, copy)
     assert {name: calls["network"] for name, calls in t2v.model.last_run.calls.items()} == {"high": 2, "low": 2}
@@ -134,16 +110,12 @@ def test_one_model_as_both_experts_has_both_cfgs(t2v):
 def test_other_samplers_do_not_count_into_the_record_of_a_run(t2v):
     sample(t2v, text(), steps=2)
     record = t2v.model.last_run
-    comfy.sample.sample(t2v, torch.zeros(SHAPE), 1, 1.0, "euler", "simple", text(), text(), torch.zeros(SHAPE))
+    stock_sample(t2v, text())
     assert record.calls["sample"]["network"] == 2
 
 
 @pytest.mark.parametrize("mode", ["sde", "ode"])
 @pytest.mark.parametrize("levels,wrong", [((14.6, 0.5, 0.0), "14.6"), ((0.9, 0.0, 0.0), "0"), ((0.9, -0.1), "-0.1")])
 def test_noise_levels_of_another_kind_of_model_are_refused(t2v, mode, levels, wrong):
-    guider = ExpertGuider(t2v)
-    guider.set_conds(text())
     with pytest.raises(TurboError, match=f"The SIGMAS hold {wrong} where a step begins or ends"):
-        SamplerCustomAdvanced.execute(
-            Noise_RandomNoise(3), guider, make_sampler(mode, "cpu"), torch.tensor(levels), latent()
-        )
+        guided(text(), levels, t2v, mode=mode)

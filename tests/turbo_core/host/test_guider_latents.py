@@ -1,37 +1,22 @@
 """What a run makes of its latent: batches, masks, and where the noise comes from."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.experts import SHAPE, latent, sample, text
+from td_pack.tests.support.experts import SHAPE, guided, latent, sample, text
 from td_pack.tests.support.models import relative_error
-from td_pack.turbo_core.host.guider import ExpertGuider
 from td_pack.turbo_core.host.run import run, run_sigmas
-from td_pack.turbo_core.host.sampler import make_sampler
 
 
 @pytest.mark.parametrize("mode", ["sde", "ode"])
 def test_a_batch_equals_single_runs(t2v, mode):
     noise = torch.randn(2, *SHAPE[1:], generator=torch.Generator().manual_seed(9))
-    single = []
-    sigmas = run_sigmas(t2v, 2, 0)
-
-    class Given:
-        seed = 0
-
-        def __init__(self, value):
-            self.value = value
-
-        def generate_noise(self, latent):
-            return self.value
 
     def result(value):
-        guider = ExpertGuider(t2v)
-        guider.set_conds(text())
-        return SamplerCustomAdvanced.execute(
-            Given(value), guider, make_sampler(mode, "cpu"), sigmas, latent(len(value))
-        )[0]["samples"]
+        drawn = SimpleNamespace(seed=0, generate_noise=lambda latent: value)
+        return guided(text(), run_sigmas(t2v, 2, 0), t2v, mode=mode, noise=drawn, given=latent(len(value)))
 
     batch = result(noise)
     assert batch.shape[0] == 2

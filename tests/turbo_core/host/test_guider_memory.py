@@ -8,7 +8,7 @@ import comfy.samplers
 import pytest
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
-from td_pack.tests.support.experts import Stop, image_text, latent, sample, traced
+from td_pack.tests.support.experts import Stop, guided, image_text, latent, sample, traced_pair
 from td_pack.turbo_core.host.guider import ExpertGuider
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.run import run_sigmas
@@ -24,16 +24,12 @@ def test_an_expert_without_a_step_never_reaches_the_device(experts, steps, loade
 
 def test_only_the_low_half_leaves_the_high_expert_alone(experts):
     comfy.model_management.unload_all_models()
-    guider = ExpertGuider(*experts)
-    guider.set_conds(image_text())
-    low_half = run_sigmas(experts[0], 4, 0)[2:]
-    SamplerCustomAdvanced.execute(Noise_RandomNoise(3), guider, make_sampler("ode", "cpu"), low_half, latent())
+    guided(image_text(), run_sigmas(experts[0], 4, 0)[2:], *experts)
     assert [m.model for m in comfy.model_management.current_loaded_models] == [experts[1]]
 
 
 @pytest.mark.parametrize("expert", ["high", "low"])
 def test_an_interrupt_leaves_nothing_behind(experts, expert):
-    calls = []
     models = dict(zip(("high", "low"), experts, strict=True))
 
     def stop(executor, *args, **kwargs):
@@ -47,9 +43,9 @@ def test_an_interrupt_leaves_nothing_behind(experts, expert):
         SamplerCustomAdvanced.execute(
             Noise_RandomNoise(3), guider, make_sampler("sde", "cpu"), run_sigmas(experts[0], 4, 0), latent()
         )
-    assert guider._other is None and guider._run is None
+    assert guider._run is None
     assert all(model.model.current_patcher is None for model in experts)
-    high, low = (traced(model, name, calls) for model, name in zip(experts, ("high", "low"), strict=True))
+    high, low, calls = traced_pair(experts)
     sample(high, image_text(), low)
     assert len(calls) == 4
 

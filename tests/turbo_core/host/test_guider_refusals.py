@@ -1,10 +1,10 @@
 """What does not belong in one run is refused by name, before anything runs."""
 
-import comfy.sample
 import pytest
 import torch
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.experts import SHAPE, image_text, sample, text
+from td_pack.tests.support.experts import SHAPE, image_text, sample, stock_sample, text
+from td_pack.tests.support.models import stock_model
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host.guider import ExpertGuider
 from td_pack.turbo_core.host.load import load_model
@@ -33,12 +33,7 @@ def test_what_does_not_fit_together_is_said_before_anything_runs(experts, t2v, f
         if problem == "boundary":
             return ExpertGuider(t2v, boundary=1.5)
         if problem == "other loader":
-            import comfy.sd
-
-            state_dict = checkpoints.upstream_state_dict(1)
-            conv = state_dict["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2))
-            stock = comfy.sd.load_diffusion_model_state_dict(state_dict | {"patch_embedding.weight": conv})
-            return ExpertGuider(stock)
+            return ExpertGuider(stock_model(1))
         guider = ExpertGuider(experts[0] if problem == "no image" else t2v)
         guider.set_conds({"text width": text(768), "no text": []}.get(problem, text()))
         guider.set_cfg(3.0, 1.0)
@@ -55,16 +50,10 @@ def test_a_latent_that_is_not_wan_s_is_refused(t2v, shape):
 
 def test_stock_samplers_give_the_same_messages(t2v, experts):
     """The model itself checks, so KSampler users read them too."""
-
-    def stock(model, conditioning):
-        comfy.sample.sample(
-            model, torch.zeros(SHAPE), 1, 1.0, "euler", "simple", conditioning, conditioning, torch.zeros(SHAPE)
-        )
-
     with pytest.raises(TurboError, match="768 wide"):
-        stock(t2v, text(768))
+        stock_sample(t2v, text(768))
     with pytest.raises(TurboError, match="holds no image"):
-        stock(experts[0], text())
+        stock_sample(experts[0], text())
 
 
 @pytest.mark.parametrize(
@@ -72,9 +61,7 @@ def test_stock_samplers_give_the_same_messages(t2v, experts):
 )
 def test_an_image_of_another_length_or_kind_is_refused(experts, channels, frames, message):
     image = torch.zeros(1, channels, frames, *SHAPE[3:])
-    ((context, options),) = image_text()
-    given = [[context, options | {"concat_latent_image": image}]]
-    with pytest.raises(TurboError, match=message):
-        sample(experts[0], given)
-    with pytest.raises(TurboError, match=message):
-        comfy.sample.sample(experts[0], torch.zeros(SHAPE), 1, 1.0, "euler", "simple", given, given, torch.zeros(SHAPE))
+    given = image_text(concat_latent_image=image)
+    for sampled in (sample, stock_sample):
+        with pytest.raises(TurboError, match=message):
+            sampled(experts[0], given)

@@ -1,7 +1,9 @@
 """The ComfyUI at hand is as the pack takes it to be: each entry of tests/support/host_contract.py, and that none is missing."""
 
+import ast
 import importlib
 import inspect
+import sys
 
 import pytest
 from td_pack.tests.support import host_contract as contract
@@ -120,6 +122,14 @@ def test_a_node_of_core_has_the_inputs_that_graphs_give_it(node):
 
 def node_id(cls: type) -> str | None:
     return cls.define_schema().node_id if hasattr(cls, "define_schema") and "define_schema" in vars(cls) else None
+
+
+def test_no_class_has_the_name_of_one_of_comfyui():
+    """A traceback, a log line or a patch that names a class must not leave open whose it is."""
+    ours = {node.name for _, tree in host_uses.sources() for node in tree.body if isinstance(node, ast.ClassDef)}
+    modules = {base.__module__ for cls in host_uses.subclasses() for base in cls.__mro__ if host_uses.of_host(base)}
+    theirs = {name for module in modules for name, _ in inspect.getmembers(sys.modules[module], inspect.isclass)}
+    assert "CameraWanModel" in theirs and ours & theirs == set()
 
 
 def test_no_node_is_listed_that_no_graph_has():

@@ -5,39 +5,23 @@ import comfy.sd
 import pytest
 import torch
 from td_pack.kernels import use_backend
-from td_pack.tests.support import checkpoints
-from td_pack.tests.support.models import relative_error
+from td_pack.tests.support import checkpoints, experts
+from td_pack.tests.support.models import relative_error, stock_model
 from td_pack.turbo_core.attention import SLA
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
-from td_pack.turbo_core.host.run import run
 
 SHAPE = (1, 16, 3, 16, 16)  # 192 tokens: 3 key blocks, so that sparsity is real
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    return str(
-        checkpoints.write_pth(tmp_path_factory.mktemp("m") / "m.pth", checkpoints.upstream_state_dict(31, sla=True))
-    )
-
-
 @pytest.fixture
-def model(path):
-    return load_model(path)
-
-
-@pytest.fixture(scope="module")
-def stock(tmp_path_factory):
-    return load_model(
-        str(checkpoints.write_pth(tmp_path_factory.mktemp("m") / "s.pth", checkpoints.upstream_state_dict(11)))
-    )
+def model(sparse_path):
+    return load_model(sparse_path)
 
 
 def sample(model, steps: int = 1, low=None) -> torch.Tensor:
-    positive = [[checkpoints.draw(1, "text", (1, 8, 4096)), {}]]
-    return run(model, positive, {"samples": torch.zeros(SHAPE)}, 3, steps, 0, 0.9, "ode", "cpu", low)["samples"]
+    return experts.sample(model, experts.text(), low, steps, mode="ode", latent={"samples": torch.zeros(SHAPE)})
 
 
 def weights(model) -> dict[str, torch.Tensor]:
@@ -62,13 +46,13 @@ def test_settings_belong_to_their_clone(model):
         assert torch.equal(sample((model, dense, sparse)[i]), outputs[i])
 
 
-def test_all_blocks_selected_without_the_linear_branch_is_dense_attention(stock):
+def test_all_blocks_selected_without_the_linear_branch_is_dense_attention(t2v):
     """On weights without proj_l, sparse attention over every block must be the dense one."""
-    full = with_attention(stock, "sla", 1.0, "", True)
+    full = with_attention(t2v, "sla", 1.0, "", True)
     # Softmax over the same keys in another order of summation.
-    assert relative_error(sample(full), sample(stock)) <= 1e-5
-    assert relative_error(sample(with_attention(stock, "sla", 0.4, "", True)), sample(stock)) > 1e-3
-    assert torch.equal(sample(with_attention(stock, "sla", 0.4, "0-1", True)), sample(stock))
+    assert relative_error(sample(full), sample(t2v)) <= 1e-5
+    assert relative_error(sample(with_attention(t2v, "sla", 0.4, "", True)), sample(t2v)) > 1e-3
+    assert torch.equal(sample(with_attention(t2v, "sla", 0.4, "0-1", True)), sample(t2v))
 
 
 def test_sagesla_is_sparse_linear_attention_in_8_bits(model):
@@ -78,32 +62,31 @@ def test_sagesla_is_sparse_linear_attention_in_8_bits(model):
     assert model.model.calls["sparse attention"] == 2
 
 
-def test_auto_is_what_the_checkpoint_was_trained_for(model, stock):
+def test_auto_is_what_the_checkpoint_was_trained_for(model, t2v):
     assert torch.equal(sample(with_attention(model, "auto", 0.1, "", False)), sample(model))
-    assert torch.equal(sample(with_attention(stock, "auto", 0.1, "", False)), sample(stock))
+    assert torch.equal(sample(with_attention(t2v, "auto", 0.1, "", False)), sample(t2v))
 
 
 @pytest.mark.parametrize(
-    "mode,topk,blocks,message",
+    "given,message",
     [
-        ("sla", 0.1, "", "no trained proj_l"),
-        ("sagesla", 0.1, "", "no trained proj_l"),
-        ("dense", 0.1, "0,9", "blocks are 0 to 1"),
-        ("dense", 0.1, "first", "write block numbers"),
-        ("auto", 1.5, "", "topk is 1.5"),
+        (("sla", 0.1, "", False), "no trained proj_l"),
+        (("sagesla", 0.1, "", False), "no trained proj_l"),
+        (("dense", 0.1, "0,9", False), "blocks are 0 to 1"),
+        (("dense", 0.1, "first", False), "write block numbers"),
+        (("auto", 1.5, "", False), "topk is 1.5"),
+        (("auto", 0.1, "", False, -1), "dense_steps is -1"),
+        (("linear", 0.1, "", False), "mode is 'linear': choose one of auto, sla"),
     ],
 )
-def test_what_cannot_be_done_is_said(stock, mode, topk, blocks, message):
+def test_what_cannot_be_done_is_said(t2v, given, message):
     with pytest.raises(TurboError, match=message):
-        with_attention(stock, mode, topk, blocks, False)
+        with_attention(t2v, *given)
 
 
-def test_models_of_other_loaders_are_refused(stock):
-    state_dict = checkpoints.upstream_state_dict(1)
-    conv = state_dict["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2))
-    other = comfy.sd.load_diffusion_model_state_dict(state_dict | {"patch_embedding.weight": conv})
+def test_models_of_other_loaders_are_refused():
     with pytest.raises(TurboError, match="load it with TurboDiffusionLoader"):
-        with_attention(other, "dense", 0.1, "", False)
+        with_attention(stock_model(1), "dense", 0.1, "", False)
 
 
 @pytest.mark.parametrize("style", ["diffusion_model", "kohya"])
@@ -119,11 +102,9 @@ def test_a_lora_is_applied_to_every_layer_and_removed_to_the_bit(model, style):
     assert torch.equal(sample(model), plain)
     # The patched layer is w + 0.8 * up @ down.
     sample(patched)
-    state_dict = checkpoints.lora(style)
-    down, up = (
-        next(v for k, v in state_dict.items() if "ffn" in k and part in k)
-        for part in (("lora_A", "lora_B") if style == "diffusion_model" else ("down", "up"))
-    )
+    parts = {"diffusion_model": ("lora_A", "lora_B"), "kohya": ("down", "up")}[style]
+    factors = {key: value for key, value in checkpoints.lora(style).items() if "ffn" in key}
+    down, up = (next(value for key, value in factors.items() if part in key) for part in parts)
     merged = before["blocks.1.ffn.2.weight"] + 0.8 * up @ down
     assert torch.allclose(weights(patched)["blocks.1.ffn.2.weight"], merged, atol=1e-6)
     comfy.model_management.unload_all_models()
@@ -146,15 +127,11 @@ def test_a_partly_loaded_model_gives_the_same_video(model):
     for expected, clone in ((plain, model.clone()), (whole, patched.clone())):
         clone.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=1)
         assert clone.model.model_lowvram
-        x = checkpoints.draw(2, "x", SHAPE)
-        offloaded = clone.model.diffusion_model(
-            x, torch.tensor([988.0]), context=checkpoints.draw(1, "text", (1, 8, 4096))
-        )
+        inputs = {"timestep": torch.tensor([988.0]), "context": experts.text()[0][0]}
+        offloaded = clone.model.diffusion_model(checkpoints.draw(2, "x", SHAPE), **inputs)
         clone.unpatch_model()
         clone.patch_model()
-        resident = clone.model.diffusion_model(
-            x, torch.tensor([988.0]), context=checkpoints.draw(1, "text", (1, 8, 4096))
-        )
+        resident = clone.model.diffusion_model(checkpoints.draw(2, "x", SHAPE), **inputs)
         clone.unpatch_model()
         # A LoRA on an offloaded layer is added on the fly, in another order.
         assert relative_error(offloaded, resident) <= 1e-5
@@ -164,7 +141,7 @@ def test_a_partly_loaded_model_gives_the_same_video(model):
 
 @pytest.fixture
 def eager_compile():
-    """The stock TorchCompileModel node's way to compile, with the backend that shows graph breaks without a compiler."""
+    """The t2v TorchCompileModel node's way to compile, with the backend that shows graph breaks without a compiler."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
@@ -239,17 +216,17 @@ class TestDenseSteps:
         assert calls(model) == (2, 4, 0)
         assert [block.self_attn.sla for block in model.model.diffusion_model.blocks] == [SLA(0.1)] * 2
 
-    def test_count_over_both_experts(self, model, path):
+    def test_count_over_both_experts(self, model, sparse_path):
         """Levels 0.988, 0.934, 0.853, 0.609: the boundary 0.9 is after the second step."""
-        high, low = (with_attention(m, "sla", 0.7, "", False, 3) for m in (model, load_model(path)))
+        high, low = (with_attention(m, "sla", 0.7, "", False, 3) for m in (model, load_model(sparse_path)))
         sample(high, 4, low)
         assert calls(high) == (2, 0, 4)
         assert calls(low) == (2, 2, 2)
 
-    def test_help_a_model_without_trained_weights(self, stock):
+    def test_help_a_model_without_trained_weights(self, t2v):
         """What they are for: block-sparse attention with dense first steps is closer to the dense result."""
-        dense = sample(stock, 4)
-        without, some = (sample(with_attention(stock, "sla", 0.4, "", True, steps), 4) for steps in (0, 2))
+        dense = sample(t2v, 4)
+        without, some = (sample(with_attention(t2v, "sla", 0.4, "", True, steps), 4) for steps in (0, 2))
         assert 0 < relative_error(some, dense) < relative_error(without, dense)
 
     def test_end_when_a_step_fails(self, model):
@@ -265,7 +242,3 @@ class TestDenseSteps:
             )
         assert [block.self_attn.sla for block in network.blocks] == [SLA(0.7)] * 2
         patched.unpatch_model()
-
-    def test_a_negative_number_is_refused(self, model):
-        with pytest.raises(TurboError, match="dense_steps is -1"):
-            with_attention(model, "sla", 0.1, "", False, -1)

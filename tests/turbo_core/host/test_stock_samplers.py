@@ -7,7 +7,8 @@ import torch
 from comfy_extras.nodes_custom_sampler import BasicScheduler, Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_model_advanced import ModelNoiseScale, ModelSamplingAuraFlow, ModelSamplingSD3
 from td_pack.tests.support import checkpoints, lingbot
-from td_pack.tests.support.models import relative_error
+from td_pack.tests.support.experts import image_text, text
+from td_pack.tests.support.models import relative_error, stock_state_dict
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.run import run, run_sigmas
 from td_pack.turbo_core.sampling.rcm import NoiseStream
@@ -34,12 +35,7 @@ def rcm(model, steps: int = 4) -> torch.Tensor:
 
 
 def prompt(model, words: str = "fox") -> list:
-    options = {}
-    if model.model.spec.takes_image:
-        mask = torch.ones(1, 1, *SHAPE[2:])
-        mask[:, :, 0] = 0
-        options = {"concat_latent_image": checkpoints.draw(1, "image", SHAPE), "concat_mask": mask}
-    return [[checkpoints.draw(1, words, (1, 8, 4096)), options]]
+    return image_text(words, SHAPE) if model.model.spec.takes_image else text(key=words)
 
 
 def empty() -> dict:
@@ -112,9 +108,11 @@ def test_a_node_that_rebuilds_the_sampling_keeps_the_curve(model):
 
 
 def test_other_models_keep_comfyui_s_schedule(tmp_path):
-    conv = checkpoints.upstream_state_dict(11)
-    conv["patch_embedding.weight"] = conv["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2))
-    for name, tensors, shift in (("wan", conv, 8.0), ("lingbot", lingbot.state_dict(91, layers=1), 10.0)):
+    # LingBot first: its shift must not stay in ComfyUI's class.
+    for name, tensors, shift in (
+        ("lingbot", lingbot.state_dict(91, layers=1), 10.0),
+        ("wan", stock_state_dict(11), 8.0),
+    ):
         other = load_model(str(checkpoints.write_safetensors(tmp_path / f"{name}.safetensors", tensors)))
         assert torch.equal(curve(other).sigmas, curve(ModelSamplingSD3().patch(other, shift)[0]).sigmas)
         assert curve(other).shift == shift and curve(other).percent_to_sigma(0.5) == shift / (1 + shift)
@@ -139,22 +137,9 @@ def test_lcm_is_sde_but_for_its_noise(model):
 def test_two_stock_samplers_are_the_two_experts(experts):
     latent = empty()
     for expert, first, last in zip(experts, (0, 2), (2, 10000), strict=True):
-        text = prompt(expert)
-        (latent,) = nodes.KSamplerAdvanced().sample(
-            expert,
-            "disable" if first else "enable",
-            SEED,
-            4,
-            1.0,
-            "euler",
-            "simple",
-            text,
-            text,
-            latent,
-            first,
-            last,
-            "disable" if first else "enable",
-        )
+        given, noise = prompt(expert), "disable" if first else "enable"
+        settings = SEED, 4, 1.0, "euler", "simple", given, given
+        (latent,) = nodes.KSamplerAdvanced().sample(expert, noise, *settings, latent, first, last, noise)
     assert relative_error(latent["samples"], ours(experts[0], "ode", experts[1])) <= ROUNDING
 
 
