@@ -17,7 +17,7 @@ from ..record import RunRecord
 from ..sampling.schedule import in_first_steps
 from .model import TurboWanModel
 from .model_sampling import RCMSampling, rcm_settings
-from .saving import check_branches
+from .saving import check_side_paths
 
 IMAGE_KEY = "concat_latent_image"  # in conditioning; where ComfyUI's WanImageToVideo puts its latent
 CAMERA_KEY = "camera_conditions"  # in conditioning; where ComfyUI's own camera nodes put theirs
@@ -124,8 +124,8 @@ class TurboWAN(comfy.model_base.WAN21):
         return timestep.to(torch.bfloat16).float() if self.spec.turbo else timestep
 
     def state_dict_for_saving(self, *args, **kwargs):
-        """As ComfyUI's. Raises TurboError as `check_branches`, also for a patcher that is not from our loader."""
-        check_branches(self.diffusion_model)
+        """As ComfyUI's. Raises TurboError as `check_side_paths`, also for a patcher that is not from our loader."""
+        check_side_paths(self.diffusion_model)
         return super().state_dict_for_saving(*args, **kwargs)
 
     def extra_conds(self, **kwargs):
