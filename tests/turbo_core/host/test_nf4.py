@@ -206,11 +206,6 @@ def test_a_saved_model_loads_again(model, tmp_path):
     assert torch.equal(step(again), step(model))
 
 
-def test_pth_is_the_same_model(model, packed, tmp_path):
-    other = load_model(str(checkpoints.write_pth(tmp_path / "packed.pth", packed)))
-    assert torch.equal(step(other), step(model))
-
-
 @pytest.mark.parametrize("kind", ["plain", "side path", "stock"])
 def test_the_stock_compile_node_works_and_the_pack_breaks_no_graph(kind, tmp_path):
     from torch._dynamo.utils import counters

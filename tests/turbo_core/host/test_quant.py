@@ -101,12 +101,6 @@ def test_where_int8_is_slower_every_linear_multiplies_in_float(model, monkeypatc
     assert model.model.spec.int8
 
 
-def test_pth_and_safetensors_are_the_same_model(model, state_dict, tmp_path):
-    other = load_model(str(checkpoints.write_safetensors(tmp_path / "quant.safetensors", state_dict)))
-    assert other.model.spec == model.model.spec and other.model.spec.int8
-    assert torch.equal(sample(other), sample(model))
-
-
 def test_its_size_is_counted_in_int8(model, state_dict):
     stored = sum(
         value.numel() * value.element_size()
