@@ -117,7 +117,7 @@ def test_weights_that_comfyui_fetches_are_unpacked_too(model):
 
 
 def test_a_weight_moves_and_copies_as_comfyui_moves_weights(model):
-    """What dynamic VRAM and streams do to a quantised weight: its parts in one buffer, and back."""
+    """What dynamic VRAM and streams do to a quantized weight: its parts in one buffer, and back."""
     from comfy.memory_management import interpret_gathered_like, vram_aligned_size
 
     weight = model.model.diffusion_model.blocks[0].ffn[0].weight.data
