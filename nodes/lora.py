@@ -2,11 +2,13 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.latest import io, ui
 
 from ..turbo_core.checkpoint.read import read
+from ..turbo_core.host.features import show_on_node
 from ..turbo_core.host.lora import with_lora
 from .loader import CATEGORY
 
@@ -23,8 +25,8 @@ class TurboDiffusionLoRA(io.ComfyNode):
             display_name="TurboDiffusion LoRA",
             category=CATEGORY,
             has_intermediate_output=True,  # what it shows stays when the page is loaded again
-            description="Applies a LoRA of any common key style. On int8 layers it runs beside the weights, which stay int8 and lose "
-            "nothing to rounding; give each expert its own.",
+            description="Applies a LoRA of any common key style, and says how many of its layers fit and why others do not. On int8 "
+            "layers it runs beside the weights, which stay int8 and lose nothing to rounding; give each expert its own.",
             search_aliases=["LoRA", "load lora", "LoraLoaderModelOnly", "lightning"],
             inputs=[
                 io.Model.Input("model", tooltip="A model from TurboDiffusionLoader."),
@@ -42,15 +44,15 @@ class TurboDiffusionLoRA(io.ComfyNode):
                     tooltip="How much of it is added; 0 changes nothing, a negative value takes it away.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output(tooltip="The model with the LoRA; the one that came in is unchanged.")],
         )
 
     @classmethod
-    def execute(cls, model, lora_name: str, strength: float) -> io.NodeOutput:
+    def execute(cls, model: Any, lora_name: str, strength: float) -> io.NodeOutput:
         tensors, _ = read(Path(folder_paths.get_full_path_or_raise(_FOLDER, lora_name)))
         patched, found = with_lora(model, lora_name, tensors, strength)
-        report = f"{lora_name}: {len(found.layers)} layers"
-        if found.unmatched:
-            report += f", {len(found.unmatched)} of {len(tensors)} tensors not used (first: {found.unmatched[0]})"
-        logger.info("%s", report)
-        return io.NodeOutput(patched, ui=ui.PreviewText(report))
+        text = f"{lora_name}: {found.report}"
+        logger.info("%s", text)
+        show_on_node(cls.hidden.unique_id, text)
+        return io.NodeOutput(patched, ui=ui.PreviewText(text))

@@ -1,11 +1,13 @@
-"""Which layers of a model a LoRA file changes, and how, whatever tool wrote it.
+"""Which layers of a model a LoRA file changes, and how; and why not, for each tensor that is not used.
 
-Understood are `lora_A`/`lora_B` (PEFT, diffusers), `lora_down`/`lora_up` (kohya, musubi) with `alpha`, and whole differences
+Supported are `lora_A`/`lora_B` (PEFT, diffusers), `lora_down`/`lora_up` (kohya, musubi) with `alpha`, and whole differences
 (`diff`, `diff_b`), under dotted or underscored layer names, Wan's own or those of diffusers, with any common prefix."""
 
 import dataclasses
+import enum
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -24,8 +26,8 @@ _PREFIXES = (
     "lora_transformer_",
     "lycoris_",
 )
-# How a key ends, and what it then holds. Anything else on a layer (DoRA, LoHa, LoKr, a bias of lora_B) makes it another kind
-# of change, which is left alone as a whole rather than applied in part.
+# The end of a key, and the part of a module that it holds. With any other part (DoRA, LoHa, LoKr, a bias of lora_B) a module is an
+# unsupported kind of change, which is not used at all rather than in part.
 _PARTS = {
     ".lora_A.weight": "down",
     ".lora_A.default.weight": "down",
@@ -59,7 +61,7 @@ _DIFFUSERS = {
     "ffn.2": "ffn.net.2",
 }
 _BLOCK_LAYER = re.compile(r"(blocks\.\d+)\.(?:(self_attn|cross_attn)\.(q|k|v|o|k_img|v_img)|(ffn\.[02]))$")
-_LISTED = 5
+_BLOCK_IN_NAME = re.compile(r"_(blocks_\d+_.*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,49 +83,137 @@ class Difference:
     value: torch.Tensor
 
 
+class Reason(enum.Enum):
+    """Why tensors of a LoRA file are not used, as it follows their number in a report."""
+
+    OTHER_MODEL = "for no layer of this model"
+    OTHER_SIZE = "for a layer of another size"
+    KEY_STYLE = "in an unknown key style"
+    INCOMPLETE = "without the rest of their pair"
+    KIND = "of an unsupported kind (DoRA, LoHa, LoKr, LoRA biases)"
+    INVALID = "with an invalid rank or alpha"
+    TWICE = "given twice, in two key styles"
+
+
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """What a LoRA file does to a model, and the keys in it that belong to no layer or to another kind of change."""
+    """What a LoRA file does to a model: its changes, the reason for each key that is not used, and of how many tensors and layers
+    (`total_layers`, of this model or another) the file consists."""
 
     low_rank: list[LowRank]
     differences: list[Difference]
-    unmatched: list[str]
+    unused: dict[str, Reason]
+    total: int
+    total_layers: int
 
     @property
     def layers(self) -> set[str]:
-        return {change.layer for change in (*self.low_rank, *self.differences)}
+        """The model's layers that change."""
+        return {each.layer for each in self.low_rank} | {each.layer for each in self.differences}
+
+    @property
+    def report(self) -> str:
+        """One line: how many layers of the file change the model, and why the other tensors do not."""
+        return "; ".join(filter(None, [f"{len(self.layers)} of {self.total_layers} layers", self.unused_report]))
+
+    @property
+    def unused_report(self) -> str:
+        """How many tensors are not used for which reason, with the first key of each; empty if all are used."""
+        if not self.unused:
+            return ""
+        reasons = Counter(self.unused.values()).most_common()
+        first = {reason: key for key, reason in reversed(self.unused.items())}
+        listed = ", ".join(f"{count} {reason.value} (first: {first[reason]})" for reason, count in reasons)
+        return f"{len(self.unused)} of {self.total} tensors not used: {listed}"
 
 
-def match(tensors: Mapping[str, torch.Tensor], layer_names: Iterable[str]) -> Match:
-    """What the tensors of a LoRA file do to a model with these layers (`blocks.0.self_attn.q`, without `.weight`).
+@dataclasses.dataclass
+class _Module:
+    """What a file holds of one module: its keys, the supported ones by part, and why the module cannot be used."""
 
-    Nothing that matches is no error here: see `nothing_matched`."""
-    known = _spellings(layer_names)
-    modules: dict[str, dict[str, str]] = {}  # module name: what it holds: the key
-    strange: dict[str, list[str]] = {}
+    keys: list[str] = dataclasses.field(default_factory=list)
+    parts: dict[str, str] = dataclasses.field(default_factory=dict)
+    reason: Reason | None = None
+
+
+def match(name: str, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Match:
+    """What the LoRA file `name`, which holds `tensors`, does to a model whose parameters have these `shapes` by name.
+
+    A module of the file is used as a whole or not at all. Raises TurboError if no module can be used, or if more of them have
+    another size than the model's layer than fit: by chance a few layers of a model of another size have the same size."""
+    known = _spellings(key.removesuffix(".weight") for key in shapes if key.endswith(".weight"))
+    changes: list[LowRank | Difference] = []
+    unused: dict[str, Reason] = {}
+    layers: set[str] = set()
+    misfits: list[str] = []
+    for module, held in _modules(tensors).items():
+        bare = _bare(module)
+        layer = known.get(bare)
+        if layer is None and known.keys() & _BLOCK_IN_NAME.findall(bare):
+            held.reason = Reason.KEY_STYLE  # a layer of this model under an unknown prefix
+        if held.reason is not Reason.KEY_STYLE:
+            layers.add(layer or bare)
+        found = _changes(layer, held, tensors)
+        if not isinstance(found, Reason):
+            misfit = next(filter(None, (_misfit(change, shapes) for change in found)), None)
+            if misfit is None:
+                changes += found
+                continue
+            misfits.append(misfit)
+            found = Reason.OTHER_SIZE
+        unused |= dict.fromkeys(held.keys, found)
+    result = Match(
+        [change for change in changes if isinstance(change, LowRank)],
+        [change for change in changes if isinstance(change, Difference)],
+        {key: unused[key] for key in tensors if key in unused},
+        len(tensors),
+        len(layers),
+    )
+    if len(misfits) > len(result.layers):
+        raise TurboError(f"{name} does not fit this model: {misfits[0]}; use a LoRA made for a model of this size.")
+    if not result.layers:
+        raise TurboError(
+            f"{name} changes no layer of this model: {result.unused_report or 'it is empty'}; use a LoRA (lora_A/lora_B or "
+            "lora_down/lora_up) made for Wan."
+        )
+    return result
+
+
+def _modules(tensors: Iterable[str]) -> dict[str, _Module]:
+    """The modules of a LoRA file by the names it gives them."""
+    modules: dict[str, _Module] = {}
     for key in tensors:
         module, part = _split(key)
-        if part is None or part in modules.get(module, {}):
-            strange.setdefault(module, []).append(key)
+        held = modules.setdefault(module, _Module())
+        held.keys.append(key)
+        if isinstance(part, Reason):
+            held.reason = part
+        elif part in held.parts:
+            held.reason = Reason.TWICE
         else:
-            modules.setdefault(module, {})[part] = key
-    low_rank, differences, used = [], [], set()
-    for module, keys in modules.items():
-        layer = known.get(_bare(module))
-        part = {kind: tensors[key] for kind, key in keys.items()}
-        whole = "down" in keys and "up" in keys
-        if layer is None or module in strange or not (whole or keys.keys() & {"weight", "bias"}):
-            continue
-        if whole and not _is_low_rank(part):
-            continue
-        if whole:
-            scale = float(part["alpha"]) / part["down"].shape[0] if "alpha" in part else 1.0
-            low_rank.append(LowRank(layer, part["down"], part["up"], scale))
-        elif "down" in keys or "up" in keys:
-            continue
-        differences += [Difference(layer, kind, part[kind]) for kind in ("weight", "bias") if kind in part]
-        used.update(keys.values())
-    return Match(low_rank, differences, [key for key in tensors if key not in used])
+            held.parts[part] = key
+    return modules
+
+
+def _changes(
+    layer: str | None, held: _Module, tensors: Mapping[str, torch.Tensor]
+) -> list[LowRank | Difference] | Reason:
+    """What a module of a file does to the layer of that name, or why it does nothing."""
+    if held.reason is not None and (layer is not None or held.reason is Reason.KEY_STYLE):
+        return held.reason
+    if layer is None:
+        return Reason.OTHER_MODEL
+    part = {kind: tensors[key] for kind, key in held.parts.items()}
+    pair = {"down", "up"} & part.keys()
+    if len(pair) == 1 or part.keys() == {"alpha"}:
+        return Reason.INCOMPLETE
+    changes: list[LowRank | Difference] = []
+    if pair:
+        if not _is_low_rank(part):
+            return Reason.INVALID
+        scale = float(part["alpha"]) / part["down"].shape[0] if "alpha" in part else 1.0
+        changes.append(LowRank(layer, part["down"], part["up"], scale))
+    return changes + [Difference(layer, kind, part[kind]) for kind in ("weight", "bias") if kind in part]
 
 
 def _is_low_rank(part: Mapping[str, torch.Tensor]) -> bool:
@@ -133,40 +223,28 @@ def _is_low_rank(part: Mapping[str, torch.Tensor]) -> bool:
     return matrices and (alpha is None or (alpha.numel() == 1 and math.isfinite(float(alpha))))
 
 
-def check_shapes(name: str, found: Match, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises TurboError naming the first change that does not fit its tensor; `shapes` by tensor name, `name` is the file's."""
-    for change in found.low_rank:
-        out, width = shapes[f"{change.layer}.weight"][0], math.prod(shapes[f"{change.layer}.weight"][1:])
-        down, up = change.down.flatten(1), change.up.flatten(1)
-        if (up.shape[0], down.shape[1]) != (out, width) or up.shape[1] != down.shape[0]:
-            raise TurboError(
-                f"{name} does not fit this model: on {change.layer}, which is {out} x {width}, it holds {list(up.shape)} times "
-                f"{list(down.shape)}; use a LoRA made for a model of this size."
-            )
-    for difference in found.differences:
-        expected = shapes.get(f"{difference.layer}.{difference.kind}")
-        if expected is None or difference.value.numel() != math.prod(expected):
-            raise TurboError(
-                f"{name} does not fit this model: its difference for {difference.layer}.{difference.kind} is {list(difference.value.shape)} "
-                f"instead of {list(expected or ())}; use a LoRA made for a model of this size."
-            )
+def _misfit(change: LowRank | Difference, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """In which way a change does not fit its parameter; None if it fits."""
+    if isinstance(change, Difference):
+        expected = shapes.get(f"{change.layer}.{change.kind}")
+        if expected is not None and change.value.numel() == math.prod(expected):
+            return None
+        return f"its difference for {change.layer}.{change.kind} is {list(change.value.shape)} instead of {list(expected or ())}"
+    out, *inner = shapes[f"{change.layer}.weight"]
+    width = math.prod(inner)
+    down, up = change.down.flatten(1), change.up.flatten(1)
+    if (up.shape[0], down.shape[1]) == (out, width) and up.shape[1] == down.shape[0]:
+        return None
+    return f"on {change.layer}, which is {out} x {width}, it holds {list(up.shape)} times {list(down.shape)}"
 
 
-def nothing_matched(name: str, tensors: Mapping[str, torch.Tensor]) -> TurboError:
-    """The error for a LoRA file of which nothing belongs to the model."""
-    more = f" and {len(tensors) - _LISTED} more" if len(tensors) > _LISTED else ""
-    return TurboError(
-        f"{name} changes no layer of this model: it holds {', '.join(list(tensors)[:_LISTED])}{more}; use a LoRA "
-        "(lora_A/lora_B or lora_down/lora_up) made for Wan."
-    )
-
-
-def _split(key: str) -> tuple[str, str | None]:
-    """The module of a key and what the key holds of it; None for a kind of change not understood."""
+def _split(key: str) -> tuple[str, str | Reason]:
+    """The module of a key, and which part of it the key holds or why the key cannot be used."""
     for ending, part in _PARTS.items():
         if key.endswith(ending):
             return key.removesuffix(ending), part
-    return _OTHER_PART.sub("", key), None
+    module, found = _OTHER_PART.subn("", key)
+    return module, Reason.KIND if found else Reason.KEY_STYLE
 
 
 def _bare(module: str) -> str:

@@ -117,7 +117,7 @@ def test_a_few_steps_with_a_lora(models):
     plain = ran(models, "few", **few)
     few["sample"]["inputs"]["high"] = ["lora", 0]
     result = models.client.run(camera_job("lora", **few))
-    assert result.outputs["lora"]["text"] == ["camera_turbo.safetensors: 2 layers"]
+    assert result.outputs["lora"]["text"] == ["camera_turbo.safetensors: 2 of 2 layers"]
     assert not torch.allclose(plain, saved(models, "lora"), atol=1e-3)
 
 

@@ -118,7 +118,8 @@ def test_our_lora_node_reports_its_layers_on_an_int8_model(server):
     job = t2v_job("int8 lora", model=loader("quant.pth"), lora=lora, sample=sampled(high=["lora", 0]))
     job["status"] = node("TurboDiffusionStatus", any=["sample", 0])
     result = server.client.run(job)
-    assert result.outputs["lora"]["text"] == ["peft.safetensors: 3 layers"]
+    assert result.outputs["lora"]["text"] == ["peft.safetensors: 3 of 3 layers"]
+    assert "LoRA peft.safetensors at strength 0.8: 3 of 3 layers\n" in result.outputs["status"]["text"][0]
     # Two steps of 2 x 10 linears, all in int8 with the LoRA on.
     assert (
         "sample: network 2, sparse attention 4, dense attention 0, int8 linear 40, float linear 0"

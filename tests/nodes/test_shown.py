@@ -1,10 +1,18 @@
 """Where the page offers the nodes, and what they show of themselves when they did not run again."""
 
+import asyncio
+import json
+import struct
+
+import aiohttp
 import pytest
+import safetensors.torch
+import torch
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.jobs import camera_path, loader, node
 
 pytestmark = pytest.mark.server
+TEXT_EVENT = 3  # ComfyUI's BinaryEventTypes.TEXT
 
 ESSENTIALS = {
     "TurboDiffusionLoader": "Video Generation",
@@ -22,20 +30,48 @@ def test_the_nodes_of_a_first_video_are_among_the_essentials(server):
     assert {name: category for name, category in ours.items() if category} == ESSENTIALS
 
 
-LORA = {
-    "model": loader(checkpoints.TOY_T2V),
-    "shown": node("TurboDiffusionLoRA", model=["model", 0], lora_name=checkpoints.TOY_LORA, strength=1.0),
-}
-CAMERA = {
-    "path": camera_path(source="preset", length=5),
-    "shown": node("TurboDiffusionCameraEmbed", camera=["path", 0], width=64, height=48, control="cam"),
-}
+def drawn(server, job: dict) -> dict[str, str]:
+    """The texts that the page draws on the nodes of a job, from the server's binary messages: id length, id, text."""
+
+    async def follow() -> dict[str, str]:
+        texts = {}
+        address = server.client.url.replace("http", "ws", 1) + "/ws?clientId=page"
+        async with aiohttp.ClientSession() as session, session.ws_connect(address) as socket:
+            await asyncio.to_thread(server.client.queue, job, "page")
+            async for message in socket:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    kind, length = struct.unpack_from(">II", message.data)
+                    if kind == TEXT_EVENT:
+                        texts[message.data[8 : 8 + length].decode()] = message.data[8 + length :].decode()
+                elif json.loads(message.data)["type"] == "execution_success":
+                    break
+        return texts
+
+    return asyncio.run(follow())
 
 
-@pytest.mark.parametrize("job,kind", [(LORA, "text"), (CAMERA, "images")])
-def test_what_a_node_shows_is_shown_again_when_it_comes_from_the_cache(server, job, kind):
+def test_a_loras_report_is_drawn_on_the_node_and_stays_when_it_comes_from_the_cache(server):
     checkpoints.write_toy_models(server.models_dir)
-    job = job | {"status": node("TurboDiffusionStatus", any=["shown", 0])}
+    folder = server.models_dir / "loras"
+    tensors = safetensors.torch.load_file(folder / checkpoints.TOY_LORA)
+    tensors |= {"diffusion_model.blocks.77.ffn.0.alpha": torch.ones(()), "notes": torch.ones(1)}
+    checkpoints.write_safetensors(folder / "partly.safetensors", tensors)
+    lora = node("TurboDiffusionLoRA", model=["model", 0], lora_name="partly.safetensors", strength=1.0)
+    job = {"model": loader(checkpoints.TOY_T2V), "lora": lora, "status": node("TurboDiffusionStatus", any=["lora", 0])}
+    text = (
+        "partly.safetensors: 18 of 19 layers; 2 of 38 tensors not used: 1 for no layer of this model "
+        "(first: diffusion_model.blocks.77.ffn.0.alpha), 1 in an unknown key style (first: notes)"
+    )
+    assert drawn(server, job) == {"lora": text}
+    assert text in server.log()
+    again = server.client.run(job)
+    assert "lora" in again.cached_nodes and again.outputs["lora"]["text"] == [text]
+
+
+def test_a_cameras_picture_is_shown_again_when_the_node_comes_from_the_cache(server):
+    path = camera_path(source="preset", length=5)
+    embed = node("TurboDiffusionCameraEmbed", camera=["path", 0], width=64, height=48, control="cam")
+    job = {"path": path, "embed": embed, "status": node("TurboDiffusionStatus", any=["embed", 0])}
     first, again = server.client.run(job), server.client.run(job)
-    assert "shown" in first.executed_nodes and "shown" in again.cached_nodes
-    assert first.outputs["shown"][kind] == again.outputs["shown"][kind] != []
+    assert "embed" in again.cached_nodes
+    assert first.outputs["embed"]["images"] == again.outputs["embed"]["images"]

@@ -96,6 +96,13 @@ def upstream_state_dict(
     return quantized(sd) if int8 else sd
 
 
+def stock(seed: int, **sizes) -> dict[str, torch.Tensor]:
+    """A Wan model as ComfyUI's own files hold it: without proj_l, the patch embedding as a convolution."""
+    sd = upstream_state_dict(seed, **sizes)
+    conv = sd["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2)).contiguous()
+    return {key: value for key, value in sd.items() if "proj_l" not in key} | {"patch_embedding.weight": conv}
+
+
 def quantize(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 codes of a matrix and the float32 scale of each 128x128 tile."""
     w = w.float()

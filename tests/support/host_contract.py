@@ -63,7 +63,7 @@ NAMES = {
     "comfy.model_prefetch.prefetch_queue_pop": "before each block, and with None after the last",
     "comfy.ops.cast_bias_weight": "(weight, bias, state) with offloadable=True; the state goes to uncast_bias_weight",
     "comfy.ops.manual_cast": "operations that cast weights to the type of their input",
-    "comfy.ops.mixed_precision_ops": "operations whose Linear is the base of the int8 and NF4 linears",
+    "comfy.ops.mixed_precision_ops": "operations whose Linear is the base of the quantized linears",
     "comfy.ops.run_every_op": "raises on an interrupt; before each operation that fetches its own weight",
     "comfy.ops.uncast_bias_weight": "after each cast_bias_weight",
     "comfy.patcher_extension.CallbacksMP.ON_LOAD": "(patcher, device, lowvram_model_memory, force_patch_weights, full_load)",
@@ -199,11 +199,11 @@ COPIES = {
     "comfy.samplers.CFGGuider.inner_sample": ("SecondExpert", "ce00bde0e468", "858a8ec28fb9"),
     "comfy.samplers.CFGGuider.predict_noise": ("SecondExpert", "e97ca5650b89"),
     "comfy.sd.load_diffusion_model_state_dict": ("load.load_model", "878649c3c7cd"),
-    "comfy.ops.mixed_precision_ops().Linear._load_from_state_dict": ("the int8 and NF4 linears", "8d4a21de42b0"),
-    "comfy.ops.mixed_precision_ops().Linear.state_dict": ("the int8 and NF4 linears", "17b2fc8e8eed"),
-    "comfy.ops.mixed_precision_ops().Linear.forward": ("the int8 and NF4 linears", "3c5fb2d6dc76", "9b2688bdd1eb"),
+    "comfy.ops.mixed_precision_ops().Linear._load_from_state_dict": ("the quantized linears", "8d4a21de42b0"),
+    "comfy.ops.mixed_precision_ops().Linear.state_dict": ("the quantized linears", "17b2fc8e8eed"),
+    "comfy.ops.mixed_precision_ops().Linear.forward": ("the quantized linears", "3c5fb2d6dc76", "9b2688bdd1eb"),
     "comfy.ops.mixed_precision_ops().Linear.forward_comfy_cast_weights": (
-        "the int8 and NF4 linears",
+        "the quantized linears",
         "284d9022f3c0",
         "f29a2689debc",
     ),
@@ -240,9 +240,9 @@ ATTRIBUTES = {
     "torch.nn.Module": "_forward_hooks _forward_pre_hooks",
     "comfy.model_base.BaseModel": "current_patcher diffusion_model get_dtype_inference load_model_weights process_latent_in",
     "comfy.supported_models_base.BASE": "custom_operations quant_config sampling_settings set_inference_dtype unet_config",
-    "comfy.model_patcher.ModelPatcher": "add_callback_with_key add_object_patch add_patches cached_patcher_init cleanup "
+    "comfy.model_patcher.ModelPatcher": "add_callback_with_key add_object_patch add_patches attachments cached_patcher_init cleanup "
     "get_free_memory get_model_object hook_mode hook_patches is_dynamic load_device loaded_ram_size loaded_size model_dtype "
-    "model_size offload_device patches pre_run restore_hook_patches",
+    "model_size offload_device patches pre_run restore_hook_patches set_attachments",
     "comfy.model_patcher.ModelPatcherDynamic": "get_non_dynamic_delegate",
     "comfy.model_sampling.ModelSamplingDiscreteFlow": "multiplier shift",
     "comfy.samplers.CFGGuider": "conds original_conds",
@@ -261,8 +261,10 @@ ATTRIBUTES = {
     "comfy.utils.ProgressBar": "update_absolute",
     "comfy_execution.graph_utils.GraphBuilder": "finalize node",
     "comfy_execution.graph_utils.Node": "out",
+    "comfy_api.latest._io.HiddenHolder": "unique_id",
+    "comfy_api.latest._io.Schema": "hidden",
     "comfy_api.latest._ui.PreviewText": "as_dict",
-    "server.PromptServer": "add_on_prompt_handler",
+    "server.PromptServer": "add_on_prompt_handler send_progress_text",
     "comfy_api.latest.ComfyAPI_latest": "node_replacement",
 }
 

@@ -173,7 +173,7 @@ def subclasses() -> list[type]:
     modules = [
         module for name, module in list(sys.modules.items()) if name.startswith(f"{PACK}.") and ".tests" not in name
     ]
-    found = [made_class.Linear for made_class in made]
+    found = [base for made_class in made for base in made_class.Linear.__mro__]
     for module in modules:
         found += [item for item in vars(module).values() if inspect.isclass(item)]
     found += [inner for outer in list(found) for inner in vars(outer).values() if inspect.isclass(inner)]

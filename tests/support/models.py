@@ -6,8 +6,11 @@ import comfy.sd
 import torch
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
+from td_pack.turbo_core.host.run import run
 
 from . import checkpoints
+
+SHAPE = (1, 16, 3, 16, 16)  # 192 tokens: 3 key blocks, so that sparsity is real
 
 
 def load_case(case: dict, folder: Path) -> list:
@@ -45,3 +48,49 @@ def stock_model(seed: int):
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative L2."""
     return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    """A copy of the network's tensors as they are saved; of a quantized weight the codes and scales."""
+    return {name: value.clone() for name, value in model.model.diffusion_model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def sample(model, steps: int = 1, low=None) -> torch.Tensor:
+    """The latent of a text-to-video run, by ComfyUI's own sampling."""
+    positive = [[checkpoints.draw(1, "text", (1, 8, 4096)), {}]]
+    return run(model, positive, {"samples": torch.zeros(SHAPE)}, 3, steps, 0, 0.9, "ode", "cpu", low)["samples"]
+
+
+def step(model, shape: tuple[int, ...] = SHAPE, **load) -> torch.Tensor:
+    """One pass through the network of a clone while it is loaded, by default completely."""
+    clone = model.clone()
+    clone.patch_model(device_to=torch.device("cpu"), **load)
+    clone.model.calls.clear()
+    x, context = checkpoints.draw(2, "x", shape), checkpoints.draw(1, "text", (1, 8, 4096))
+    try:
+        assert bool(clone.model.model_lowvram) == ("lowvram_model_memory" in load)
+        return clone.model.apply_model(x, torch.tensor([0.98765]), c_crossattn=context)
+    finally:
+        clone.unpatch_model()
+
+
+def compiled_by(backend: str, model):
+    """What the stock TorchCompileModel node does, with another backend."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+
+    clone = model.clone(disable_dynamic=True)
+    set_torch_compile_wrapper(model=clone, backend=backend, options={"guard_filter_fn": skip_torch_compile_dict})
+    return clone
+
+
+def only_comfyui_breaks_graphs() -> bool:
+    """ComfyUI's attention for CPUs reads the free memory from a file, which breaks a graph of torch.compile; the pack must not."""
+    from torch._dynamo.utils import counters
+
+    return all("builtin operator `open`" in reason for reason in counters["graph_break"])

@@ -84,11 +84,7 @@ class Lora:
 
     def __init__(self, path: Path, strength: float, shapes: Mapping[str, tuple[int, ...]]):
         tensors, _ = read(path)
-        layers = dict.fromkeys(name.rpartition(".")[0] for name in shapes if name.endswith(".weight"))
-        found = lora.match(tensors, layers)
-        if not found.layers:
-            raise lora.nothing_matched(path.name, tensors)
-        lora.check_shapes(path.name, found, shapes)
+        found = lora.match(path.name, tensors, shapes)
         self._files = FileTensors(path, tensors)
         self._strength = strength
         self._changes: dict[str, list[lora.LowRank | lora.Difference]] = {}
@@ -97,8 +93,8 @@ class Lora:
         for difference in found.differences:
             self._changes.setdefault(f"{difference.layer}.{difference.kind}", []).append(difference)
         self.notes = [f"{path.name} merged into {len(found.layers)} layers at strength {strength:g}."]
-        if found.unmatched:
-            self.notes.append(f"{len(found.unmatched)} keys of it belong to no layer: {_some(found.unmatched)}.")
+        if found.unused:
+            self.notes.append(f"{path.name}: {found.unused_report}.")
 
     def touches(self, name: str) -> bool:
         return self._strength != 0 and name in self._changes

@@ -18,7 +18,7 @@ from ..sampling.schedule import in_first_steps
 from .conditioning import check_conditioning
 from .model import TurboWanModel
 from .model_sampling import RCMSampling, rcm_settings
-from .saving import check_branches
+from .saving import check_side_paths
 
 UNUSED_OVERRIDE = "attention override not used"  # in `TurboWAN.calls`
 OVERRIDING_NODES = "Model Sparse Attention, Model Attention Backend"
@@ -133,8 +133,8 @@ class TurboWAN(comfy.model_base.WAN21):
         return timestep.to(torch.bfloat16).float() if self.spec.turbo else timestep
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """As ComfyUI's. Raises TurboError as `check_branches`, also for a patcher from another loader."""
-        check_branches(self.diffusion_model)
+        """As ComfyUI's. Raises TurboError as `check_side_paths`, also for a patcher that is not from our loader."""
+        check_side_paths(self.diffusion_model)
         return super().state_dict_for_saving(*args, **kwargs)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:

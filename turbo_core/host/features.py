@@ -1,10 +1,11 @@
-"""What another ComfyUI than the one the pack was written with may lack or call otherwise: looked up here and nowhere else.
+"""The private or optional parts of ComfyUI that the pack uses. Only this module looks them up, and none of them is required:
+private attributes of layers, whose absence means the default, and functions that not every supported version has.
 
-Too old hosts are refused before anything is imported (`environment.check_comfyui`). What is looked up here is of two kinds: private
-marks on layers, whose absence means the plain way, and offers of the host that only make things easier."""
+Older versions are refused before anything is imported (`environment.check_comfyui`)."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import comfy.ops
 import torch
@@ -13,7 +14,7 @@ from server import PromptServer
 
 
 def is_streamed(layer: torch.nn.Module) -> bool:
-    """Whether dynamic VRAM holds the layer's weight and has to hand it out at each run (comfy/ops.py)."""
+    """Whether dynamic VRAM manages the layer's weight, which must then be fetched at each run (comfy/ops.py)."""
     return getattr(layer, "_v", None) is not None
 
 
@@ -22,31 +23,29 @@ def is_cast(layer: torch.nn.Module) -> bool:
     return getattr(layer, "comfy_force_cast_weights", False)
 
 
-def fetched(
-    layer: torch.nn.Module, *args, **kwargs
-) -> AbstractContextManager[tuple[torch.Tensor, torch.Tensor | None]]:
-    """A context that gives weight and bias of a layer as ComfyUI would run it with: on the device, patched, of the right dtype.
-    It takes the arguments of `comfy.ops.cast_bias_weight`. Afterwards the memory may be used for the next layer, also if the block
-    has raised."""
-    context = getattr(comfy.ops, "CastBiasWeightContext", _Fetched)
+def fetched(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> AbstractContextManager[tuple[Any, Any]]:
+    """A context that gives weight and bias of a layer as ComfyUI runs it: on the device, patched, in the dtype of the activations.
+    The bias may be None. It takes the arguments of `comfy.ops.cast_bias_weight`, and releases the memory when the block ends or
+    raises."""
+    context: Any = getattr(comfy.ops, "CastBiasWeightContext", _Fetched)
     return context(layer, *args, offloadable=True, **kwargs)
 
 
 class _Fetched:
     """ComfyUI's CastBiasWeightContext for hosts before 0.34. A class, because torch.compile traces one without a graph break."""
 
-    def __init__(self, layer: torch.nn.Module, *args, **kwargs):
+    def __init__(self, layer: torch.nn.Module, *args: Any, **kwargs: Any):
         self.layer, self.fetched = layer, comfy.ops.cast_bias_weight(layer, *args, **kwargs)
 
-    def __enter__(self):
+    def __enter__(self) -> tuple[Any, Any]:
         return self.fetched[:2]
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         comfy.ops.uncast_bias_weight(self.layer, *self.fetched)
 
 
 def declared_dtypes(network: torch.nn.Module) -> dict[str, torch.dtype]:
-    """The dtype that each parameter was built with, by its name. While dynamic VRAM is on, ComfyUI builds linears without
+    """The dtype of each parameter by name, as the network was constructed. With dynamic VRAM, ComfyUI constructs linears without
     tensors and keeps the dtype in an attribute."""
     dtypes = {name: parameter.dtype for name, parameter in network.named_parameters()}
     for name, layer in network.named_modules():
@@ -71,13 +70,20 @@ def dense_attention(
 
 
 def before_each_prompt(handler: Callable[[dict], dict]) -> bool:
-    """Has the server pass each request of POST /prompt through `handler`; False where it cannot."""
+    """Registers `handler` for the body of each POST /prompt; returns False if this version cannot."""
     add = getattr(PromptServer.instance, "add_on_prompt_handler", None)
     if add is not None:
         add(handler)
     return add is not None
 
 
-def node_replacements(api: object, io: object):
-    """The register of nodes that stand for missing ones, from ComfyUI's `ComfyAPI()` and `io`; None where there is none."""
+def show_on_node(node_id: str | None, text: str) -> None:
+    """Has the page draw a text on a running node, `cls.hidden.unique_id`; the page does not draw a `ui.PreviewText`."""
+    if node_id:
+        server = PromptServer.instance
+        server.send_progress_text(text, node_id)
+
+
+def node_replacements(api: object, io: object) -> Any:
+    """The registry of replacements for missing nodes, from ComfyUI's `ComfyAPI()` and `io`; None if this version has none."""
     return getattr(api, "node_replacement", None) if hasattr(io, "NodeReplace") else None

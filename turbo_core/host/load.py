@@ -23,7 +23,7 @@ from ..errors import CheckpointError
 from .base_model import TurboWAN
 from .camera_model import LingBotWAN
 from .features import declared_dtypes
-from .hooks import refuse_on_quantised
+from .lora import refuse_hooks_on_quantized
 from .nf4 import nf4_operations, patch_at_run_time
 from .quant import block_int8_operations
 from .saving import with_save_check
@@ -51,9 +51,9 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
     offload_device = comfy.model_management.unet_offload_device()
     compute = DTYPES[dtype_name] or _default_dtype(device)
     stored = comfy.utils.weight_dtype(whole)
-    quantised = config.quant_config is not None or spec.int8 or bool(spec.four_bit)
-    keep_float8 = dtype_name == "auto" and not quantised and stored in _FLOAT8
-    config.set_inference_dtype(stored if keep_float8 else compute, compute if keep_float8 or quantised else None)
+    quantized = config.quant_config is not None or spec.int8 or bool(spec.four_bit)
+    keep_float8 = dtype_name == "auto" and not quantized and stored in _FLOAT8
+    config.set_inference_dtype(stored if keep_float8 else compute, compute if keep_float8 or quantized else None)
     config.unet_config.update(turbo=spec.turbo, trained_sla=spec.sla, text_dim=spec.text_width)
     # Float32 activations meet bf16 weights in the time embedding and the head: every layer must be able to cast.
     if spec.int8:
@@ -73,7 +73,7 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
     with _comfyui_reads(Path(path)) if config.quant_config is not None else contextlib.nullcontext():
         model.load_model_weights(tensors, "", assign=True)
     patcher.cached_patcher_init = (load_model, (path, dtype_name))
-    refuse_on_quantised(patcher)
+    refuse_hooks_on_quantized(patcher)
     if spec.four_bit:
         patch_at_run_time(patcher)
     logger.info(
@@ -110,7 +110,8 @@ def _comfyui_reads(path: Path) -> Iterator[None]:
 
 
 def _refuse_causal(path: Path, spec: WanSpec) -> None:
-    """LingBot-World's Fast models have the tensors of the Base ones, and are sampled in another way; their folder tells."""
+    """Raises CheckpointError for LingBot-World's Fast models: they have the tensors of the Base ones and are sampled in another way,
+    which only the config.json beside them says."""
     name = read.model_class(path)
     if spec.camera and any(word in name for word in ("Fast", "Causal")):
         raise CheckpointError(

@@ -1,17 +1,29 @@
-"""A LoRA on a model: a branch beside int8 and 4-bit linears, ComfyUI's own weight patches everywhere else."""
+"""LoRAs on a model: side paths of quantized linears, ComfyUI's weight patches everywhere else, and the list of them."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import comfy.model_patcher
 import torch
+from comfy.patcher_extension import CallbacksMP
+from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter.lora import LoRAAdapter
 
 from .. import lora
+from ..errors import TurboError
 from .guider import model_spec
-from .nf4 import is_nf4
-from .quant import is_block_int8
+from .quantized_linear import is_quantized_linear
 
 _NETWORK = "diffusion_model."
+_APPLIED = "turbodiffusion_loras"  # the attachment of a ModelPatcher with its AppliedLoras
+
+
+class AppliedLora(NamedTuple):
+    """A LoRA file on a model. `report` says how many of its layers change the model, and why others do not."""
+
+    name: str
+    strength: float
+    report: str
 
 
 def with_lora(
@@ -22,26 +34,50 @@ def with_lora(
 
     An int8 or 4-bit linear gets the product strength * scale * up (down x) added to its own when it runs, so that small changes are
     not lost to rounding and the weight stays as it is. Everything else is patched as the stock LoRA nodes do. LoRAs stack;
-    strength 0 changes nothing. Raises TurboError if nothing in the file belongs to the model, or not in its size."""
+    strength 0 changes nothing. Raises TurboError as `lora.match`, and for a model of another loader."""
     model_spec(patcher)
     shapes = {key: tuple(value.shape) for key, value in patcher.model.diffusion_model.named_parameters()}
-    found = lora.match(tensors, [key.removesuffix(".weight") for key in shapes if key.endswith(".weight")])
-    if not found.layers:
-        raise lora.nothing_matched(name, tensors)
-    lora.check_shapes(name, found, shapes)
+    found = lora.match(name, tensors, shapes)
     clone = patcher.clone()
+    clone.set_attachments(_APPLIED, (*applied_loras(patcher), AppliedLora(name, strength, found.report)))
     if strength == 0:
         return clone, found
     patches = {f"{_NETWORK}{change.layer}.{change.kind}": ("diff", (change.value,)) for change in found.differences}
     for change in found.low_rank:
         key = f"{_NETWORK}{change.layer}"
-        weight = patcher.get_model_object(f"{key}.weight")
-        if is_block_int8(weight) or is_nf4(weight):
+        if is_quantized_linear(patcher.get_model_object(key)):
             down, up = change.down.flatten(1), change.up.flatten(1)  # some tools write a linear as a 1x1 convolution
-            branch = dataclasses.replace(change, down=down, up=up, scale=change.scale * strength)
-            clone.add_object_patch(f"{key}.branches", (*clone.get_model_object(f"{key}.branches"), branch))
+            path = dataclasses.replace(change, down=down, up=up, scale=change.scale * strength)
+            clone.add_object_patch(f"{key}.side_paths", (*clone.get_model_object(f"{key}.side_paths"), path))
         else:
             alpha = change.scale * change.down.shape[0]  # ComfyUI divides it by the rank
             patches[f"{key}.weight"] = LoRAAdapter(set(), (change.up, change.down, alpha, None, None, None))
     clone.add_patches(patches, strength)
     return clone, found
+
+
+def applied_loras(patcher: comfy.model_patcher.ModelPatcher) -> tuple[AppliedLora, ...]:
+    """The LoRAs that `with_lora` applied to a model, in order."""
+    return patcher.attachments.get(_APPLIED, ())
+
+
+def lora_lines(patcher: comfy.model_patcher.ModelPatcher) -> list[str]:
+    """A line of the status report for each of a model's LoRAs."""
+    return [f"  LoRA {each.name} at strength {each.strength:g}: {each.report}" for each in applied_loras(patcher)]
+
+
+def refuse_hooks_on_quantized(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Makes a model and its clones raise TurboError for a weight hook of the conditioning on a quantized weight, before a step runs:
+    ComfyUI overwrites weights in place for hooks, which a quantized one does not allow."""
+    patcher.add_callback_with_key(CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES, "turbodiffusion", _refuse_hooks)
+
+
+def _refuse_hooks(
+    patcher: comfy.model_patcher.ModelPatcher, hooks: Any, target_dict: Any, model_options: Any, registered: Any
+) -> None:
+    keys = {key for patches in patcher.hook_patches.values() for key in patches}
+    if any(isinstance(patcher.get_model_object(key), QuantizedTensor) for key in keys):
+        raise TurboError(
+            "LoRA hooks cannot change int8 or 4-bit weights: apply the LoRA to the model with TurboDiffusionLoRA, or load the "
+            "model's bf16 file."
+        )

@@ -1,23 +1,23 @@
-"""bitsandbytes' 4-bit weights as ComfyUI knows quantised weights: a layout, the linear that runs it, and LoRAs on it.
+"""bitsandbytes' 4-bit weights as ComfyUI's quantized weights: a layout, the Linear that unpacks them, and stock LoRAs on them.
 
-The weight stays packed on disk, in memory, in VRAM and in transfer; a layer unpacks its own when it runs. Nothing is ever packed
-again: that would round a LoRA away, so LoRAs are added to the unpacked weight, or beside it, each time."""
+The weight stays packed on disk, in memory, in VRAM and in transfer; a layer unpacks its own when it runs. No weight is packed again,
+which would round a LoRA away: LoRAs are added to the unpacked weight, or as side paths, at each run."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import comfy.model_patcher
-import comfy.ops
 import torch
+import torch.nn.functional as F
 from comfy.patcher_extension import CallbacksMP
-from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
-from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, register_layout_class
+from comfy.quant_ops import QuantizedTensor
+from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout
 
 from ...kernels import nf4_dequantize
 from ..checkpoint.packed import STATE, Packed, read_state, write_state
 from ..errors import TurboError
-from ..lora import LowRank
-from .branches import add_branches
-from .features import is_cast, is_streamed
+from .quantized_linear import has_layout, quantized_operations, register_format
 
 LAYOUT = "TurboDiffusionNF4Layout"
 FORMAT = "turbodiffusion_nf4"
@@ -28,7 +28,7 @@ class TurboDiffusionNF4Layout(QuantizedLayout):
 
     @dataclasses.dataclass(frozen=True)
     class Params(BaseLayoutParams):
-        """`scale` is bitsandbytes' absmax; the nested tensors are None without double quantisation."""
+        """`scale` is bitsandbytes' absmax; the nested tensors are None without double quantization."""
 
         quant_map: torch.Tensor
         nested_absmax: torch.Tensor | None
@@ -40,22 +40,22 @@ class TurboDiffusionNF4Layout(QuantizedLayout):
             return ["scale", "quant_map", *nested]
 
     @classmethod
-    def quantize(cls, tensor, **kwargs):
+    def quantize(cls, tensor: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, Params]:
         raise TurboError(
             "A 4-bit weight cannot be changed for good: use a LoRA on the loaded model, or the bf16 file of the model."
         )
 
     @classmethod
-    def dequantize(cls, qdata, params):
+    def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
         return unpack(qdata, params, params.orig_dtype)
 
     @classmethod
-    def get_plain_tensors(cls, qtensor):
+    def get_plain_tensors(cls, qtensor: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return qtensor._qdata, qtensor._params.scale
 
     @classmethod
-    def state_dict_tensors(cls, qdata, params):
-        """In bitsandbytes' names, so that a saved model is a file as it was loaded."""
+    def state_dict_tensors(cls, qdata: torch.Tensor, params: Params) -> dict[str, torch.Tensor]:
+        """By bitsandbytes' names: a saved model has the tensors of the file that it was loaded from."""
         sides = {
             ".absmax": params.scale,
             ".quant_map": params.quant_map,
@@ -66,19 +66,16 @@ class TurboDiffusionNF4Layout(QuantizedLayout):
         return {"": qdata, **{name: tensor for name, tensor in sides.items() if tensor is not None}}
 
 
-register_layout_class(LAYOUT, TurboDiffusionNF4Layout)
-# Without `quantize_input: False` ComfyUI would quantise activations by this layout, which is one for weights.
-QUANT_ALGOS.setdefault(
-    FORMAT, {"storage_t": torch.uint8, "parameters": set(), "comfy_tensor_layout": LAYOUT, "quantize_input": False}
-)
+register_format(FORMAT, TurboDiffusionNF4Layout, torch.uint8, set())
 
 
-def is_nf4(weight) -> bool:
-    return isinstance(weight, QuantizedTensor) and weight._layout_cls == LAYOUT
+def is_nf4(weight: object) -> bool:
+    """Whether a weight is a 4-bit one of bitsandbytes (NF4 or FP4)."""
+    return has_layout(weight, LAYOUT)
 
 
 def unpack(codes: torch.Tensor, params: TurboDiffusionNF4Layout.Params, dtype: torch.dtype) -> torch.Tensor:
-    """The weight in `dtype`."""
+    """The weight [N, K] in `dtype`."""
     state = params.state
     return nf4_dequantize(
         codes,
@@ -95,7 +92,7 @@ def unpack(codes: torch.Tensor, params: TurboDiffusionNF4Layout.Params, dtype: t
 
 
 def take_packed(state_dict: dict[str, torch.Tensor], weight: str, dtype: torch.dtype) -> QuantizedTensor | None:
-    """Takes the 4-bit weight of that name out of a checked state dict, with all that belongs to it; None if it is no such weight."""
+    """Takes the 4-bit weight of that name and the tensors that belong to it out of a checked state dict; None if it is not 4-bit."""
     key = next((f"{weight}{STATE}{kind}" for kind in ("nf4", "fp4") if f"{weight}{STATE}{kind}" in state_dict), None)
     if key is None:
         return None
@@ -112,61 +109,35 @@ def take_packed(state_dict: dict[str, torch.Tensor], weight: str, dtype: torch.d
     return QuantizedTensor(state_dict.pop(weight), LAYOUT, params)
 
 
-def nf4_operations(compute_dtype: torch.dtype):
+def nf4_operations(compute_dtype: torch.dtype) -> Any:
     """ComfyUI `operations` whose Linear also takes 4-bit weights of bitsandbytes. Layers without one are ComfyUI's own."""
-    base = comfy.ops.mixed_precision_ops({}, compute_dtype)
+    base: Any = quantized_operations(compute_dtype, FORMAT, LAYOUT)
+    base_linear: Any = base.Linear
 
     class NF4Operations(base):
-        class Linear(base.Linear):
-            def __init__(self, *args, **kwargs):
-                super().__init__(*args, **kwargs)
-                self.branches: tuple[LowRank, ...] = ()  # of run-time LoRAs, as on int8 linears
+        class Linear(base_linear):
+            weight_function: list[Callable[..., torch.Tensor]]
 
-            def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
-                weight = take_packed(state_dict, prefix + "weight", compute_dtype)
-                if weight is None:
-                    return super()._load_from_state_dict(
-                        state_dict, prefix, local_metadata, strict, missing, unexpected, errors
-                    )
-                self.quant_format, self.layout_type = FORMAT, LAYOUT
-                self.weight = torch.nn.Parameter(weight, requires_grad=False)
-                torch.nn.Module._load_from_state_dict(
-                    self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors
-                )
-                missing.remove(prefix + "weight")
+            def take_weight(self, state_dict: dict[str, torch.Tensor], key: str) -> QuantizedTensor | None:
+                return take_packed(state_dict, key, compute_dtype)
 
-            def state_dict(self, *args, destination=None, prefix="", **kwargs):
-                tensors = super().state_dict(*args, destination=destination, prefix=prefix, **kwargs)
-                if is_nf4(self.weight):  # bitsandbytes' own tensors say what it is
-                    del tensors[f"{prefix}comfy_quant"]
-                return tensors
+            def product(self, x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+                return F.linear(x, unpack(weight._qdata, weight._params, x.dtype), bias)
 
-            def forward(self, x, *args, **kwargs):
+            def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+                """x [..., M, K] -> [..., M, N] in x's dtype."""
                 if len(self.weight_function) > 1:
-                    self.weight_function = _without_doubles(self.weight_function)
-                weight = self.weight
-                resident = (
-                    is_nf4(weight)
-                    and weight.device == x.device
-                    and (self.bias is None or self.bias.dtype == x.dtype)
-                    and not self.weight_function
-                    and not self.bias_function
-                    and not is_streamed(self)
-                    and not is_cast(self)
-                )
-                if (
-                    not resident
-                ):  # offloaded, patched, dynamic or of another type: ComfyUI fetches the weight and calls `_forward`
-                    return super().forward(x, *args, **kwargs)
-                comfy.ops.run_every_op()
-                return self._forward(x, weight, self.bias)
+                    self.weight_function = _with_one_patch(self.weight_function)
+                return super().forward(x, *args, **kwargs)
 
-            def _forward(self, x, weight, bias):
-                if is_nf4(weight):
-                    weight = unpack(weight._qdata, weight._params, x.dtype)
-                return add_branches(super()._forward(x, weight, bias), x, self.branches)
-
-            def set_weight(self, weight, inplace_update=False, seed=None, return_weight=False, **kwargs):
+            def set_weight(
+                self,
+                weight: torch.Tensor,
+                inplace_update: bool = False,
+                seed: int | None = None,
+                return_weight: bool = False,
+                **kwargs: Any,
+            ) -> torch.Tensor | None:
                 """ComfyUI bakes patches into a weight by this. A 4-bit weight stays as it is: `patch_at_run_time` has the patches
                 applied when the layer runs. Raises TurboError where that cannot stand in for baking."""
                 if not is_nf4(self.weight):
@@ -184,27 +155,34 @@ def patch_at_run_time(patcher: comfy.model_patcher.ModelPatcher) -> None:
     patcher.add_callback_with_key(CallbacksMP.ON_LOAD, FORMAT, _attach_patches)
 
 
-def _attach_patches(patcher, device, lowvram_model_memory, force_patch_weights, full_load) -> None:
-    """After a model has been loaded: the patches of each 4-bit weight as the function that ComfyUI calls when it fetches it."""
+def _attach_patches(
+    patcher: comfy.model_patcher.ModelPatcher,
+    device: torch.device,
+    lowvram_model_memory: int,
+    force_patch_weights: bool,
+    full_load: bool,
+) -> None:
+    """Called after a model has been loaded: sets the patches of each 4-bit weight as the function that ComfyUI calls when it fetches
+    the weight."""
     for name, module in patcher.model.named_modules():
         key = f"{name}.weight"
         if key not in patcher.patches or not is_nf4(getattr(module, "weight", None)):
             continue
-        if force_patch_weights:  # asked for only to save the model
+        if force_patch_weights:  # only for saving the model
             raise _not_saved()
-        # Dynamic VRAM would patch the weight once and pack it again by this one.
+        # By this function dynamic VRAM would patch the weight once and pack it again.
         module.weight_lowvram_function = None
         patch = comfy.model_patcher.LowVramPatch(key, patcher.patches)
         module.weight_function = [patch, *(f for f in module.weight_function if not _is_patch(f))]
 
 
-def _without_doubles(functions: list) -> list:
-    """Partial unloading adds the patch that is there already."""
+def _with_one_patch(functions: list[Callable[..., torch.Tensor]]) -> list[Callable[..., torch.Tensor]]:
+    """Without repeated patches: ComfyUI's partial unloading adds the patch of a weight once more."""
     first = next((f for f in functions if _is_patch(f)), None)
     return [f for f in functions if f is first or not _is_patch(f)]
 
 
-def _is_patch(function) -> bool:
+def _is_patch(function: object) -> bool:
     return isinstance(function, comfy.model_patcher.LowVramPatch)
 
 

@@ -1,4 +1,6 @@
-"""What ComfyUI's save nodes cannot write of a quantized model is refused in one sentence."""
+"""Checks before ComfyUI's save nodes write a quantized model."""
+
+from typing import Any
 
 import comfy.model_patcher
 import torch
@@ -11,10 +13,10 @@ def with_save_check(patcher_class: type[comfy.model_patcher.ModelPatcher]) -> ty
     """A subclass of a ModelPatcher class, which its clones share, that checks its network before ComfyUI's save nodes read it."""
 
     class CheckedPatcher(patcher_class):
-        def model_state_dict_for_saving(self, *args, **kwargs):
-            """As ComfyUI's. Raises TurboError where `check_branches` does, and for weights in integers that ComfyUI would fetch
-            while it writes the file: it puts each into a torch Parameter that requires a gradient, which integers cannot."""
-            check_branches(self.model.diffusion_model)
+        def model_state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
+            """As ComfyUI's. Raises TurboError as `check_side_paths`, and for integer weights that ComfyUI would fetch while it
+            writes the file: it makes each a torch Parameter that requires a gradient, which integers cannot."""
+            check_side_paths(self.model.diffusion_model)
             if any(map(_is_fetched_integer, self.model.diffusion_model.modules())):
                 raise TurboError(
                     "ComfyUI cannot save an int8 or 4-bit model that is not wholly on the device (dynamic VRAM, offloading): write the "
@@ -25,11 +27,11 @@ def with_save_check(patcher_class: type[comfy.model_patcher.ModelPatcher]) -> ty
     return CheckedPatcher
 
 
-def check_branches(network: torch.nn.Module) -> None:
-    """Raises TurboError while a LoRA runs beside quantized weights of a network: they would be saved without it."""
-    if any(getattr(layer, "branches", ()) for layer in network.modules()):
+def check_side_paths(network: torch.nn.Module) -> None:
+    """Raises TurboError if a network's quantized linears have side paths of a LoRA, which are not saved with the weights."""
+    if any(getattr(layer, "side_paths", ()) for layer in network.modules()):
         raise TurboError(
-            "A quantised model cannot be saved with a LoRA of TurboDiffusionLoRA on it: save it without the LoRA, or merge the "
+            "A quantized model cannot be saved with a LoRA of TurboDiffusionLoRA on it: save it without the LoRA, or merge the "
             "LoRA into the file with TurboDiffusionConvert."
         )
 

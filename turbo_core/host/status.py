@@ -16,6 +16,7 @@ from ..memory import STEP_FORMULA, step_bytes, tokens, weight_bytes
 from ..record import RUN, RunRecord, amount
 from ..speed import speed_line
 from .base_model import OVERRIDING_NODES, UNUSED_OVERRIDE, TurboWAN
+from .lora import lora_lines
 
 _GB = 1e9
 # Listed even when there were none.
@@ -85,6 +86,7 @@ def _models(patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:
             f"  weights {amount(patcher.model_size())}, of these {amount(patcher.loaded_size())} on the device (measured); "
             f"{_steps(model.spec, dtype)} (estimate)",
         ]
+        lines += lora_lines(patcher)
         if model.last_run is None and model.calls:
             lines.append(f"  since it was loaded, under other samplers: {_calls(model.calls)}")
             lines += [f"  {line}" for line in _unused_override(model.calls)]

@@ -134,8 +134,6 @@ STOCK = {"nf4", "nf4 in bf16"}  # files that run ComfyUI's own forward, which do
 def files(tmp_path_factory):
     """Checkpoints with two blocks, so that there is one to prefetch; int8 and float ones run SLA."""
     folder = tmp_path_factory.mktemp("models")
-    conv = checkpoints.upstream_state_dict(43)
-    conv["patch_embedding.weight"] = conv["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2)).contiguous()
     pth = {
         "int8": checkpoints.upstream_state_dict(41, sla=True, int8=True),
         "high": checkpoints.upstream_state_dict(21, in_channels=36, sla=True, int8=True),
@@ -143,7 +141,7 @@ def files(tmp_path_factory):
     }
     safetensors = {
         "float": checkpoints.upstream_state_dict(11, sla=True),
-        "nf4": lingbot.packed(conv),
+        "nf4": lingbot.packed(checkpoints.stock(43)),
         "camera": lingbot.packed(lingbot.state_dict(5, layers=2)),
     }
     return {name: checkpoints.write_pth(folder / f"{name}.pth", sd) for name, sd in pth.items()} | {

@@ -1,4 +1,4 @@
-"""The pack on hosts that lack what it can do without."""
+"""Private and optional parts of ComfyUI: with them and without."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from server import PromptServer
 from td_pack.turbo_core.host import features
 
 
-def test_a_plain_layer_has_no_marks():
+def test_private_attributes_of_a_layer_are_optional():
     layer = torch.nn.Linear(1, 1)
     assert not features.is_streamed(layer) and not features.is_cast(layer)
     layer._v, layer.comfy_force_cast_weights = object(), True
@@ -40,17 +40,9 @@ def test_a_layer_s_weight_is_fetched_and_given_back(context, monkeypatch):
     assert given_back == [layer, layer]
 
 
-@pytest.mark.parametrize("offered", [True, False])
-def test_prompts_pass_through_a_handler_where_the_server_offers_it(offered, monkeypatch):
-    handlers = []
-    server = SimpleNamespace(add_on_prompt_handler=handlers.append) if offered else SimpleNamespace()
-    monkeypatch.setattr(PromptServer, "instance", server, raising=False)
-    assert features.before_each_prompt(dict) is offered
-    assert handlers == [dict] * offered
-
-
-def test_nodes_are_replaced_only_where_both_halves_are_there():
-    api, io = SimpleNamespace(node_replacement="register"), SimpleNamespace(NodeReplace=None)
-    assert features.node_replacements(api, io) == "register"
-    assert features.node_replacements(SimpleNamespace(), io) is None
-    assert features.node_replacements(api, SimpleNamespace()) is None
+def test_what_a_version_lacks_is_done_without(monkeypatch):
+    """Where ComfyUI has it: tests/nodes/test_replacements.py, on the server."""
+    monkeypatch.setattr(PromptServer, "instance", SimpleNamespace(), raising=False)
+    assert features.before_each_prompt(dict) is False
+    assert features.node_replacements(SimpleNamespace(), SimpleNamespace(NodeReplace=None)) is None
+    assert features.node_replacements(SimpleNamespace(node_replacement="registry"), SimpleNamespace()) is None

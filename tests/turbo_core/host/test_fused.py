@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPE = (2, 16, 3, 16, 16)
 CPU = torch.device("cpu")
-# Of one block: the norms quantise for q, k, v and ffn.0, ffn.0 for ffn.2; o and ffn.2 add to the residual. Cross-attention is
-# ComfyUI's: four linears that quantise for themselves.
+# Of one block: the norms quantize for q, k, v and ffn.0, ffn.0 for ffn.2; o and ffn.2 add to the residual. Cross-attention is
+# ComfyUI's: four linears that quantize for themselves.
 FUSED = {
     "rms_norm_rope": 2,
     "layer_norm_modulate_quantize": 2,
@@ -105,7 +105,7 @@ def test_weights_that_comfyui_fetches_are_fused_too(model, monkeypatch):
 
     monkeypatch.setattr(comfy.ops, "cast_bias_weight", recorded)
     for linear in linears(model):
-        linear._is_resident = lambda device: False
+        linear._is_resident = lambda device, dtype: False
     again, calls = forward(model)
     assert calls == FUSED and torch.equal(again, velocity)
     assert set(linears(model)) <= set(fetched)

@@ -9,19 +9,19 @@ from comfy.model_patcher import LowVramPatch
 from comfy.quant_ops import QuantizedTensor
 from comfy_kitchen.tensor import get_layout_class
 from td_pack.tests.support import checkpoints, lingbot
-from td_pack.tests.support.models import relative_error
+from td_pack.tests.support.models import (
+    SHAPE,
+    compiled_by,
+    only_comfyui_breaks_graphs,
+    relative_error,
+    same,
+    step,
+    weights,
+)
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.lora import with_lora
 from td_pack.turbo_core.host.nf4 import LAYOUT, is_nf4
-
-SHAPE = (1, 16, 3, 8, 8)
-
-
-def stock(**sizes) -> dict[str, torch.Tensor]:
-    """A Wan T2V model as ComfyUI's own files hold it."""
-    sd = checkpoints.upstream_state_dict(43, **sizes)
-    return sd | {"patch_embedding.weight": sd["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2)).contiguous()}
 
 
 def dense(packed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -34,7 +34,7 @@ def dense(packed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def packed():
     # 300: a width whose rows do not end where blocks of 64 do.
-    return lingbot.packed(stock(ffn_dim=300))
+    return lingbot.packed(checkpoints.stock(43, ffn_dim=300))
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +56,6 @@ def reference(paths):
     return load_model(paths[1], "fp32")
 
 
-def step(model, **load) -> torch.Tensor:
-    """One pass through the network of a clone while it is loaded, by default completely."""
-    clone = model.clone()
-    clone.patch_model(device_to=torch.device("cpu"), **load)
-    clone.model.calls.clear()
-    context, sigma = checkpoints.draw(1, "text", (1, 8, 4096)), torch.tensor([0.98765])
-    try:
-        return clone.model.apply_model(checkpoints.draw(2, "x", SHAPE), sigma, c_crossattn=context)
-    finally:
-        clone.unpatch_model()
-
-
 def lora(scale: float = 1.0) -> dict[str, torch.Tensor]:
     """On two linears of the model; small enough to be lost if the weights were packed again."""
     tensors = {}
@@ -77,22 +65,18 @@ def lora(scale: float = 1.0) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def weights(model) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.model.diffusion_model.state_dict().items()}
-
-
 def test_every_linear_is_packed_and_nothing_else(model):
     named = dict(model.model.diffusion_model.named_parameters())
-    quantised = {name for name, parameter in named.items() if isinstance(parameter, QuantizedTensor)}
-    assert quantised == {name for name in named if lingbot.is_linear(name, named[name])}
-    assert all(is_nf4(named[name]) for name in quantised) and "head.head.weight" in quantised
+    quantized = {name for name, parameter in named.items() if isinstance(parameter, QuantizedTensor)}
+    assert quantized == {name for name in named if lingbot.is_linear(name, named[name])}
+    assert all(is_nf4(named[name]) for name in quantized) and "head.head.weight" in quantized
     assert not list(model.model.diffusion_model.named_buffers())
     assert get_layout_class(LAYOUT).__name__ == "TurboDiffusionNF4Layout"
 
 
 @pytest.mark.parametrize("double", [True, False], ids=["double", "single"])
 def test_it_is_the_dense_model(double, tmp_path):
-    sd = lingbot.packed(stock(layers=1), double=double)
+    sd = lingbot.packed(checkpoints.stock(43, layers=1), double=double)
     ours = load_model(str(checkpoints.write_safetensors(tmp_path / "packed.safetensors", sd)))
     theirs = load_model(str(checkpoints.write_safetensors(tmp_path / "dense.safetensors", dense(sd))), "fp32")
     for name, weight in theirs.model.diffusion_model.named_parameters():
@@ -102,7 +86,7 @@ def test_it_is_the_dense_model(double, tmp_path):
     # The same numbers at another alignment in memory: the matrix library may sum in another order.
     assert relative_error(step(ours), step(theirs)) <= 1e-6
     assert ours.model.calls["nf4 dequantize"] == sum(
-        lingbot.is_linear(key, value) for key, value in stock(layers=1).items()
+        lingbot.is_linear(key, value) for key, value in checkpoints.stock(43, layers=1).items()
     )
 
 
@@ -119,10 +103,6 @@ def test_its_size_is_counted_packed(model, packed):
 
 def test_offloaded_weights_stay_packed_and_give_the_same_bits(model):
     resident = step(model)
-    clone = model.clone()
-    clone.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=1)
-    assert clone.model.model_lowvram
-    clone.unpatch_model()
     assert torch.equal(step(model, lowvram_model_memory=1), resident)
     assert torch.equal(step(model), resident)
 
@@ -137,7 +117,7 @@ def test_weights_that_comfyui_fetches_are_unpacked_too(model):
 
 
 def test_a_weight_moves_and_copies_as_comfyui_moves_weights(model):
-    """What dynamic VRAM and streams do to a quantised weight: its parts in one buffer, and back."""
+    """What dynamic VRAM and streams do to a quantized weight: its parts in one buffer, and back."""
     from comfy.memory_management import interpret_gathered_like, vram_aligned_size
 
     weight = model.model.diffusion_model.blocks[0].ffn[0].weight.data
@@ -159,9 +139,7 @@ def test_the_stock_lora_node_is_exact(model, reference, load):
     given = step(changed, **load)
     assert torch.equal(given, step(expected, lowvram_model_memory=1))
     assert relative_error(given, plain) > 1e-4
-    after = weights(model)
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
-    assert torch.equal(step(model), plain)
+    assert same(weights(model), before) and torch.equal(step(model), plain)
 
 
 def test_partial_unloading_does_not_add_a_lora_twice(model):
@@ -172,8 +150,8 @@ def test_partial_unloading_does_not_add_a_lora_twice(model):
     clone.partially_unload(torch.device("cpu"), 1 << 40)
     layer = clone.model.diffusion_model.blocks[0].self_attn.q
     assert sum(isinstance(function, LowVramPatch) for function in layer.weight_function) == 2
-    context, sigma = checkpoints.draw(1, "text", (1, 8, 4096)), torch.tensor([0.98765])
-    given = clone.model.apply_model(checkpoints.draw(2, "x", SHAPE), sigma, c_crossattn=context)
+    x, context = checkpoints.draw(2, "x", SHAPE), checkpoints.draw(1, "text", (1, 8, 4096))
+    given = clone.model.apply_model(x, torch.tensor([0.98765]), c_crossattn=context)
     clone.unpatch_model()
     assert torch.equal(given, expected)
 
@@ -188,36 +166,15 @@ def test_clones_have_their_own_loras(model):
     assert torch.equal(step(model), plain)
 
 
-def test_dynamic_vram_hands_its_patches_over(model):
-    """Dynamic VRAM sets `weight_lowvram_function`, which patches once and packs the weight again; here it is set by hand."""
-    changed, _ = comfy.sd.load_lora_for_models(model, None, lora(), 0.7, 0)
-    expected = step(changed)
-    network = changed.model.diffusion_model
-    key = "diffusion_model.blocks.0.self_attn.q.weight"
-    for name, module in changed.model.named_modules():
-        if f"{name}.weight" in changed.patches:
-            module.weight_lowvram_function, module.weight_function = LowVramPatch(key, changed.patches), []
-    for callback in changed.get_all_callbacks("on_load_after"):
-        callback(changed, torch.device("cpu"), 0, False, False)
-    assert network.blocks[0].self_attn.q.weight_lowvram_function is None
-    context, sigma = checkpoints.draw(1, "text", (1, 8, 4096)), torch.tensor([0.98765])
-    given = changed.model.apply_model(checkpoints.draw(2, "x", SHAPE), sigma, c_crossattn=context)
-    for module in changed.model.modules():
-        if hasattr(module, "weight_function"):
-            module.weight_function = []
-    assert torch.equal(given, expected)
-
-
 @pytest.mark.parametrize("load", [{}, {"lowvram_model_memory": 1}], ids=["resident", "offloaded"])
 def test_our_lora_node_runs_beside_the_weight(model, load):
     plain, before = step(model), weights(model)
-    branch, found = with_lora(model, "test.safetensors", lora(), 0.7)
-    assert len(found.layers) == 2 and not branch.patches
+    beside, found = with_lora(model, "test.safetensors", lora(), 0.7)
+    assert len(found.layers) == 2 and not beside.patches
     expected = step(comfy.sd.load_lora_for_models(model, None, lora(), 0.7, 0)[0])
     # The same change in another order of float32 sums.
-    assert relative_error(step(branch, **load) - plain, expected - plain) <= 1e-3
-    assert torch.equal(step(model), plain)
-    assert all(torch.equal(before[name], value) for name, value in weights(model).items())
+    assert relative_error(step(beside, **load) - plain, expected - plain) <= 1e-3
+    assert torch.equal(step(model), plain) and same(weights(model), before)
 
 
 def test_a_small_lora_is_not_lost(model, reference):
@@ -249,43 +206,25 @@ def test_a_saved_model_loads_again(model, tmp_path):
     assert torch.equal(step(again), step(model))
 
 
-def test_pth_is_the_same_model(model, packed, tmp_path):
-    other = load_model(str(checkpoints.write_pth(tmp_path / "packed.pth", packed)))
-    assert torch.equal(step(other), step(model))
-
-
-def test_the_patcher_can_be_made_anew_for_compile_and_hooks(model):
-    factory, arguments = model.cached_patcher_init
-    anew = factory(*arguments, disable_dynamic=True)
-    assert anew.model is not model.model and torch.equal(step(anew), step(model))
-
-
-@pytest.mark.parametrize("kind", ["plain", "branch", "stock"])
+@pytest.mark.parametrize("kind", ["plain", "side path", "stock"])
 def test_the_stock_compile_node_works_and_the_pack_breaks_no_graph(kind, tmp_path):
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
-    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
     from torch._dynamo.utils import counters
 
-    path = checkpoints.write_safetensors(tmp_path / "single.safetensors", lingbot.packed(stock(layers=1)))
+    path = checkpoints.write_safetensors(
+        tmp_path / "single.safetensors", lingbot.packed(checkpoints.stock(43, layers=1))
+    )
     model = load_model(str(path))
     tensors = {key: value for key, value in lora().items() if "self_attn" in key}
-    if kind == "branch":
+    if kind == "side path":
         model, _ = with_lora(model, "test.safetensors", tensors, 0.7)
     elif kind == "stock":
         model, _ = comfy.sd.load_lora_for_models(model, None, tensors, 0.7, 0)
     expected = step(model)
     torch.compiler.reset()
     counters.clear()
-    compiled = model.clone(disable_dynamic=True)
-    set_torch_compile_wrapper(model=compiled, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
+    compiled = compiled_by("eager", model)
     assert relative_error(step(compiled), expected) <= 1e-6
     assert compiled.model.calls["nf4 dequantize"] > 0
     if kind != "stock":  # ComfyUI's own patch arithmetic is no part of the pack
-        assert all("builtin operator `open`" in reason for reason in counters["graph_break"])
+        assert only_comfyui_breaks_graphs()
     torch.compiler.reset()
-
-
-def test_unloading_gives_the_memory_back(model):
-    comfy.model_management.load_models_gpu([model])
-    comfy.model_management.unload_all_models()
-    assert is_nf4(model.model.diffusion_model.head.head.weight)

@@ -37,8 +37,8 @@ def test_packed_and_in_parts_it_is_the_dense_model(control, tmp_path):
     for model in models:
         parameters = dict(model.model.diffusion_model.named_parameters())
         assert {name: tuple(value.shape) for name, value in parameters.items()} == expected_shapes(model.model.spec)
-        quantised = {name for name, value in parameters.items() if isinstance(value, QuantizedTensor)}
-        assert quantised == (weights if model.model.spec.four_bit else set())
+        quantized = {name for name, value in parameters.items() if isinstance(value, QuantizedTensor)}
+        assert quantized == (weights if model.model.spec.four_bit else set())
     camera = checkpoints.draw(4, "camera", (1, lingbot.CHANNELS[control], 3, 8, 12))
     for given in (camera, None):
         first, *others = (sample(model, given) for model in models)
