@@ -24,7 +24,7 @@ HISTORY_LAG = 10.0  # seconds by which /history may trail the last event
 
 
 class Failed(Exception):
-    """What a person has to know; the message says all of it."""
+    """A failure whose message is shown to the user."""
 
 
 def say(text: str) -> None:
@@ -54,7 +54,7 @@ class Server:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise Failed(f"What answers at {self.url} is no ComfyUI: give its address with --server.")
+            raise Failed(f"What answers at {self.url} is not a ComfyUI: give its address with --server.")
         return answer
 
     def upload(self, picture: Path) -> str:
@@ -73,13 +73,13 @@ class Server:
     def run(self, prompt: dict) -> list[dict]:
         """Queues the prompt, follows it to its end, and returns the files it saved."""
         client = uuid.uuid4().hex
-        self.ask("/system_stats")  # says it clearly where no server is
-        # The socket opens first: what happens before it would not be heard.
+        self.ask("/system_stats")  # raises a clear error if there is no server
+        # The socket opens first: events before it are lost.
         address = self.url.replace("http", "ws", 1) + f"/ws?clientId={client}"
         try:
             events = websocket.create_connection(address, timeout=60)
         except (websocket.WebSocketException, OSError) as error:
-            raise Failed(f"{self.url} lets no websocket through ({error}): let its proxy do so.") from None
+            raise Failed(f"{self.url} does not accept websockets ({error}): enable them in its proxy.") from None
         try:
             queued = self.ask("/prompt", json.dumps({"prompt": prompt, "client_id": client}).encode())
             self.follow(events, queued["prompt_id"], prompt)
@@ -191,7 +191,7 @@ def fitted(prompt: dict, options: argparse.Namespace, image: str | None) -> dict
     if image is not None:
         loaders = [node["inputs"] for node in prompt.values() if node["class_type"] == "LoadImage"]
         if not loaders:
-            raise Failed("This workflow starts from no picture: leave --image out.")
+            raise Failed("This workflow does not start from a picture: leave --image out.")
         for inputs in loaders:
             inputs["image"] = image
     if options.seed is not None:

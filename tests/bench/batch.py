@@ -1,5 +1,6 @@
-"""`dev.py bench batch`: 40 jobs over 2 Ray workers with one killed twice, the overhead over queueing by hand, and how throughput
-grows with workers, simulated with the real dispatcher, manifest and folder of results from recorded timings."""
+"""`dev.py bench batch`: 40 jobs over 2 Ray workers with one killed twice, the overhead over queueing by hand, how throughput
+grows with workers, simulated with the real dispatcher, manifest and folder of results from recorded timings, and what a plan of 10,000
+rows takes."""
 
 import argparse
 import asyncio
@@ -19,13 +20,21 @@ JOBS = 40
 OVERHEAD = 1.05
 WORKERS = (1, 8, 64, 512)
 PER_WORKER = 4  # jobs of each simulated worker
+PLAN_ROWS, PLAN_SECONDS, PLAN_MB = 10_000, 5.0, 100.0  # seconds of processor time
+# A small process that starts another and prints its peak: Linux counts the memory of the process that forked as well.
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime)
+sys.exit(code)
+"""
+PARTS = ("killed", "overhead", "simulation", "plan")
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench batch", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--only", choices=("killed", "overhead", "simulation"), nargs="+", default=["killed", "overhead", "simulation"]
-    )
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"jobs of the first two ({JOBS})")
     parser.add_argument("--rounds", type=int, default=3, help="pairs of runs that the overhead is the median of (3)")
     parser.add_argument(
@@ -46,6 +55,8 @@ def main(arguments: list[str]) -> int:
             seconds = seconds or recorded
         if "simulation" in options.only:
             within &= simulation(Path(name), seconds or [1.2])
+        if "plan" in options.only:
+            within &= plan(base)
     return 0 if within else 1
 
 
@@ -162,6 +173,39 @@ def simulation(folder: Path, seconds: list[float]) -> bool:
             f"{limit * 60:.0f} with jobs of a minute."
         )
     return rates[64] * mean / 64 > 0.8
+
+
+def plan(base: Path) -> bool:
+    """A dry run of a table: its processor time and its peak of memory."""
+    table = base / "jobs.csv"
+    rows = (
+        f'"A red fox, number {i}, trots through a birch forest, {"golden leaves, " * 8}low sun",{i}'
+        for i in range(PLAN_ROWS)
+    )
+    table.write_text("\n".join(("prompt,seed", *rows)))
+    from td_pack.tests.support import checkpoints
+
+    checkpoints.write_models(base / "planned" / "models")
+    with ComfyServer(base / "planned", test_nodes=True) as server:
+        words = [
+            table,
+            "--workflow",
+            base / "workflow.json",
+            "--out",
+            base / "plan",
+            "--server",
+            server.url,
+            "--dry-run",
+        ]
+        start = time.monotonic()
+        command = [sys.executable, "-c", MEASURED, sys.executable, ROOT / "dev.py", "--here", "batch", *words]
+        lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+        seconds = time.monotonic() - start
+    megabytes, used = map(float, lines[-1].split())
+    print(
+        f"plan of {PLAN_ROWS} rows: {lines[-2]}; {seconds:.1f} s, {used:.1f} s of processor time, {megabytes:.0f} MB at the most"
+    )
+    return used <= PLAN_SECONDS and megabytes <= PLAN_MB
 
 
 async def simulated(out: Path, workers: int, jobs: int, seconds: list[float]) -> tuple[float, float]:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.server
 
 @pytest.fixture
 def run(server, tmp_path):
-    """Runs the client on a shipped workflow with tiny models, in a folder of its own."""
+    """Runs the client on a shipped workflow with tiny models, in a temporary folder."""
 
     def client(name: str, *options: str, change=None, url: str = server.url) -> subprocess.CompletedProcess:
         prompt = workflows.fit(workflows.load(name), models=TINY_FILES, width=64, height=48, length=5)
@@ -106,7 +106,7 @@ def test_what_is_no_address_is_said(run, url):
 
 
 class Other(http.server.BaseHTTPRequestHandler):
-    """A web server that is no ComfyUI; below /base it is one, behind a proxy that knows no websockets."""
+    """A web server that is not a ComfyUI; below /base it is one, behind a proxy without websockets."""
 
     def do_GET(self):
         self.send_response(403 if "/ws" in self.path else 200)
@@ -118,7 +118,7 @@ class Other(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("path", "says"), [("", "is no ComfyUI: give its address"), ("/base", "lets no websocket through")]
+    ("path", "says"), [("", "is not a ComfyUI: give its address"), ("/base", "does not accept websockets")]
 )
 def test_another_server_is_said(run, path, says):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import uuid
 from dataclasses import dataclass, field
+from typing import Any
 
 UPLOADS = "batch"  # the subfolder of a server's input folder
 _ID_DIGITS = 20
@@ -18,7 +19,7 @@ class Job:
 
     id: str
     row: int
-    prompt: dict
+    prompt: dict[str, dict[str, Any]]
     settings: dict[str, object] = field(default_factory=dict)
     uploads: dict[str, str] = field(default_factory=dict)
 
@@ -29,7 +30,7 @@ class Task:
 
     job: str
     attempt: int
-    prompt: dict
+    prompt: dict[str, dict[str, Any]]
     files: dict[str, bytes] = field(default_factory=dict)
     timeout: float | None = None
 
@@ -44,14 +45,14 @@ class Task:
         return f"batch/{self.job}-{self.attempt}"
 
 
-def job_id(prompt: dict) -> str:
+def job_id(prompt: dict[str, dict[str, Any]]) -> str:
     """The hash of all that decides a prompt's result; titles do not."""
     nodes = {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in prompt.items()}
     text = json.dumps(nodes, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]
 
 
-def placement(prompt: dict) -> tuple[str, str]:
+def placement(prompt: dict[str, dict[str, Any]]) -> tuple[str, str]:
     """(models, models and size): jobs that share them run faster one after the other on one worker."""
     values = [(name, value) for node in prompt.values() for name, value in node["inputs"].items()]
     models = sorted(

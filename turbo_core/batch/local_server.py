@@ -20,7 +20,7 @@ BOOT_SECONDS = 900.0
 _LOG_LIMIT = 64 * 1024
 
 _PREFIX = "turbodiffusion-batch-"
-_LOCK = ".lock"
+_LOCK, _LOG = ".lock", "server.log"
 
 # ComfyUI's main.py with a watch on its input, a pipe from the process that started it: when that one is gone, killed or not, the
 # pipe ends, and with it the server. Given as text, since the machines of a cluster need not have this file at this path.
@@ -51,67 +51,61 @@ class ServerSettings:
 
 
 def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
 
 
 class LocalServer:
-    """One server process with folders of its own for input, output and temporary files."""
+    """A server process that was started here, with folders for its input, output and temporary files that no other server uses."""
 
-    def __init__(self, settings: ServerSettings):
-        self._settings = settings
-        self._process = None
+    def __init__(self, process: "subprocess.Popen[bytes]", folder: Path, lock: FileLock, url: str):
+        self._process, self._lock = process, lock
+        self._log = (folder / _LOG).open("rb")
+        self.folder, self.url = folder, url
 
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    async def start(self) -> None:
-        """Starts the server and waits until it answers. Raises ServerFailed."""
-        self.stop()
-        main = Path(self._settings.comfyui) / "main.py"
+    @classmethod
+    async def start(cls, settings: ServerSettings) -> "LocalServer":
+        """Starts a server and waits until it answers. Raises ServerFailed."""
+        main = Path(settings.comfyui) / "main.py"
         if not main.is_file():
             raise ServerFailed(f"{main} is not there; give this machine's ComfyUI folder with --comfyui.")
         _remove_leftovers()
-        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._lock = FileLock(self.folder / _LOCK)
-        self._lock.acquire()
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        lock = FileLock(folder / _LOCK)
+        lock.acquire()
         port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        python = self._settings.python or sys.executable
-        command = [python, "-c", _MAIN, str(main.resolve()), "--listen", "127.0.0.1", "--port", str(port)]
-        for name in ("input", "output", "temp"):
-            (self.folder / name).mkdir()
-            command += [f"--{name}-directory", str(self.folder / name)]
-        command += ["--database-url", "sqlite:///:memory:", "--disable-auto-launch", *self._settings.arguments]
-        with (self.folder / "server.log").open("wb") as log:
-            self._process = self._popen(command, log)
-            self._log = (self.folder / "server.log").open("rb")
+        server = cls(
+            _popen(_command(settings, main, folder, port), folder, settings), folder, lock, f"http://127.0.0.1:{port}"
+        )
+        try:
+            await server._wait_until_ready()
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+    async def _wait_until_ready(self) -> None:
         end = time.monotonic() + BOOT_SECONDS
         async with Client(self.url) as client:
             while not await client.is_ready():
                 if not self.is_running() or time.monotonic() > end:
-                    text = self.log()[-4000:]
-                    self.stop()
-                    raise ServerFailed(f"ComfyUI did not start; the end of its log:\n{text}")
+                    raise ServerFailed(f"ComfyUI did not start; the end of its log:\n{self.log()[-4000:]}")
                 await asyncio.sleep(0.2)
 
-    def _popen(self, command: list[str], log) -> subprocess.Popen:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | self._settings.environment,
-            start_new_session=True,  # Ctrl-C in the terminal is for the batch, which then ends the server
-        )
+    def is_running(self) -> bool:
+        """Whether the process is there; whether it answers is another question."""
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server."""
+        return self._process.pid
 
     def log_size(self) -> int:
-        return os.fstat(self._log.fileno()).st_size
+        """Bytes that the server wrote so far."""
+        return 0 if self._log.closed else os.fstat(self._log.fileno()).st_size
 
     def log(self, start: int = 0) -> str:
         """What the server wrote from that byte on, or the end of it where that is long."""
@@ -122,19 +116,40 @@ class LocalServer:
 
     def stop(self) -> None:
         """Ends the server; harmless when it has ended."""
-        if self._process is None:
+        if self._log.closed:
             return
         self._process.kill()
         self._process.wait()
-        self._process.stdin.close()
-        self._process = None
+        if self._process.stdin:
+            self._process.stdin.close()
         self._log.close()
         self._lock.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _command(settings: ServerSettings, main: Path, folder: Path, port: int) -> list[str]:
+    python = settings.python or sys.executable
+    command = [python, "-c", _MAIN, str(main.resolve()), "--listen", "127.0.0.1", "--port", str(port)]
+    for name in ("input", "output", "temp"):
+        (folder / name).mkdir()
+        command += [f"--{name}-directory", str(folder / name)]
+    return [*command, "--database-url", "sqlite:///:memory:", "--disable-auto-launch", *settings.arguments]
+
+
+def _popen(command: list[str], folder: Path, settings: ServerSettings) -> "subprocess.Popen[bytes]":
+    with (folder / _LOG).open("wb") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | settings.environment,
+            start_new_session=True,  # Ctrl-C in the terminal is for the batch, which then ends the server
+        )
+
+
 def _remove_leftovers() -> None:
-    """Removes the folders of servers whose starter was killed; the system let go of its locks."""
+    """Removes the folders of servers whose starter was killed; the system has released their locks."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, Timeout):
             if (folder / _LOCK).exists():

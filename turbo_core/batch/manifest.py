@@ -1,18 +1,23 @@
 """`manifest.sqlite`: every job of a batch and every attempt at it, one transaction for each change."""
 
+import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import TurboError
 from .job import Job
+from .text import brief, encodable
+from .workflow import is_prompt
 
 NAME = "manifest.sqlite"
 VERSION = 1
+_SYNCHRONOUS = "FULL"  # a job called done stays done through a power failure
 PENDING, RUNNING, DONE, FAILED = "pending", "running", "done", "failed"
 _SCHEMA = """
 CREATE TABLE jobs (
@@ -25,6 +30,9 @@ CREATE TABLE attempts (
     started REAL NOT NULL, finished REAL, error TEXT, PRIMARY KEY (job, number)
 );
 """
+
+
+_COLUMNS = "id, row, settings, prompt, uploads, state, attempts, worker, error, seconds, place IS NOT NULL"
 
 
 @dataclass(frozen=True)
@@ -40,32 +48,44 @@ class Record:
     current: bool
 
 
-class Manifest:
-    """The open manifest of a folder. Its calls may come from one thread at a time."""
+class ManifestError(TurboError):
+    """The manifest cannot be read or written; what it held before the call it still holds."""
 
-    def __init__(self, folder: Path):
-        path = folder / NAME
+
+class Manifest:
+    """The open manifest of a folder. Its calls may come from one thread at a time, and raise ManifestError. `wait`: seconds for
+    another program to release a lock."""
+
+    def __init__(self, folder: Path, wait: float = 5.0):
+        self._path = path = folder / NAME
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")  # a job called done stays done through a power failure
+            self._db.execute(f"PRAGMA synchronous = {_SYNCHRONOUS}")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, VERSION):
-                raise TurboError(f"{path} was written by another version of the batch tool; choose another --out.")
+                raise ManifestError(f"{path} was written by another version of the batch tool; choose another --out.")
             if version == 0:
                 self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            self._db.execute(f"SELECT {_COLUMNS} FROM jobs LIMIT 0")
+            self._db.execute("SELECT job, number, worker, started, finished, error FROM attempts LIMIT 0")
         except sqlite3.Error as error:
-            raise TurboError(f"{path} cannot be used ({error}); choose another --out, or remove that file.") from error
+            raise ManifestError(
+                f"{path} cannot be used ({error}); choose another --out, or remove that file."
+            ) from error
 
     def close(self) -> None:
-        self._db.close()
+        """Closes the file; what a full disk kept out of it stays in the write-ahead log."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
 
     def add(self, jobs: Iterable[Job]) -> None:
-        """Makes these the jobs of the last table, in this order, and enters those that are not there yet."""
-        with _Transaction(self._db):
+        """Makes these the jobs of the last table, in this order, and enters those that are not there yet: all, or none if the
+        iteration raises."""
+        with self._transaction():
             self._db.execute("UPDATE jobs SET place = NULL")
             for place, job in enumerate(jobs):
-                values = (job.id, place, job.row, *map(_text, (job.settings, job.prompt, job.uploads)), PENDING)
+                values = (job.id, place, job.row, *map(_json, (job.settings, job.prompt, job.uploads)), PENDING)
                 self._db.execute(
                     "INSERT INTO jobs (id, place, row, settings, prompt, uploads, state) VALUES (?, ?, ?, ?, ?, ?, ?)"
                     " ON CONFLICT (id) DO UPDATE SET place = excluded.place, row = excluded.row,"
@@ -75,14 +95,18 @@ class Manifest:
 
     def records(self) -> list[Record]:
         """Every job: those of the last table in its order, then the others."""
-        columns = "id, row, prompt, settings, uploads, state, attempts, worker, error, seconds, place IS NOT NULL"
-        with closing(self._db.execute(f"SELECT {columns} FROM jobs ORDER BY place IS NULL, place, id")) as rows:
-            return [Record(Job(r[0], r[1], *map(json.loads, r[2:5])), *r[5:10], bool(r[10])) for r in rows]
+        try:
+            with closing(self._db.execute(f"SELECT {_COLUMNS} FROM jobs ORDER BY place IS NULL, place, id")) as rows:
+                return [_record(row) for row in rows]
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise ManifestError(
+                f"{self._path} is damaged ({error}); choose another --out, or remove that file."
+            ) from error
 
     def reopen(self, ids: Iterable[str]) -> None:
         """Makes jobs wait again: failed ones, and those whose result was removed. An attempt that a killed run left gets its
         number again, and with it its prompt's id, by which its server may still know it."""
-        with _Transaction(self._db):
+        with self._transaction():
             self._db.executemany(
                 "UPDATE jobs SET attempts = attempts - (state = 'running'), state = 'pending', error = NULL WHERE id = ?",
                 ((i,) for i in ids),
@@ -90,21 +114,22 @@ class Manifest:
 
     def begin(self, job: str, worker: str) -> int:
         """Enters an attempt and returns its number."""
-        with _Transaction(self._db):
+        with self._transaction():
             self._db.execute(
-                "UPDATE jobs SET state = 'running', worker = ?, attempts = attempts + 1 WHERE id = ?", (worker, job)
+                "UPDATE jobs SET state = 'running', worker = ?, attempts = attempts + 1 WHERE id = ?",
+                (encodable(worker), job),
             )
-            number = self._db.execute("SELECT attempts FROM jobs WHERE id = ?", (job,)).fetchone()[0]
+            number: int = self._db.execute("SELECT attempts FROM jobs WHERE id = ?", (job,)).fetchone()[0]
             self._db.execute(
                 "INSERT OR REPLACE INTO attempts (job, number, worker, started) VALUES (?, ?, ?, ?)",
-                (job, number, worker, time.time()),
+                (job, number, encodable(worker), time.time()),
             )
         return number
 
     def end(self, job: str, number: int, state: str, error: str | None = None, seconds: float | None = None) -> None:
-        """Closes an attempt: the job is done, failed for good, or waits for another one."""
-        now = time.time()
-        with _Transaction(self._db):
+        """Closes an attempt: the job is done, failed for good, or waits for another one. `seconds` is the attempt's length."""
+        now, error = time.time(), encodable(error) if error else None
+        with self._transaction():
             self._db.execute(
                 "UPDATE attempts SET finished = ?, error = ? WHERE job = ? AND number = ?", (now, error, job, number)
             )
@@ -115,23 +140,32 @@ class Manifest:
 
     def adopt(self, job: str, seconds: float | None) -> None:
         """Marks a job done whose result was stored by a run that was killed before it could say so."""
-        with _Transaction(self._db):
+        with self._transaction():
             self._db.execute("UPDATE jobs SET state = 'done', error = NULL, seconds = ? WHERE id = ?", (seconds, job))
 
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:  # a full disk may have rolled it back already
+                    self._db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise ManifestError(
+                f"{self._path} could not be written ({error}); make room or free it, and start again."
+            ) from error
 
-class _Transaction:
-    def __init__(self, db: sqlite3.Connection):
-        self._db = db
 
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind, *_) -> None:
-        if kind is None:
-            self._db.execute("COMMIT")
-        elif self._db.in_transaction:  # a full disk may have rolled it back already
-            self._db.execute("ROLLBACK")
+def _record(row: tuple[Any, ...]) -> Record:
+    settings, prompt, uploads = map(json.loads, row[2:5])
+    if not isinstance(settings, dict) or not isinstance(uploads, dict) or not is_prompt(prompt):
+        raise ValueError(f"job {brief(row[0])} is incomplete")
+    job = Job(row[0], row[1], prompt, settings, uploads)
+    return Record(job, row[5], row[6], row[7], row[8], row[9], bool(row[10]))
 
 
-def _text(value: object) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True)

@@ -1,50 +1,63 @@
 """What one attempt at a job did and when: its progress, its log, its timings."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 from .job import Task
+from .text import brief
 
 _STEP = 0.25  # seconds between two progress events of one node
+_MOST_LINES = 10_000  # of a log
+
+Emit = Callable[[dict[str, Any]], None]
 
 
 class Notes:
-    """What an attempt did and when, told on and kept for its log and timings."""
+    """What an attempt did and when: emitted as events, and kept for its log and timings."""
 
-    def __init__(self, task: Task, tell):
-        self._task, self._tell = task, tell
+    def __init__(self, task: Task, emit: Emit):
+        self._task, self._emit = task, emit
         self._start = self._since = time.monotonic()
-        self._told, self._node, self._nodes = 0.0, None, {}
-        self._began = self._ended = None
-        self._lines = [f"{_clock()} attempt {task.attempt}, prompt {task.prompt_id}"]
+        self._emitted = 0.0
+        self._node: str | None = None
+        self._nodes: dict[str, float] = {}
+        self._began: float | None = None
+        self._ended: float | None = None
+        self._lines: list[str] = []
+        self._log(f"attempt {task.attempt}, prompt {task.prompt_id}")
 
-    def take(self, kind: str, data: dict) -> None:
+    def take(self, kind: str, data: dict[str, Any]) -> None:
+        """Enters an event of the server, parsed by `answers`."""
         now = time.monotonic()
         if kind == "execution_start":
             self._began = now
-            self._tell({"began": True})
+            self._emit({"began": True})
         if kind == "executing":
             self._close_node(now)
             self._node = data["node"]
             if self._node is not None:
                 label = self._label(self._node)
-                self._lines.append(f"{_clock()} {label}")
-                self._tell({"node": label, "value": 0, "max": 0})
+                self._log(label)
+                self._emit({"node": label, "value": 0, "max": 0})
             else:
-                self._tell({"free": True})
+                self._emit({"free": True})
         elif kind == "execution_cached" and data["nodes"]:
-            self._lines.append(f"{_clock()} kept from before: {', '.join(map(self._label, data['nodes']))}")
-        elif kind == "progress" and (now - self._told > _STEP or data["value"] == data["max"]):
-            self._told = now
-            self._tell({"node": self._label(data["node"]), "value": data["value"], "max": data["max"]})
+            self._log(f"cached: {', '.join(map(self._label, data['nodes']))}")
+        elif kind == "progress" and (now - self._emitted > _STEP or data["value"] == data["max"]):
+            self._emitted = now
+            self._emit({"node": self._label(data["node"] or ""), "value": data["value"], "max": data["max"]})
         elif kind == "execution_error":
-            self._lines += [
-                f"{_clock()} {data['exception_type']}: {data['exception_message']}",
-                *data.get("traceback", ()),
-            ]
+            self._log("\n".join((f"{data['exception_type']}: {data['exception_message']}", *data["traceback"])))
 
     def ended(self) -> None:
+        """Enters the end of the prompt; what follows is fetching its files."""
         self._ended = time.monotonic()
         self._close_node(self._ended)
+
+    def _log(self, text: str) -> None:
+        if len(self._lines) < _MOST_LINES:
+            self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def _close_node(self, now: float) -> None:
         if self._node is not None:
@@ -54,9 +67,9 @@ class Notes:
 
     def _label(self, key: str) -> str:
         node = self._task.prompt.get(key) or {}
-        return f"{key} {node.get('class_type', '')}".rstrip()
+        return brief(f"{key} {node.get('class_type', '')}".rstrip())
 
-    def timings(self) -> dict:
+    def timings(self) -> dict[str, Any]:
         """Seconds: in all, waiting in the server's queue, running, fetching, and by node."""
         now = time.monotonic()
         began, ended = self._began or self._start, self._ended or now
@@ -69,8 +82,5 @@ class Notes:
         return {name: round(seconds, 4) for name, seconds in parts.items()} | {"nodes": self._nodes}
 
     def text(self) -> str:
+        """The log, a line for each node with its local time."""
         return "\n".join(self._lines) + "\n"
-
-
-def _clock() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")

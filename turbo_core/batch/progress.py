@@ -1,11 +1,13 @@
-"""What a batch tells while it runs: a line per worker and a total with the time left, or JSON for machines."""
+"""The progress of a batch: a line per worker and a total with the time left, or JSON lines."""
 
 import json
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from .text import LONGEST, brief
 
 _WORKER_BAR = "{desc}"
 _MOST_BARS = 32  # more lines than a terminal shows
@@ -17,12 +19,12 @@ class JsonLines:
     def __init__(self, file: TextIO):
         self._file = file
 
-    def __call__(self, event: dict) -> None:
+    def __call__(self, event: dict[str, Any]) -> None:
         self._file.write(json.dumps({"time": round(time.time(), 3)} | event) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        pass
+        """Nothing: the file stays open."""
 
 
 class Bars:
@@ -45,7 +47,7 @@ class Bars:
             smoothing=0,
         )
 
-    def __call__(self, event: dict) -> None:
+    def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "worker":
             self._show(event["worker"], event["state"])
@@ -66,11 +68,12 @@ class Bars:
                 self._total.update()
 
     def _show(self, worker: str, text: str) -> None:
-        self._lines[worker].set_description_str(f"{worker}: {text}")
+        self._lines[worker].set_description_str(brief(f"{worker}: {text}"))
 
     def _say(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(brief(text, LONGEST), file=sys.stderr)
 
     def close(self) -> None:
+        """Removes the bars."""
         for bar in (*self._lines.values(), self._total):
             bar.close()

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import ray
 from ray import cloudpickle
@@ -13,7 +15,8 @@ from ray.exceptions import RayError
 from ..errors import TurboError
 from .job import Task
 from .local_server import ServerSettings
-from .worker import LocalWorker, Outcome, WorkerFailed
+from .server_worker import LocalWorker
+from .worker import Outcome, WorkerFailed, WorkerUnusable
 
 NAMESPACE = "turbodiffusion-batch"
 _STOP_SECONDS = 20.0
@@ -26,19 +29,22 @@ class _Actor:
     def __init__(self, name: str, settings: ServerSettings):
         self._worker = LocalWorker(name, settings)
 
-    async def start(self) -> tuple[dict | None, str | None]:
+    async def start(self) -> tuple[dict[str, Any], str | None]:
         import os
 
         try:
             info = await self._worker.start()
         except WorkerFailed as error:
-            return None, str(error)
+            return {}, str(error)
         return info | {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}, None
 
-    async def object_info(self) -> dict:
-        return await self._worker.object_info()
+    async def object_info(self) -> tuple[dict[str, Any], str | None, bool]:
+        try:
+            return await self._worker.object_info(), None, False
+        except WorkerFailed as error:
+            return {}, str(error), isinstance(error, WorkerUnusable)
 
-    async def run(self, task: Task):
+    async def run(self, task: Task) -> AsyncIterator[dict[str, Any] | Outcome]:
         async for item in self._worker.run(task):
             yield item
 
@@ -55,14 +61,13 @@ class RayWorker:
 
     def __init__(self, name: str, settings: ServerSettings, gpus: float):
         self.name = name
-        self._settings, self._gpus, self._actor = settings, gpus, None
-        self._ready = False
         if not gpus and "--cpu" not in settings.arguments:
-            self._settings = ServerSettings(
-                settings.comfyui, settings.python, (*settings.arguments, "--cpu"), settings.environment
-            )
+            settings = dataclasses.replace(settings, arguments=(*settings.arguments, "--cpu"))
+        self._settings, self._gpus = settings, gpus
+        self._actor: Any = None  # a handle of _Actor
+        self._ready = False
 
-    async def start(self) -> dict:
+    async def start(self) -> dict[str, Any]:
         if self._actor is None:
             options = {"num_cpus": 1, "num_gpus": self._gpus, "max_restarts": 0, "max_task_retries": 0}
             self._actor = ray.remote(_Actor).options(**options).remote(self.name, self._settings)
@@ -72,10 +77,13 @@ class RayWorker:
         self._ready = True
         return info
 
-    async def object_info(self) -> dict:
-        return await self._call("object_info")
+    async def object_info(self) -> dict[str, Any]:
+        info, fault, is_unusable = await self._call("object_info")
+        if fault:
+            raise WorkerUnusable(fault) if is_unusable else WorkerFailed(fault)
+        return info
 
-    async def _call(self, method: str):
+    async def _call(self, method: str) -> Any:
         self._check()
         try:
             return await getattr(self._actor, method).remote()
@@ -86,7 +94,7 @@ class RayWorker:
         if self._actor is None:
             raise WorkerFailed("The worker was lost.")
 
-    async def run(self, task: Task) -> AsyncIterator[dict | Outcome]:
+    async def run(self, task: Task) -> AsyncIterator[dict[str, Any] | Outcome]:
         self._check()
         try:
             async for reference in self._actor.run.options(num_returns="streaming").remote(task):
@@ -127,7 +135,7 @@ class RayCluster:
         # The actors' code goes along by value: the machines of a cluster need ComfyUI and this pack in it, at any path.
         self._package = sys.modules[__name__.partition(".")[0]]
         cloudpickle.register_pickle_by_value(self._package)
-        options = {"namespace": NAMESPACE, "logging_level": logging.WARNING, "log_to_driver": False}
+        options: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.WARNING, "log_to_driver": False}
         if self._address == "local":
             options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
             if self._wanted:
@@ -141,7 +149,7 @@ class RayCluster:
             raise TurboError(f"Ray could not be reached at {self._address} ({str(error).strip()}).") from error
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         ray.shutdown()  # what was started here ends here; a cluster that was joined goes on
         cloudpickle.unregister_pickle_by_value(self._package)
 

@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -44,12 +45,13 @@ class Results:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def close(self) -> None:
+        """Lets another batch have the folder."""
         self._lock.release()
 
-    def record(self, job: str) -> dict | None:
+    def record(self, job: str) -> dict[str, Any] | None:
         """What job.json of a complete result says, or None if there is no such result."""
         try:
-            record = json.loads((self.folder / job / RECORD).read_text(encoding="utf-8"))
+            record: dict[str, Any] = json.loads((self.folder / job / RECORD).read_text(encoding="utf-8"))
             sound = all(
                 (self.folder / job / name).stat().st_size == entry["bytes"] for name, entry in record["files"].items()
             )
@@ -110,8 +112,8 @@ class Results:
 
 
 def file_names(given: list[str]) -> list[str]:
-    """Names of our own for a server's files: only the suffix is theirs, and only if it is a plain one."""
-    names = []
+    """Names for a server's files under which they are stored: only the suffix is the server's, and only if it is a plain one."""
+    names: list[str] = []
     for name in given:
         suffix = Path(name).suffix.lower()
         suffix = suffix if _SUFFIX.fullmatch(suffix) and suffix != ".json" else ".bin"

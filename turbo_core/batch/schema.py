@@ -1,58 +1,15 @@
-"""/object_info read: what inputs a node takes, and a value made to fit one. Faults are one sentence without a full stop."""
+"""A value made to fit a node's input, and what the server would refuse about it. Faults are one sentence without a full stop."""
 
 import difflib
 import math
-from dataclasses import dataclass
 
+from .node_info import DYNAMIC, Spec
 from .table import RowFault
+from .text import brief
 
-_UPLOADS = ("image_upload", "video_upload", "audio_upload")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
-_DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a COMBO whose options bring inputs of their own
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One input of a node: its type (COMBO for a list of options) and its options."""
-
-    kind: str
-    options: dict
-    required: bool
-
-    @property
-    def is_file(self) -> bool:
-        """Whether it takes a file of the server's input folder."""
-        return any(self.options.get(name) for name in _UPLOADS)
-
-    @property
-    def choices(self) -> list | None:
-        """What a COMBO offers, where that is known here."""
-        if self.kind == _DYNAMIC:
-            return [option.get("key") for option in self.options.get("options", [])]
-        if self.kind != "COMBO" or self.options.get("remote"):
-            return None
-        return self.options.get("options", [])
-
-
-def inputs_of(info: dict, given: dict) -> dict[str, Spec]:
-    """The inputs of a node by name; a dynamic combo brings those of the option that `given` chooses, as `name.inner`."""
-    found = {}
-    _collect(info.get("input", {}), given, "", found)
-    return found
-
-
-def _collect(declared: dict, given: dict, prefix: str, found: dict) -> None:
-    for section in ("required", "optional"):
-        for name, (kind, *rest) in declared.get(section, {}).items():
-            options = dict(rest[0]) if rest and isinstance(rest[0], dict) else {}
-            if isinstance(kind, list):
-                kind, options = "COMBO", options | {"options": kind}
-            found[prefix + name] = Spec(kind, options, section == "required")
-            if kind == _DYNAMIC:
-                for option in options.get("options", []):
-                    if option.get("key") == given.get(prefix + name):
-                        _collect(option.get("inputs", {}), given, f"{prefix}{name}.", found)
+_COMPARED = 1000  # choices among which similar ones are looked for
 
 
 def convert(value: object, spec: Spec) -> object:
@@ -61,7 +18,7 @@ def convert(value: object, spec: Spec) -> object:
         return _boolean(value)
     if spec.kind in _NUMBERS:
         return _number(value, spec.kind)
-    if spec.kind in ("COMBO", _DYNAMIC):
+    if spec.kind in ("COMBO", DYNAMIC):
         return _choice(value, spec)
     if spec.kind == "STRING":
         if isinstance(value, (dict, list)):
@@ -78,28 +35,27 @@ def _boolean(value: object) -> bool:
         return True
     if text in _FALSE:
         return False
-    raise RowFault(f"takes true or false, not {value!r}")
+    raise RowFault(f"takes true or false, not {brief(repr(value))}")
 
 
 def _number(value: object, kind: str) -> int | float:
     try:
         if isinstance(value, (bool, dict, list)):
             raise ValueError
+        given = value if isinstance(value, (int, float)) else str(value).strip()
         if kind == "FLOAT":
-            number = float(value)
+            number = float(given)
             if not math.isfinite(number):
                 raise ValueError
             return number
         # An integer beyond 2**53 loses digits as a float, and a spreadsheet may write 5 as 5.0.
-        number = value if isinstance(value, int) else float(value) if isinstance(value, float) else None
-        if number is None:
-            text = str(value).strip()
-            number = int(text) if text.lstrip("+-").isdigit() else float(text)
-        if number != int(number):
+        if isinstance(given, str) and not given.lstrip("+-").isdigit():
+            given = float(given)
+        if isinstance(given, float) and given != int(given):
             raise ValueError
-        return int(number)
+        return int(given)
     except (ValueError, OverflowError):
-        raise RowFault(f"takes {_NUMBERS[kind]}, not {value!r}") from None
+        raise RowFault(f"takes {_NUMBERS[kind]}, not {brief(repr(value))}") from None
 
 
 def _choice(value: object, spec: Spec) -> object:
@@ -115,25 +71,27 @@ def _choice(value: object, spec: Spec) -> object:
 def fault(value: object, spec: Spec) -> str | None:
     """What the server would refuse about a value of the right type, or None."""
     if spec.kind in _NUMBERS and isinstance(value, (int, float)):
-        low, high = spec.options.get("min"), spec.options.get("max")
-        if low is not None and value < low:
-            return f"is {value}, and the least is {low}"
-        if high is not None and value > high:
-            return f"is {value}, and the most is {high}"
+        if spec.low is not None and value < spec.low:
+            return f"is {brief(value)}, and the least is {spec.low}"
+        if spec.high is not None and value > spec.high:
+            return f"is {brief(value)}, and the most is {spec.high}"
     choices = spec.choices
-    if choices is None or spec.is_file or value in choices or spec.options.get("multiselect"):
+    if choices is None or spec.is_file or value in choices or spec.is_multiselect:
         return None
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], 3, 0.5)
-    offered = near or [str(choice) for choice in choices[:8]]
+    said, names = brief(repr(value)), [str(choice) for choice in choices[:_COMPARED]]
+    near = difflib.get_close_matches(brief(str(value)), names, 3, 0.5)
+    offered = ", ".join(brief(name, 80) for name in near or names[:8])
     if not offered:
-        return f"is {value!r}, and the server has nothing to choose from"
-    return f"is {value!r}, which the server does not have; {'near' if near else 'it has'}: {', '.join(offered)}"
+        return f"is {said}, and the server has nothing to choose from"
+    return f"is {said}, which the server does not have; {'near' if near else 'it has'}: {offered}"
 
 
 def off_step(value: object, spec: Spec) -> str | None:
     """What is wrong with a whole number that the editor would not let a person choose, or None."""
-    step, low = spec.options.get("step", 1), spec.options.get("min", 0)
-    if spec.kind != "INT" or not isinstance(step, int) or step < 2 or (value - low) % step == 0:
+    step, low = spec.step, spec.low or 0
+    if spec.kind != "INT" or not isinstance(value, int) or not isinstance(step, int) or not isinstance(low, int):
+        return None
+    if step < 2 or (value - low) % step == 0:
         return None
     below = value - (value - low) % step
-    return f"is {value}, and it goes in steps of {step}: choose {below} or {below + step}"
+    return f"is {brief(value)}, and it goes in steps of {step}: choose {brief(below)} or {brief(below + step)}"

@@ -29,7 +29,7 @@ def write_sheet(folder: Path, records: list[Record], files: dict[str, list[str]]
     )
     path = folder / NAME
     partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8", errors="backslashreplace")  # JSON may hold half a character
+    partial.write_text(page, encoding="utf-8", errors="backslashreplace")  # settings may hold lone surrogates
     os.replace(partial, path)
     return path
 

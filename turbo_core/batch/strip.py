@@ -8,10 +8,13 @@ import av
 from PIL import Image
 
 COUNT = 6
+_MOST_FRAMES = 20_000
+_MOST_PIXELS = 1 << 26  # of a frame
 
 
 def spaced_frames(source: bytes | Path, count: int = COUNT) -> list[Image.Image]:
-    """Up to `count` frames from the first to the last. Raises av.FFmpegError or OSError for what is no video."""
+    """Up to `count` frames from the first to the last. Raises av.FFmpegError or OSError for a file that is not a video, ValueError
+    for one with frames too large or too many."""
     total = sum(1 for _ in _frames(source))
     chosen = {round(i * (total - 1) / max(min(count, total) - 1, 1)) for i in range(min(count, total))}
     return [frame.to_image() for i, frame in enumerate(_frames(source)) if i in chosen]
@@ -19,7 +22,13 @@ def spaced_frames(source: bytes | Path, count: int = COUNT) -> list[Image.Image]
 
 def _frames(source: bytes | Path) -> Iterator[av.VideoFrame]:
     with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
-        yield from container.decode(video=0)
+        stream = container.streams.video[0]
+        if stream.width * stream.height > _MOST_PIXELS:
+            raise ValueError(f"A frame has {stream.width} x {stream.height} pixels.")
+        for i, frame in enumerate(container.decode(stream)):
+            if i >= _MOST_FRAMES:
+                raise ValueError(f"It has more than {_MOST_FRAMES} frames.")
+            yield frame
 
 
 def thumbnail(frame: Image.Image, height: int) -> Image.Image:

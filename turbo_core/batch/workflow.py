@@ -2,68 +2,82 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from ..errors import TurboError
-from . import schema
+from .files import parse_json, read_text
+from .node_info import NodeInfos, Spec
 from .table import RowFault
+from .text import brief
 
 KNOWN = ("prompt", "negative", "image", "seed", "width", "height", "length", "topk")
 _ROLE = {"prompt": "positive", "negative": "negative"}
 _SEEDS = ("seed", "noise_seed")
 _TEXTS = ("text", "prompt")
 _BESIDE = {"width": "height", "height": "width"}  # a width without a height is not a picture's
-_LOADER, _ATTENTION = "TurboDiffusionLoader", "TurboDiffusionSLA"
+_LOADER, ATTENTION = "TurboDiffusionLoader", "TurboDiffusionSLA"
 
 Target = tuple[str, str]  # node id, input name
 
 
-def read_workflow(path: Path) -> dict:
+Prompt = dict[str, dict[str, Any]]  # nodes in API format by id, each with class_type and inputs
+
+
+def read_workflow(path: Path) -> Prompt:
     """A workflow in API format. Raises TurboError for anything else."""
     try:
-        prompt = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise TurboError(f"{path} cannot be read ({error.strerror}); check the name.") from error
-    except (ValueError, RecursionError) as error:
+        prompt = parse_json(read_text(path))
+    except TurboError:
+        raise
+    except ValueError as error:
         raise TurboError(f"{path} is not JSON ({error}); export the workflow again.") from error
     if isinstance(prompt, dict) and isinstance(prompt.get("nodes"), list):
         raise TurboError(
             f"{path.name} is a workflow of the editor; save it there with Export (API) and give that file."
         )
-    nodes = prompt.values() if isinstance(prompt, dict) else ()
-    sound = (
-        isinstance(n, dict) and isinstance(n.get("class_type"), str) and isinstance(n.get("inputs"), dict)
-        for n in nodes
-    )
-    if not nodes or not all(sound):
-        raise TurboError(f"{path.name} is no workflow in API format: each node needs class_type and inputs.")
+    if not is_prompt(prompt):
+        raise TurboError(f"{path.name} is not a workflow in API format: each node needs class_type and inputs.")
     return prompt
 
 
-def is_link(value: object) -> bool:
+def is_prompt(value: object) -> TypeGuard[Prompt]:
+    """Whether it is a workflow in API format with at least one node."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(
+            isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
+            for node in value.values()
+        )
+    )
+
+
+def is_link(value: object) -> TypeGuard[tuple[str, int]]:
+    """Whether an input's value is [node id, output index]."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
 
 
 class Workflow:
-    """A prompt with the server's /object_info, and the names that rows may use."""
+    """A prompt with the server's node types, and the names that rows may use."""
 
-    def __init__(self, prompt: dict, object_info: dict):
-        self.prompt, self.info = prompt, object_info
-        self._targets: dict[str, list[Target]] = {}
+    def __init__(self, prompt: Prompt, infos: NodeInfos):
+        self.prompt, self.infos = prompt, infos
+        self._targets: dict[str, list[Target] | RowFault] = {}
 
     def label(self, node_id: str) -> str:
         """`6 (Size and length)`: a node as messages name it."""
-        node = self.prompt[node_id]
-        return f"{node_id} ({_title(node) or node['class_type']})"
+        return label(self.prompt, node_id)
 
-    def specs(self, node_id: str) -> dict[str, schema.Spec]:
-        node = self.prompt[node_id]
-        return schema.inputs_of(self.info.get(node["class_type"], {}), node["inputs"])
+    def specs(self, node_id: str) -> dict[str, Spec]:
+        """The inputs of a node by name; none if the server lacks its type."""
+        return specs(self.prompt[node_id], self.infos)
 
     def with_attention(self) -> "Workflow":
         """This workflow with a TurboDiffusionSLA after every TurboDiffusionLoader, unless it has one: the place of `topk`."""
         kinds = {node["class_type"] for node in self.prompt.values()}
-        if _ATTENTION in kinds or _LOADER not in kinds:
+        if ATTENTION in kinds or _LOADER not in kinds:
             return self
         prompt = copy.deepcopy(self.prompt)
         loaders = [key for key, node in prompt.items() if node["class_type"] == _LOADER]
@@ -74,32 +88,36 @@ class Workflow:
         for key in loaders:
             inputs = {"model": [key, 0], "mode": "auto", "topk": 0.1, "dense_blocks": "", "allow_untrained": False}
             prompt[f"{key}-topk"] = {
-                "class_type": _ATTENTION,
+                "class_type": ATTENTION,
                 "inputs": inputs,
                 "_meta": {"title": "top-k of the batch"},
             }
-        return Workflow(prompt, self.info)
+        return Workflow(prompt, self.infos)
 
     def targets(self, name: str) -> list[Target]:
         """The inputs that a column sets. Raises RowFault where there is none, or where the name is ambiguous."""
         if name not in self._targets:
-            self._targets[name] = self._known(name) if name in KNOWN else self._named(name)
-        return self._targets[name]
+            try:
+                self._targets[name] = self._known(name) if name in KNOWN else self._named(name)
+            except RowFault as error:
+                self._targets[name] = error
+        found = self._targets[name]
+        if isinstance(found, RowFault):
+            raise found
+        return found
 
     def _named(self, name: str) -> list[Target]:
         found = []
-        for i in (i for i, letter in enumerate(name) if letter == "."):
-            owner, field = name[:i], name[i + 1 :]
-            for key, node in self.prompt.items():
-                if owner in (key, _title(node), node["class_type"]) and field in (
-                    self.specs(key).keys() | node["inputs"].keys()
-                ):
+        for key, node in self.prompt.items():
+            for owner in dict.fromkeys((key, _title(node), node["class_type"])):
+                field = name[len(owner) + 1 :]
+                if name.startswith(f"{owner}.") and field in self.specs(key).keys() | node["inputs"].keys():
                     found.append((key, field))
         exact = [target for target in found if name.startswith(f"{target[0]}.")]
         found = exact or found
         if not found:
             raise RowFault(
-                f"no input is called {name!r}; use {', '.join(KNOWN)}, or NODE.INPUT with the node's id or title"
+                f"no input is called {brief(repr(name))}; use {', '.join(KNOWN)}, or NODE.INPUT with the node's id or title"
             )
         if len(found) > 1:
             raise self._ambiguous(name, found)
@@ -109,12 +127,7 @@ class Workflow:
         if name in _ROLE:
             return [self._text(name)]
         if name == "image":
-            found = [
-                (key, field)
-                for key in self.prompt
-                for field, spec in self.specs(key).items()
-                if spec.options.get("image_upload")
-            ]
+            found = [(key, field) for key in self.prompt for field, spec in self.specs(key).items() if spec.is_image]
         else:
             fields, beside = _SEEDS if name == "seed" else (name,), _BESIDE.get(name, name)
             nodes = [
@@ -132,12 +145,13 @@ class Workflow:
 
     def _source(self, target: Target) -> Target:
         """Where a linked value is written: the primitive node it comes from. What another node computes is replaced."""
-        key, field = target
-        value = self.prompt[key]["inputs"].get(field)
-        while is_link(value) and value[0] in self.prompt and "value" in self.prompt[value[0]]["inputs"]:
-            key, field = value[0], "value"
-            value = self.prompt[key]["inputs"]["value"]
-        return key, field
+        passed = []
+        while target not in passed:  # primitive nodes may be linked in a circle
+            passed.append(target)
+            value = self.prompt[target[0]]["inputs"].get(target[1])
+            if is_link(value) and "value" in self.prompt.get(value[0], {"inputs": {}})["inputs"]:
+                target = value[0], "value"
+        return target
 
     def _text(self, name: str) -> Target:
         """The text that reaches the samplers' positive or negative conditioning."""
@@ -154,7 +168,8 @@ class Workflow:
         return mine[0]
 
     def _texts(self, role: str) -> list[Target]:
-        found, seen = [], set()
+        found: list[Target] = []
+        seen: set[tuple[str, str]] = set()
         consumed = {value[0] for key in self.prompt for value in self._conditionings(key).values() if is_link(value)}
         # A sampler or guider is the last of its chain: no node takes its output as a conditioning.
         ends = [key for key in self.prompt if key not in consumed and is_link(self.prompt[key]["inputs"].get(role))]
@@ -190,11 +205,26 @@ class Workflow:
 
     def _ambiguous(self, name: str, targets: list[Target]) -> RowFault:
         places = ", ".join(
-            f"{key}.{field} ({_title(self.prompt[key]) or self.prompt[key]['class_type']})" for key, field in targets
+            f"{key}.{field} ({_title(self.prompt[key]) or self.prompt[key]['class_type']})"
+            for key, field in targets[:8]
         )
-        return RowFault(f"{name!r} could be {places}; write which")
+        more = f" and {len(targets) - 8} more" if len(targets) > 8 else ""
+        return RowFault(f"{name!r} could be {places}{more}; write which")
 
 
-def _title(node: dict) -> str:
+def specs(node: Mapping[str, Any], infos: NodeInfos) -> dict[str, Spec]:
+    """The inputs of a node by name; none if its type is not among `infos`."""
+    info = infos.get(node["class_type"])
+    return info.inputs_of(node["inputs"]) if info else {}
+
+
+def label(prompt: Prompt, node_id: str) -> str:
+    """`6 (Size and length)`: a node as messages name it."""
+    node = prompt[node_id]
+    return f"{brief(node_id, 60)} ({brief(_title(node) or node['class_type'], 80)})"
+
+
+def _title(node: Mapping[str, Any]) -> str:
     meta = node.get("_meta")
-    return str(meta.get("title", "")) if isinstance(meta, dict) else ""
+    title = meta.get("title") if isinstance(meta, dict) else None
+    return title if isinstance(title, str) else ""

@@ -230,5 +230,5 @@ def without_repeats(camera: torch.Tensor) -> CameraFrames:
 
 
 def _two_layers(first: torch.nn.Module, second: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """second(silu(first(x))) + x"""
+    """second(silu(first(x))) + x."""
     return second(torch.nn.functional.silu(first(x), inplace=True)).add_(x)

@@ -6,11 +6,14 @@ import pytest
 from td_pack.tests.support import workflows
 from td_pack.tests.support.jobs import empty, node
 from td_pack.tests.support.workflows import TINY_FILES
+from td_pack.turbo_core.batch.node_info import NodeInfos, parse_node_infos
 
 
 @pytest.fixture(scope="session")
-def object_info(server) -> dict:
-    return server.client.object_info()
+def node_infos(server) -> NodeInfos:
+    """Every node type of the live server."""
+    answer = server.client.object_info()
+    return parse_node_infos(answer, answer.keys())
 
 
 @pytest.fixture

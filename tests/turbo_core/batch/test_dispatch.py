@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import itertools
+import time
 from collections import Counter
 
 import pytest
@@ -11,8 +12,9 @@ from td_pack.turbo_core.batch import results as results_module
 from td_pack.turbo_core.batch.dispatch import Dispatcher, Stopped
 from td_pack.turbo_core.batch.job import Job
 from td_pack.turbo_core.batch.manifest import Manifest
+from td_pack.turbo_core.batch.notes import Notes
 from td_pack.turbo_core.batch.results import Results
-from td_pack.turbo_core.batch.worker import Outcome, WorkerFailed
+from td_pack.turbo_core.batch.worker import Outcome, WorkerFailed, WorkerUnusable
 
 
 def job(i: int, model: str = "a.pth", width: int = 64) -> Job:
@@ -52,10 +54,10 @@ def batch(tmp_path, monkeypatch):
     monkeypatch.setattr(dispatch, "_PAUSE", 0.01)
     results, manifest, events = Results(tmp_path), Manifest(tmp_path), []
 
-    async def run(jobs, *workers, retries=2, homes=None):
+    async def run(jobs, *workers, retries=2, running_on=None, timeout=None):
         manifest.add(jobs)
-        dispatcher = Dispatcher(manifest, results, retries, None, events.append)
-        await asyncio.wait_for(dispatcher.run(jobs, list(workers), homes or {}), 300)  # it hangs
+        dispatcher = Dispatcher(manifest, results, retries, timeout, events.append)
+        await asyncio.wait_for(dispatcher.run(jobs, list(workers), running_on or {}), 300)  # it hangs
 
     def go(*arguments, **options):
         try:
@@ -126,6 +128,58 @@ def test_a_lost_worker_s_job_is_done_elsewhere_and_the_worker_comes_back(batch):
     ]
 
 
+@pytest.mark.parametrize("began", [True, False])
+def test_an_unusable_worker_s_job_is_done_elsewhere_without_a_retry(batch, began):
+    """Also in the middle of the job; the worker is not tried again."""
+
+    class Unusable(Scripted):
+        async def run(self, task):
+            self.had.append(int(task.job))
+            if began:
+                yield {"began": True}
+            raise WorkerUnusable("no ComfyUI")
+
+    a, b = Unusable("a"), Scripted("b")
+    assert batch([job(i) for i in range(8)], a, b, retries=0) == {"done": 8}
+    assert 1 <= len(a.had) <= 2 and sorted(b.had) == list(range(8))
+    states = [event.get("state") for event in batch.events if event.get("worker") == "a"]
+    assert "lost" not in states and states[-1] == "given up"
+
+
+def test_a_prompt_that_no_server_takes_fails_in_the_end(batch):
+    """A loss before the server begins is not charged to the job, but as often as there are workers."""
+
+    class Refusing(Scripted):
+        async def run(self, task):
+            self.had.append(int(task.job))
+            if int(task.job) == 3:
+                raise WorkerFailed("connection reset")
+            async for item in super().run(task):
+                yield item
+
+    a, b = Refusing("a"), Refusing("b")
+    assert batch([job(i) for i in range(40)], a, b, retries=0) == {"done": 39, "failed": 1}
+    assert (a.had + b.had).count(3) == 3 and batch.records[3].error == "connection reset"
+
+
+def test_a_clock_that_jumps_changes_no_duration_and_ends_no_job(batch, monkeypatch):
+    """Hours forth and back at every look at the wall clock."""
+    jumps, now = itertools.cycle([1e6, -2e6, 5e5]), time.time
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+
+    class Timed(Scripted):
+        async def run(self, task):
+            notes = Notes(task, lambda event: None)
+            notes.take("execution_start", {})
+            notes.take("executing", {"node": "1"})
+            await asyncio.sleep(0.01)
+            notes.ended()
+            yield Outcome(task.prompt, [("a.mp4", b"x")], None, notes.timings(), notes.text(), None)
+
+    assert batch([job(i) for i in range(6)], Timed("a"), timeout=100) == {"done": 6}
+    assert all(0.01 <= record.seconds < 100 for record in batch.records.values())
+
+
 def test_a_worker_that_never_starts_is_given_up_and_the_rest_go_on(batch):
     a, b = Scripted("a", starts=lambda: WorkerFailed("no GPU")), Scripted("b")
     assert batch([job(i) for i in range(30)], a, b) == {"done": 30}
@@ -162,7 +216,7 @@ def test_a_full_disk_stops_the_batch_and_keeps_what_is_left(batch, monkeypatch):
 
 def test_a_job_whose_server_may_still_be_at_it_goes_back_there(batch):
     a, b = Scripted("a"), Scripted("b")
-    batch([job(i) for i in range(8)], a, b, homes={job(7).id: "b", job(0).id: "b"})
+    batch([job(i) for i in range(8)], a, b, running_on={job(7).id: "b", job(0).id: "b"})
     assert {0, 7} <= set(b.had)
 
 

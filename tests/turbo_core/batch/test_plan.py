@@ -3,6 +3,7 @@
 import copy
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -15,11 +16,17 @@ from td_pack.turbo_core.errors import TurboError
 pytestmark = pytest.mark.server
 
 
+def plan_rows(prompt, infos, folders, *rows, repeat=1) -> SimpleNamespace:
+    """The jobs, faults and doubles of a plan; the rows are numbered from 2."""
+    planner = Planner(prompt, infos, folders, repeat)
+    jobs = list(planner.jobs(Row(i, values) for i, values in enumerate(rows, 2)))
+    return SimpleNamespace(jobs=jobs, faults=list(planner.faults), doubles=list(planner.doubles), planner=planner)
+
+
 @pytest.fixture
-def planned(object_info, tmp_path):
-    def plan(prompt, *rows, repeat=1, info=None):
-        numbered = [Row(i, values) for i, values in enumerate(rows, 2)]
-        return Planner(prompt, {"here": info or object_info}, [tmp_path], repeat).plan(numbered)
+def planned(node_infos, tmp_path):
+    def plan(prompt, *rows, repeat=1):
+        return plan_rows(prompt, {"here": node_infos}, [tmp_path], *rows, repeat=repeat)
 
     return plan
 
@@ -53,7 +60,7 @@ def test_known_names_find_their_inputs_in_the_shipped_workflows(planned, t2v, i2
     assert job.uploads[upload] == str(tmp_path / "red.png")
 
 
-def test_topk_brings_an_attention_node_behind_every_loader(planned, i2v, tmp_path):
+def test_topk_adds_an_attention_node_after_every_loader(planned, i2v, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "example.png")
     plan = planned(i2v, {"topk": "0.2"}, {})
     assert not plan.faults
@@ -127,26 +134,26 @@ def test_a_size_replaces_what_another_node_computed(planned, i2v, tmp_path):
     assert (node["width"], node["height"]) == (128, 64)
 
 
-def test_a_fault_of_one_server_names_it(object_info, t2v):
-    poorer = copy.deepcopy(object_info)
-    del poorer["SaveVideo"]
-    (fault, second) = Planner(t2v, {"rich": object_info, "poor": poorer}, []).plan([Row(2, {})]).faults
+def test_a_fault_of_one_server_names_it(node_infos, t2v):
+    poorer = {name: info for name, info in node_infos.items() if name != "SaveVideo"}
+    fault, second = sorted(plan_rows(t2v, {"rich": node_infos, "poor": poorer}, [], {}).faults)
+    fault, second = (fault, second) if "SaveVideo" in fault[1] else (second, fault)
     assert fault[1].endswith("(on poor)") and "SaveVideo" in fault[1] and second[1].endswith("(on poor)")
 
 
 def test_an_image_that_is_nowhere_is_a_fault(planned, i2v):
     (fault,) = planned(i2v, {"image": "absent.png"}).faults
-    assert "is 'absent.png', which is no file here nor in the input folder of here" in fault[1]
+    assert "is 'absent.png', which is not a file here nor in the input folder of here" in fault[1]
 
 
 def test_a_text_in_the_column_of_a_picture_is_a_fault(planned, i2v):
     (fault,) = planned(i2v, {"image": "a fox " * 100}).faults
-    assert "which is no file here" in fault[1]
+    assert "which is not a file here" in fault[1]
 
 
 def test_the_id_is_the_content_and_not_the_title_or_the_file_s_name(planned, i2v, tmp_path):
-    for name, colour in (("a.png", "red"), ("b.png", "red"), ("c.png", "blue")):
-        Image.new("RGB", (8, 8), colour).save(tmp_path / name)
+    for name, color in (("a.png", "red"), ("b.png", "red"), ("c.png", "blue")):
+        Image.new("RGB", (8, 8), color).save(tmp_path / name)
     plan = planned(i2v, {"image": "a.png"}, {"image": "b.png"}, {"image": "c.png"})
     assert plan.doubles == [(3, 2)] and len({job.id for job in plan.jobs}) == 2
     titled = copy.deepcopy(i2v)
@@ -166,24 +173,34 @@ def test_jobs_of_one_model_and_size_are_placed_together(planned, t2v):
     assert same == other_seed and same[0] == wide[0] and same != wide
 
 
-def test_a_second_sampler_shares_the_seed_and_two_pictures_are_ambiguous(object_info, i2v):
+def test_a_second_sampler_shares_the_seed_and_two_pictures_are_ambiguous(node_infos, i2v):
     two = copy.deepcopy(i2v)
     two["20"] = copy.deepcopy(two["9"])
     two["20"]["inputs"]["seed"] = 77
     two["21"] = copy.deepcopy(two["6"])
-    workflow = Workflow(two, object_info)
+    workflow = Workflow(two, node_infos)
     assert workflow.targets("seed") == [("9", "seed"), ("20", "seed")]
     with pytest.raises(RowFault, match="'image' could be 6.image .*, 21.image .*; write which"):
         workflow.targets("image")
 
 
-def test_prompt_and_negative_are_told_apart_through_conditioning_nodes(object_info, t2v):
+def test_prompt_and_negative_are_distinguished_through_conditioning_nodes(node_infos, t2v):
     prompt = copy.deepcopy(t2v)
     prompt["20"] = copy.deepcopy(prompt["5"])
     prompt["21"] = {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["20", 0]}}
     prompt["7"]["inputs"]["negative"] = ["21", 0]
-    workflow = Workflow(prompt, object_info)
+    workflow = Workflow(prompt, node_infos)
     assert workflow.targets("prompt") == [("5", "text")] and workflow.targets("negative") == [("20", "text")]
+
+
+@pytest.mark.parametrize("circle", [["20"], ["20", "21"]], ids=["itself", "each other"])
+def test_primitives_linked_in_a_circle_end(node_infos, t2v, circle):
+    prompt = copy.deepcopy(t2v)
+    for key, source in zip(circle, circle[1:] + circle[:1], strict=True):
+        prompt[key] = {"class_type": "PrimitiveInt", "inputs": {"value": [source, 0]}}
+    prompt["7"]["inputs"]["seed"] = [circle[0], 0]
+    ((key, name),) = Workflow(prompt, node_infos).targets("seed")
+    assert key in circle and name == "value"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +208,7 @@ def test_prompt_and_negative_are_told_apart_through_conditioning_nodes(object_in
     [
         ('{"nodes": [], "links": []}', "is a workflow of the editor; save it there with Export"),
         ('{"1": {"inputs": {}}}', "each node needs class_type and inputs"),
-        ("[]", "is no workflow in API format"),
+        ("[]", "is not a workflow in API format"),
         ("{", "is not JSON"),
     ],
 )

@@ -44,7 +44,7 @@ def start(tmp_path, base, *arguments: object) -> subprocess.Popen:
 
 
 def follow(process: subprocess.Popen, on_event=lambda event, events: None) -> list[dict]:
-    """All events up to the end, each told to `on_event` with those so far."""
+    """All events up to the end, each passed to `on_event` with those so far."""
     events = []
     with process:
         for line in process.stdout:
@@ -59,7 +59,7 @@ def gate(tmp_path, row: int) -> Path:
 
 
 def run(tmp_path, base, workflow: dict, where: list[str], jobs: int, on_event) -> list[dict]:
-    """Runs that many seeds of the workflow, each with a gate of its own, on two workers to their end; returns the events."""
+    """Runs that many seeds of the workflow, each with its own gate, on two workers to their end; returns the events."""
     path, table = tmp_path / "workflow.json", tmp_path / "jobs.jsonl"
     path.write_text(json.dumps(with_gate(workflow)))
     rows = ({"seed": row, "trouble.once": str(gate(tmp_path, row))} for row in range(1, jobs + 1))

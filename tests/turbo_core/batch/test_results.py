@@ -1,15 +1,19 @@
-"""What is written: whole or not at all, never twice, under names of our own."""
+"""What is written: whole or not at all, never twice, under names that the server does not choose."""
 
+import contextlib
 import hashlib
 import json
+import sqlite3
 import subprocess
 import sys
-import textwrap
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from td_pack.tests.support.fresh import PRELUDE
+from td_pack.turbo_core.batch.cli import main
 from td_pack.turbo_core.batch.job import Job
-from td_pack.turbo_core.batch.manifest import DONE, FAILED, PENDING, RUNNING, Manifest, Record
+from td_pack.turbo_core.batch.manifest import DONE, FAILED, PENDING, RUNNING, Manifest, ManifestError, Record
 from td_pack.turbo_core.batch.results import Results, file_names
 from td_pack.turbo_core.batch.sheet import write_sheet
 from td_pack.turbo_core.batch.worker import Outcome
@@ -121,51 +125,59 @@ def test_what_a_killed_run_left_is_removed_and_a_second_run_kept_out(tmp_path):
     Results(tmp_path).close()
 
 
-SAVE = """
-{prelude}
+IMPORTS = f"""
+{PRELUDE}
 load_pack()
 import resource, signal
 from pathlib import Path
 from td_pack.turbo_core.batch.job import Job
+"""
+SAVE = """
 from td_pack.turbo_core.batch.results import DiskFull, Results
 from td_pack.turbo_core.batch.worker import Outcome
-{limit}
 results = Results(Path(sys.argv[1]))
 for i, size in enumerate((100_000, 3_000_000, 100_000)):
-    job = Job(str(i) * 20, i, {{}})
+    job = Job(str(i) * 20, i, {})
     try:
-        results.save(job, Outcome({{}}, [("a.mp4", bytes(size))], None, {{"total": 1}}), "w", 1)
+        results.save(job, Outcome({}, [("a.mp4", bytes(size))], None, {"total": 1}), "w", 1)
     except Exception as error:
         print(type(error).__name__, error)
     print(i, results.record(job.id) is not None, len(list(results.folder.glob(".partial*"))))
 """
 
 
-def save_script(path, limit: str):
-    path.write_text(SAVE.format(prelude=PRELUDE, limit=textwrap.dedent(limit)))
-    return path
+LIMIT = """
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+"""
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_and_the_next_is_written(tmp_path):
-    limit = """
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-    """
-    command = [sys.executable, str(save_script(tmp_path / "save.py", limit)), str(tmp_path / "out")]
+    command = [sys.executable, "-c", IMPORTS + LIMIT + SAVE, str(tmp_path / "out")]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines[1] == f"TurboError The result could not be written to {tmp_path / 'out'} (File too large)."
     assert [lines[0], *lines[2:]] == ["0 True 0", "1 False 0", "2 True 0"]
 
 
-def test_a_full_disk_leaves_nothing_and_says_so(tmp_path):
-    """On a real file system of 1 MB, in a namespace of its own."""
-    (tmp_path / "small").mkdir()
-    script = save_script(tmp_path / "save.py", "")
-    inside = f"mount -t tmpfs -o size=1m none {tmp_path / 'small'} && {sys.executable} {script} {tmp_path / 'small'}"
-    done = subprocess.run(["unshare", "-Urm", "sh", "-c", inside], capture_output=True, text=True)
-    if "unshare" in done.stderr or "mount" in done.stderr:
-        pytest.skip(f"no private file systems here: {done.stderr.strip()}")
-    assert done.stdout.splitlines() == [
+@pytest.fixture
+def small_disk(tmp_path):
+    """Runs a script with a real file system of 1 MB as its argument, in a namespace; the lines it prints."""
+
+    def run(code: str) -> list[str]:
+        (tmp_path / "script.py").write_text(code)
+        (tmp_path / "small").mkdir()
+        inside = f"mount -t tmpfs -o size=1m none small || exit 77; {sys.executable} script.py {tmp_path / 'small'}"
+        done = subprocess.run(["unshare", "-Urm", "sh", "-c", inside], cwd=tmp_path, capture_output=True, text=True)
+        if done.returncode == 77 or done.stderr.startswith("unshare:"):
+            pytest.skip(f"no private file systems here: {done.stderr.strip()}")
+        assert not done.returncode, done.stderr
+        return done.stdout.splitlines()
+
+    return run
+
+
+def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, small_disk):
+    assert small_disk(IMPORTS + SAVE) == [
         "0 True 0",
         f"DiskFull The disk of {tmp_path / 'small'} is full; make room and start again with --resume.",
         "1 False 0",
@@ -174,11 +186,11 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path):
 
 
 def test_the_manifest_keeps_every_attempt_and_reopens(tmp_path):
-    jobs = [JOB, Job("b" * 20, 3, {}, {})]
+    jobs = [JOB, Job("b" * 20, 3, JOB.prompt)]
     manifest = Manifest(tmp_path)
     manifest.add(jobs)
-    assert manifest.begin(JOB.id, "w1") == 1
-    manifest.end(JOB.id, 1, PENDING, "lost")
+    assert manifest.begin(JOB.id, "w1 \udcff") == 1
+    manifest.end(JOB.id, 1, PENDING, "lost \ud800")  # SQLite has no lone surrogates
     assert manifest.begin(JOB.id, "w2") == 2
     assert [r.state for r in manifest.records()] == [RUNNING, PENDING]
     manifest.close()  # as a killed run leaves it
@@ -194,7 +206,86 @@ def test_the_manifest_keeps_every_attempt_and_reopens(tmp_path):
     manifest.close()
 
 
-def test_a_manifest_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "manifest.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(TurboError, match="cannot be used"):
-        Manifest(tmp_path)
+def overwrite(path) -> None:
+    path.write_bytes(b"not a database" * 100)
+
+
+def damage(path) -> None:
+    """Garbage in all pages but the first, which has the schema."""
+    path.write_bytes(path.read_bytes()[:4096] + b"\xff" * 8192)
+
+
+def change(statement: str) -> Callable[[Path], None]:
+    def run(path) -> None:
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.execute(statement)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "harm, says",
+    [
+        (overwrite, "cannot be used (file is not a database)"),
+        (damage, "malformed"),
+        (change("DROP TABLE attempts"), "cannot be used (no such table: attempts)"),
+        (change("ALTER TABLE jobs DROP COLUMN worker"), "cannot be used (no such column: worker)"),
+        (change("PRAGMA user_version = 7"), "was written by another version"),
+        (change("UPDATE jobs SET prompt = '{'"), "is damaged ("),
+        (change("UPDATE jobs SET prompt = '[]'"), f"is damaged (job {JOB.id} is incomplete)"),
+    ],
+    ids=["overwritten", "damaged", "no table", "no column", "version", "not JSON", "no prompt"],
+)
+def test_a_manifest_that_cannot_be_used_is_one_sentence(tmp_path, capsys, harm, says):
+    manifest = Manifest(tmp_path)
+    manifest.add([JOB])
+    manifest.close()
+    harm(tmp_path / "manifest.sqlite")
+    before = (tmp_path / "manifest.sqlite").read_bytes()
+    assert main(["--resume", "--out", str(tmp_path), "--server", "http://127.0.0.1:9"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"batch: {tmp_path / 'manifest.sqlite'} ") and says in said and said.count("\n") == 1
+    assert (tmp_path / "manifest.sqlite").read_bytes() == before
+
+
+def test_a_locked_manifest_is_one_sentence(tmp_path):
+    manifest = Manifest(tmp_path, wait=0.05)
+    with contextlib.closing(sqlite3.connect(tmp_path / "manifest.sqlite")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ManifestError, match=r"could not be written \(database is locked\); make room or free it"):
+            manifest.add([JOB])
+    manifest.add([JOB])
+    assert [record.job for record in manifest.records()] == [JOB]
+    manifest.close()
+
+
+FILL = """
+import subprocess
+from td_pack.turbo_core.batch.manifest import Manifest
+from td_pack.turbo_core.batch.results import Results
+full, fixed = Path(sys.argv[1]), Path(sys.argv[1] + "-fixed")
+manifest = Manifest(full)
+prompt = {"1": {"class_type": "X", "inputs": {"text": "x" * 1000}}}
+manifest.add([Job("first", 1, prompt)])
+def attempt(call, *arguments):
+    try:
+        call(*arguments)
+    except Exception as error:
+        print(type(error).__name__, error)
+attempt(manifest.add, (Job(str(i), i, prompt) for i in range(3000)))
+print([(r.job.id, r.current) for r in manifest.records()])
+fixed.mkdir()
+subprocess.run(["mount", "--bind", full, fixed], check=True)
+subprocess.run(["mount", "-o", "remount,bind,ro", fixed], check=True)
+attempt(lambda: Manifest(fixed).add([]))
+attempt(Results, fixed)
+"""
+
+
+def test_a_disk_that_is_full_or_read_only_while_the_manifest_is_filled_loses_nothing(small_disk):
+    full, listed, *fixed = small_disk(IMPORTS + FILL)
+    assert "ManifestError" in full and "could not be written (database or disk is full); make room or free it" in full
+    assert listed == "[('first', True)]"
+    assert ["readonly database" in fixed[0], "cannot be written (Read-only file system)" in fixed[1]] == [True, True], (
+        fixed
+    )

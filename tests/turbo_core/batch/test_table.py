@@ -69,7 +69,7 @@ def test_jsonl_faults_have_their_lines(tmp_path):
     [
         ("a.csv", "", "no header row"),
         ("a.csv", "seed,seed\n1,2\n", "names the column 'seed' twice"),
-        ("a.csv", 'prompt\n"open\n', "is not sound CSV"),
+        ("a.csv", 'prompt\n"open\n', "is not valid CSV"),
         ("a.csv", b"prompt\n\xff\xfe\n", "not UTF-8"),
         ("a.xlsx", "x", "give a .csv or a .jsonl file"),
     ],
