@@ -9,8 +9,9 @@ import safetensors
 import torch
 
 from ..errors import CheckpointError
-from .archive import Stored, map_tensors, read_archive
+from .archive import map_tensors, read_archive
 from .shards import read_parts
+from .tensor_pickle import Stored
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 _CONFIG_LIMIT = 1 << 20  # bytes of a config.json

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint.archive import extent
 from ..checkpoint.read import offsets
 from ..checkpoint.shards import files_of
+from ..checkpoint.tensor_pickle import extent
 from ..errors import CheckpointError
 from .codec import as_matrix
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from ...kernels import nf4_dequantize
-from ..checkpoint.archive import Record, records
+from ..checkpoint.archive import records
 from ..checkpoint.comfy_quant import SIDES
 from ..checkpoint.identify import identify
 from ..checkpoint.layout import PROJ_L, WanSpec
 from ..checkpoint.packed import STATE, Packed, packed_weights
 from ..checkpoint.read import SAFETENSORS_SUFFIXES, read
 from ..checkpoint.shards import files_of
+from ..checkpoint.tensor_pickle import Record
 from ..errors import CheckpointError
 from . import codec
 from .container import Advance

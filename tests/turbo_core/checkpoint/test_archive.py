@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import torch
 from td_pack.tests.support import checkpoints, hostile
-from td_pack.turbo_core.checkpoint import archive
+from td_pack.turbo_core.checkpoint import archive, tensor_pickle
 from td_pack.turbo_core.checkpoint.read import read_pth
 from td_pack.turbo_core.errors import CheckpointError
 
@@ -47,7 +47,7 @@ HOSTILE = {
     "copies of a dictionary": (b"\x80\x02ccollections\nOrderedDict\n(}tR.", "Python objects"),
     "too long": (model(text("x" * (archive.PICKLE_LIMIT + 1))), "at most 17 MB are read"),
     "too many operations": (
-        model(b"(" + b"N" * (archive.OPERATIONS_LIMIT + 1) + b"t"),
+        model(b"(" + b"N" * (tensor_pickle.OPERATIONS_LIMIT + 1) + b"t"),
         "more than 1,000,000 operations",
     ),
     "deep name": (model(tensor(), DEEP), "names that are neither text nor numbers"),
@@ -114,7 +114,7 @@ def test_the_other_byte_order_is_refused(tmp_path):
 
 DTYPES = [
     *(getattr(torch, name) for name in ("float8_e4m3fn", "uint16", "bool", "complex64")),
-    *archive._STORAGES.values(),
+    *tensor_pickle._STORAGES.values(),
 ]
 
 
