@@ -13,7 +13,7 @@ import torch
 from ..errors import CheckpointError
 from .tensor_pickle import Record, Stored, extent, interpret
 
-PICKLE_LIMIT = 16 << 20  # bytes of the description; that of a 14B model has 0.4 MB
+PICKLE_LIMIT = 16 << 20  # bytes of the description; that of an int8 model of 40 layers has 0.2 MB
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 

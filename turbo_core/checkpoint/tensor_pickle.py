@@ -14,7 +14,7 @@ import torch
 
 from ..errors import CheckpointError
 
-OPERATIONS_LIMIT = 1_000_000  # of the pickle, about 45 a tensor
+OPERATIONS_LIMIT = 1_000_000  # of the pickle, about 31 a tensor
 _STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
