@@ -17,7 +17,9 @@ class Batch:
     """State of a batch. `mask` bool [lanes] says which lanes run the current basic block, None means all; `r` are the register
     slots (registers.py); `jump` is the mask and the target of a branch that not all lanes took, `next` the following block."""
 
-    def __init__(self, r: list, grid: tuple[int, int, int], blocks: np.ndarray, threads: int, memory: GlobalMemory, shared: int):
+    def __init__(
+        self, r: list, grid: tuple[int, int, int], blocks: np.ndarray, threads: int, memory: GlobalMemory, shared: int
+    ):
         self.r, self.grid, self.threads, self.memory = r, grid, threads, memory
         self.blocks, self.lanes = len(blocks), len(blocks) * threads
         self.warps = self.lanes // WARP

@@ -87,7 +87,10 @@ def _quantize(shape, by, dtype, special=False):
 
 def _product(m, n, k, epilogue, by="block", batch=1, dtype=torch.bfloat16):
     def run(on_kernels):
-        weight, bias = kernels.quantize_block(draw(n, k, seed=1, dtype=torch.float32) / k**0.5), draw(n, seed=2, dtype=dtype)
+        weight, bias = (
+            kernels.quantize_block(draw(n, k, seed=1, dtype=torch.float32) / k**0.5),
+            draw(n, seed=2, dtype=dtype),
+        )
         x = draw(batch, m, k, dtype=dtype)
         if epilogue == "linear":
             call = lambda: kernels.int8_linear(x, *weight, bias, by)  # noqa: E731
@@ -119,7 +122,9 @@ def _qkv(length, heads, d, dtype, keys=None, batch=1):
 def _attention(length, heads, d, topk, dtype=torch.bfloat16, pv="", keys=None, batch=1, linear=True):
     def run(on_kernels):
         q, k, v = _qkv(length, heads, d, dtype, keys, batch)
-        weight, bias = (draw(d, d, seed=5, dtype=dtype, scale=d**-0.5), draw(d, seed=6, dtype=dtype)) if linear else (None, None)
+        weight, bias = (
+            (draw(d, d, seed=5, dtype=dtype, scale=d**-0.5), draw(d, seed=6, dtype=dtype)) if linear else (None, None)
+        )
         got = on_kernels(lambda: kernels.sparse_linear_attention(q, k, v, weight, bias, topk, pv))
         wide = [None if x is None else x.float() for x in (q, k, v, weight, bias)]
         want = kernels.sparse_linear_attention(*wide, topk, pv)
@@ -134,7 +139,9 @@ def _attention(length, heads, d, topk, dtype=torch.bfloat16, pv="", keys=None, b
 def _block_map(length, heads, d, topk, dtype=torch.bfloat16):
     def run(on_kernels):
         q, k, _ = _qkv(length, heads, d, dtype)
-        got = on_kernels(lambda: importlib.import_module("td_pack.kernels.attention.triton.block_selection").block_map(q, k, topk))
+        got = on_kernels(
+            lambda: importlib.import_module("td_pack.kernels.attention.triton.block_selection").block_map(q, k, topk)
+        )
         want = reference_block_map(q, k, topk)
         return [Check("blocks that differ", unequal(got.long(), want.long()), 0)]
 
@@ -221,7 +228,11 @@ def _cases() -> list[Case]:
         for m, n, k, batch in ((140, 200, 256, 1), (5, 130, 250, 2)):
             add("int8_linear", f"{by}-{batch}x{m}x{n}x{k}", _product(m, n, k, "linear", by, batch), quick=m == 140)
     for epilogue in ("none", "gelu", "residual"):
-        for m, n, k, by, dtype in ((140, 200, 384, "block", BF16), (129, 128, 130, "row", FP16), (2050, 128, 128, "block", BF16)):
+        for m, n, k, by, dtype in (
+            (140, 200, 384, "block", BF16),
+            (129, 128, 130, "row", FP16),
+            (2050, 128, 128, "block", BF16),
+        ):
             name = f"{epilogue}-{m}x{n}x{k}-{by}-{_name(dtype)}"
             add("int8_matmul", name, _product(m, n, k, epilogue, by, dtype=dtype), quick=m == 140)
     add("block_map", "500-bf16", _block_map(500, 2, 128, 0.3), quick=True, sized=False)

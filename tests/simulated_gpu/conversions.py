@@ -62,7 +62,9 @@ def _float_to_integer(target, kind, rounding, ftz: bool):
 def _integer_to_float(kind, source, rounding: str):
     if np.dtype(source).itemsize < 8:  # exact in float64
         return lambda a: encode(_narrow(a, source).astype(np.float64), kind, rounding)
-    if kind is F32 and rounding == "rn":  # exact in an 80-bit or wider long double, which is converted with one rounding
+    if (
+        kind is F32 and rounding == "rn"
+    ):  # exact in an 80-bit or wider long double, which is converted with one rounding
         return lambda a: _narrow(a, source).astype(np.longdouble).astype(np.float32).view(np.uint32)
     return None
 
@@ -94,7 +96,9 @@ def _scalar(flags: list[str], target: str, source: str):
     rounding = next((r for r in flags if r in ("rn", "rz", "rm", "rp", "rna")), "rn")
     whole = next((_INTEGER_ROUNDING[r] for r in flags if r in _INTEGER_ROUNDING), None)
     if to and of:
-        return _integer_to_integer(number_type(to[1], int(to[2])), number_type(of[1], int(of[2])), "sat" in flags), int(of[2])
+        return _integer_to_integer(number_type(to[1], int(to[2])), number_type(of[1], int(of[2])), "sat" in flags), int(
+            of[2]
+        )
     if to and source in FORMATS and whole:
         kind = FORMATS[source]
         return _float_to_integer(number_type(to[1], int(to[2])), kind, whole, "ftz" in flags), _bits(kind)

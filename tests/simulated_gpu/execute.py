@@ -35,7 +35,9 @@ class Machine:
         self.executed = 0  # instructions of the last launch, counted once a batch
         self.hazards: set[str] = set()  # of the last launch: see shared.py
 
-    def launch(self, grid: tuple[int, int, int], arguments: list[bytes], memory: GlobalMemory, max_lanes: int = MAX_LANES):
+    def launch(
+        self, grid: tuple[int, int, int], arguments: list[bytes], memory: GlobalMemory, max_lanes: int = MAX_LANES
+    ):
         """Runs all blocks of the grid; arguments are the parameters' bytes, little-endian. Raises a `Fault` at the first error."""
         sizes = [len(a) for a in arguments]
         if sizes != self.kernel.parameters:

@@ -122,7 +122,9 @@ def _extract(letter: str, bits: int):
         field = (value >> np.minimum(start, bits)) & ((1 << np.minimum(length, 62).astype(np.int64)) - 1)
         if letter == "s":
             top = np.int64(1) << np.maximum(np.minimum(length, 62) - 1, 0)
-            field = np.where(length == 0, 0, np.where(length >= bits, value >> np.minimum(start, bits), (field ^ top) - top))
+            field = np.where(
+                length == 0, 0, np.where(length >= bits, value >> np.minimum(start, bits), (field ^ top) - top)
+            )
         return as_bits(np.asarray(field).astype(np.int64).astype(kind))
 
     return run
@@ -217,7 +219,9 @@ def find(opcode: str):
 
     Width 0 stands for a predicate."""
     parts = opcode.split(".")
-    if found := re.fullmatch(r"(add|sub|mul\.lo|mul\.hi|min|max|abs|neg|div|rem|mad\.lo|mad\.hi)\.([su])(16|32|64)", opcode):
+    if found := re.fullmatch(
+        r"(add|sub|mul\.lo|mul\.hi|min|max|abs|neg|div|rem|mad\.lo|mad\.hi)\.([su])(16|32|64)", opcode
+    ):
         bits = int(found[3])
         count = 3 if found[1].startswith("mad") else 1 if found[1] in ("abs", "neg") else 2
         return _arithmetic(found[1], found[2], bits), count, bits

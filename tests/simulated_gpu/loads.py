@@ -184,7 +184,9 @@ def _copy(i: Instruction, slots: Slots, guard):
         thread, data = b.namer(lanes), np.zeros((len(place), size), np.uint8)
         if (count > size).any():
             lane = int(np.argmax(count))
-            raise OutOfBounds(f"cp.async reads {count[lane]} bytes of a copy of {size}", thread(lane), int(origin[lane]))
+            raise OutOfBounds(
+                f"cp.async reads {count[lane]} bytes of a copy of {size}", thread(lane), int(origin[lane])
+            )
         for n in np.unique(count):
             if n:
                 some = np.flatnonzero(count == n)
@@ -248,5 +250,3 @@ def decode(i: Instruction, slots: Slots, guard):
     if name in ("atom", "red"):
         return _atomic(i, slots, guard)
     return None
-
-

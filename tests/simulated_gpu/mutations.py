@@ -32,7 +32,10 @@ KINDS: dict[str, tuple[re.Pattern, Callable[[re.Match], str]]] = {
     "cp.async waited for one group less": (re.compile(r"(cp\.async\.wait_group\s+)(\d+);"), _later),
     "wgmma waited for one group less": (re.compile(r"(wgmma\.wait_group\.sync\.aligned\s+)(\d+);"), _later),
     "fence removed": (re.compile(r"\b(?:wgmma\.fence|fence\.proxy)[^;]*;"), lambda match: ""),
-    "first two registers of A swapped": (re.compile(r"(mma\.sync[^{]*\{[^}]*\},\s*\{\s*)(%r\d+),\s*(%r\d+),"), _swapped),
+    "first two registers of A swapped": (
+        re.compile(r"(mma\.sync[^{]*\{[^}]*\},\s*\{\s*)(%r\d+),\s*(%r\d+),"),
+        _swapped,
+    ),
     "shared load shifted": (re.compile(r"((?:ldmatrix|ld\.shared)[^\[]*)\[([^\]]*)\]"), _shifted),
     "shared store shifted": (re.compile(r"((?:stmatrix|st\.shared|cp\.async\.c[ag])[^\[]*)\[([^\]]*)\]"), _shifted),
     "global load shifted": (re.compile(r"(ld\.global[^\[]*)\[([^\]]*)\]"), _shifted),

@@ -75,7 +75,9 @@ class SharedMemory:
         interval = self._interval[warp // self._warps][:, None]
         by = warp[:, None]
         if (flying := self._copies[words]).any():
-            self._report(ReadBeforeWait, "shared memory is read while a cp.async to it is in flight", flying, place, thread)
+            self._report(
+                ReadBeforeWait, "shared memory is read while a cp.async to it is in flight", flying, place, thread
+            )
         race = (self._write_interval[words] == interval) & (self._writer[words] != by)
         if race.any():
             text = "shared memory that another warp wrote is read without a barrier between"
@@ -157,7 +159,9 @@ class SharedMemory:
         """Rows of 16 bytes at addresses int64 [g, ...] that wgmma of warp groups in blocks [g] reads by the async proxy: uint8
         [g, ..., 16], and the words int64 [g, ...] for `end_matrix_read`, group by group."""
         if int(place.min()) < 0 or int(place.max()) + 16 > self.size:
-            raise OutOfBounds(f"a matrix descriptor reaches beyond the block's {self.size} bytes", thread(0), int(place.max()))
+            raise OutOfBounds(
+                f"a matrix descriptor reaches beyond the block's {self.size} bytes", thread(0), int(place.max())
+            )
         shape = (-1,) + (1,) * place.ndim
         start = (block * self.size).reshape(shape[:-1]) + place
         words = (start >> 2)[..., None] + np.arange(4)

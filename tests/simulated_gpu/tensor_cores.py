@@ -107,7 +107,9 @@ def _operand(b, reads, kind: str, unpack):
     return kept[1]
 
 
-_MMA = re.compile(r"mma\.sync\.aligned\.m16n8k(8|16|32)\.row\.col(\.satfinite)?\.(f32|f16|s32)\.(\w+)\.(\w+)\.(f32|f16|s32)")
+_MMA = re.compile(
+    r"mma\.sync\.aligned\.m16n8k(8|16|32)\.row\.col(\.satfinite)?\.(f32|f16|s32)\.(\w+)\.(\w+)\.(f32|f16|s32)"
+)
 
 
 def _multiply(i: Instruction, slots: Slots, guard):

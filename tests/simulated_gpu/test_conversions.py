@@ -89,7 +89,23 @@ ROUNDERS = {"rni": lambda x: math.floor(x) + (x % 1 > 0.5 or (x % 1 == 0.5 and m
 @pytest.mark.parametrize("mode", ROUNDERS)
 @pytest.mark.parametrize("letter, bits", [("s", 8), ("s", 16), ("s", 32), ("u", 16), ("u", 32), ("s", 64), ("u", 64)])
 def test_float32_to_integers_rounds_and_saturates(letter, bits, mode):
-    edges = [0.5, -0.5, 1.5, 2.5, -2.5, 2.0**7 - 0.5, -(2.0**7) - 0.5, 2.0**15, 2.0**31, 2.0**32, -(2.0**31), 2.0**63, -(2.0**63), 2.0**64, 126.5]
+    edges = [
+        0.5,
+        -0.5,
+        1.5,
+        2.5,
+        -2.5,
+        2.0**7 - 0.5,
+        -(2.0**7) - 0.5,
+        2.0**15,
+        2.0**31,
+        2.0**32,
+        -(2.0**31),
+        2.0**63,
+        -(2.0**63),
+        2.0**64,
+        126.5,
+    ]
     x = np.concatenate([F32, np.array(edges, np.float32).view(np.uint32)])
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if letter == "s" else (0, 2**bits - 1)
 

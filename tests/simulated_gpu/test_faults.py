@@ -36,7 +36,9 @@ def check(fault, body: str, message: str, mended: str | None = None, **options) 
 
 def test_out_of_bounds():
     access = "mad.wide.u32 %rd1, %r0, 4, %rd0; \n ld.global.b32 %r1, [%rd1+{}];"
-    check(OutOfBounds, access.format(4), r"4 bytes beyond the end of array 0 \(256 bytes\).*thread 63", access.format(0))
+    check(
+        OutOfBounds, access.format(4), r"4 bytes beyond the end of array 0 \(256 bytes\).*thread 63", access.format(0)
+    )
     with pytest.raises(OutOfBounds, match="below every allocation"):
         run("mov.b64 %rd1, 4096; \n ld.global.b32 %r1, [%rd1];")
 
@@ -73,7 +75,9 @@ def test_races_between_warps():
     both = {"barrier": "bar.sync 0;", "second": "bar.sync 0;"}
     mended = EXCHANGE.format(**both)
     check(SharedRace, EXCHANGE.format(**both | {"barrier": ""}), "another warp wrote is read without a barrier", mended)
-    check(SharedRace, EXCHANGE.format(**both | {"second": ""}), "another warp reads is written without a barrier", mended)
+    check(
+        SharedRace, EXCHANGE.format(**both | {"second": ""}), "another warp reads is written without a barrier", mended
+    )
 
 
 def test_two_warps_write_one_word():
@@ -83,7 +87,12 @@ def test_two_warps_write_one_word():
 
 
 def test_two_lanes_of_one_store_disagree():
-    check(SharedRace, "mov.b32 %r1, 0; \n st.shared.b32 [%r1], %r0;", "two lanes of one store", "mov.b32 %r1, 0; \n st.shared.b32 [%r1], 7;")
+    check(
+        SharedRace,
+        "mov.b32 %r1, 0; \n st.shared.b32 [%r1], %r0;",
+        "two lanes of one store",
+        "mov.b32 %r1, 0; \n st.shared.b32 [%r1], 7;",
+    )
 
 
 def test_exchange_within_a_warp_needs_no_barrier():
@@ -102,16 +111,29 @@ COPY = """
 
 
 def test_cp_async_before_its_wait():
-    parts = {"wait": "cp.async.wait_group 0;", "barrier": "bar.sync 0;", "use": "ld.shared.b32 %r2, [%r1]; \n st.global.b32 [%rd1], %r2;"}
+    parts = {
+        "wait": "cp.async.wait_group 0;",
+        "barrier": "bar.sync 0;",
+        "use": "ld.shared.b32 %r2, [%r1]; \n st.global.b32 [%rd1], %r2;",
+    }
     mended = COPY.format(**parts)
     late = "cp.async.wait_group 1;"
     check(ReadBeforeWait, COPY.format(**parts | {"wait": late}), "read while a cp.async to it is in flight", mended)
     parts["use"] = "st.shared.b32 [%r1], 1;"
-    check(ReadBeforeWait, COPY.format(**parts | {"wait": late}), "written while a cp.async to it is in flight", COPY.format(**parts))
+    check(
+        ReadBeforeWait,
+        COPY.format(**parts | {"wait": late}),
+        "written while a cp.async to it is in flight",
+        COPY.format(**parts),
+    )
 
 
 def test_cp_async_of_another_warp_needs_a_barrier_after_the_wait():
-    parts = {"wait": "cp.async.wait_group 0;", "barrier": "", "use": "xor.b32 %r3, %r1, 128; \n ld.shared.b32 %r2, [%r3];"}
+    parts = {
+        "wait": "cp.async.wait_group 0;",
+        "barrier": "",
+        "use": "xor.b32 %r3, %r1, 128; \n ld.shared.b32 %r2, [%r3];",
+    }
     check(SharedRace, COPY.format(**parts), "another warp wrote", COPY.format(**parts | {"barrier": "bar.sync 0;"}))
 
 
@@ -144,7 +166,11 @@ def test_cp_async_groups_and_zero_fill():
 
 
 def test_reading_what_nothing_wrote():
-    check(UninitializedRead, "shl.b32 %r1, %r0, 2; \n ld.shared.b32 %r2, [%r1];", "shared memory is read where nothing was written")
+    check(
+        UninitializedRead,
+        "shl.b32 %r1, %r0, 2; \n ld.shared.b32 %r2, [%r1];",
+        "shared memory is read where nothing was written",
+    )
     marks = np.full(4 * DATA, 255, np.uint8)
     marks[40:44] = 0
     load = "mad.wide.u32 %rd1, %r0, 4, %rd0; \n ld.global.b32 %r1, [%rd1];"
@@ -158,7 +184,10 @@ def test_a_barrier_that_half_of_the_threads_reach():
     check(DivergentBarrier, body, "not all threads of the block reach", body.replace("%r0, 32", "%r0, 64"))
 
 
-@pytest.mark.parametrize("opcode", ["tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r1], 64", "frobnicate.f32 %r1, %r2", "bar.sync 1, 64"])
+@pytest.mark.parametrize(
+    "opcode",
+    ["tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r1], 64", "frobnicate.f32 %r1, %r2", "bar.sync 1, 64"],
+)
 def test_unknown_instructions_name_themselves(opcode):
     with pytest.raises(UnsupportedInstruction) as caught:
         Machine(parse(text(f"@kernel.py:7\n\t{opcode};", 0)), 0)

@@ -48,7 +48,9 @@ def operands(kind: str, count: int) -> list[np.ndarray]:
     drawn = generator.integers(0, 1 << bits, (200, 3))
     kept, exponent = NEAR[kind]
     near = drawn & kept | exponent
-    return [np.array(column, UNSIGNED[kind]) for column in zip(*rows, *drawn.tolist(), *near.tolist(), strict=True)][:count]
+    return [np.array(column, UNSIGNED[kind]) for column in zip(*rows, *drawn.tolist(), *near.tolist(), strict=True)][
+        :count
+    ]
 
 
 def expected(name: str, given: tuple[float, ...], kind: str, mode: str) -> float:
@@ -60,7 +62,11 @@ def expected(name: str, given: tuple[float, ...], kind: str, mode: str) -> float
     plain = sum(terms[1:], terms[0])
     if not all(map(math.isfinite, given)):
         return plain
-    exact = Fraction(a) * Fraction(b) + (Fraction(c) if name == "fma" else 0) if name in ("mul", "fma") else sum(map(Fraction, terms))
+    exact = (
+        Fraction(a) * Fraction(b) + (Fraction(c) if name == "fma" else 0)
+        if name in ("mul", "fma")
+        else sum(map(Fraction, terms))
+    )
     if exact:
         return rounded(exact, kind, mode)
     if len(terms) == 1:
@@ -74,7 +80,9 @@ def expected(name: str, given: tuple[float, ...], kind: str, mode: str) -> float
 def test_float32_rounds_the_exact_result_once(name, mode):
     given = operands("f32", 3 if name == "fma" else 2)
     got = evaluate(f"{name}.{mode}.f32", *given, bits=32)
-    want = [to_bits(expected(name, row, "f32", mode), "f32") for row in zip(*[values(g, "f32") for g in given], strict=True)]
+    want = [
+        to_bits(expected(name, row, "f32", mode), "f32") for row in zip(*[values(g, "f32") for g in given], strict=True)
+    ]
     assert got.tolist() == want
 
 
@@ -93,7 +101,9 @@ def test_fma_is_not_rounded_to_float64_first():
 def test_half_precision_rounds_once_and_packed_pairs_are_two_of_it(name, kind):
     given = operands(kind, 3 if name == "fma" else 2)
     got = evaluate(f"{name}.rn.{kind}", *given, bits=16)
-    want = [to_bits(expected(name, row, kind, "rn"), kind) for row in zip(*[values(g, kind) for g in given], strict=True)]
+    want = [
+        to_bits(expected(name, row, kind, "rn"), kind) for row in zip(*[values(g, kind) for g in given], strict=True)
+    ]
     assert got.tolist() == want
     pairs = [g.astype(np.uint32) | (g[::-1].astype(np.uint32) << 16) for g in given]
     got = evaluate(f"{name}.rn.{kind}x2", *pairs, bits=32)
@@ -105,7 +115,9 @@ def test_packed_float32_is_two_of_it(name):
     given = operands("f32", 3 if name == "fma" else 2)
     want = evaluate(f"{name}.rn.f32", *given, bits=32)
     got = evaluate(f"{name}.rn.f32x2", *[g | (g[::-1].astype(np.uint64) << np.uint64(32)) for g in given], bits=64)
-    assert np.array_equal(got.astype(np.uint32), want) and np.array_equal((got >> np.uint64(32)).astype(np.uint32), want[::-1])
+    assert np.array_equal(got.astype(np.uint32), want) and np.array_equal(
+        (got >> np.uint64(32)).astype(np.uint32), want[::-1]
+    )
 
 
 def test_ftz_flushes_operands_and_results():
@@ -157,7 +169,13 @@ def test_division(opcode):
 
 @pytest.mark.parametrize(
     "name, function",
-    [("ex2", lambda x: 2.0**x), ("lg2", math.log2), ("rsqrt", lambda x: x**-0.5), ("rcp", lambda x: 1 / x), ("sqrt", math.sqrt)],
+    [
+        ("ex2", lambda x: 2.0**x),
+        ("lg2", math.log2),
+        ("rsqrt", lambda x: x**-0.5),
+        ("rcp", lambda x: 1 / x),
+        ("sqrt", math.sqrt),
+    ],
 )
 def test_approximate_functions_are_computed_exactly(name, function):
     x = np.array([0.1, 1.0, 3.5, 100.25], np.float32)
@@ -167,6 +185,14 @@ def test_approximate_functions_are_computed_exactly(name, function):
 
 def test_ends_of_approximate_functions():
     x = np.array([-np.inf, np.inf, np.nan, -127.0, 0.0, -0.0, -1.0], np.float32).view(np.uint32)
-    assert evaluate("ex2.approx.ftz.f32", x, bits=32).tolist() == [0, 0x7F800000, 0x7FFFFFFF, 0, 0x3F800000, 0x3F800000, 0x3F000000]
+    assert evaluate("ex2.approx.ftz.f32", x, bits=32).tolist() == [
+        0,
+        0x7F800000,
+        0x7FFFFFFF,
+        0,
+        0x3F800000,
+        0x3F800000,
+        0x3F000000,
+    ]
     assert evaluate("ex2.approx.f32", x, bits=32)[3] == 0x00400000  # subnormal without .ftz
     assert evaluate("rsqrt.approx.ftz.f32", x, bits=32)[[0, 4, 5]].tolist() == [0x7FFFFFFF, 0x7F800000, 0xFF800000]

@@ -17,7 +17,9 @@ def edges(bits: int, count: int) -> list[np.ndarray]:
     ends = [0, 1, 2, 3, 2 ** (bits - 1) - 1, 2 ** (bits - 1), 2 ** (bits - 1) + 1, 2**bits - 1, 2**bits - 2, 77]
     rows = [(a, b, ends[n % 10]) for n, (a, b) in enumerate(itertools.product(ends, repeat=2))]
     drawn = np.random.default_rng(1).integers(0, 2**64, (60, 3), np.uint64)
-    return [np.array(column, np.uint64).astype(EDGES[bits]) for column in zip(*rows, *drawn.tolist(), strict=True)][:count]
+    return [np.array(column, np.uint64).astype(EDGES[bits]) for column in zip(*rows, *drawn.tolist(), strict=True)][
+        :count
+    ]
 
 
 def signed(value: int, bits: int, letter: str) -> int:
@@ -112,7 +114,9 @@ def test_predicates():
 @pytest.mark.parametrize("letter", ["s", "u"])
 def test_bit_fields(letter):
     a = np.resize(edges(32, 1)[0], 480)
-    start, length = (np.resize(np.array(x, np.uint32), 480) for x in ([0, 1, 7, 24, 31, 32, 40], [0, 1, 8, 31, 32, 33, 255, 3]))
+    start, length = (
+        np.resize(np.array(x, np.uint32), 480) for x in ([0, 1, 7, 24, 31, 32, 40], [0, 1, 8, 31, 32, 33, 255, 3])
+    )
 
     def one(x, s, n):
         value = signed(x, 32, letter)

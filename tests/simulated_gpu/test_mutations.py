@@ -1,13 +1,14 @@
 """The emulator is tested by defects: PTX with a barrier or wait removed, operands swapped or an address shifted must be noticed, as a
 fault or as a wrong result. Those that are not are listed with the reason."""
 
-
 from collections import Counter
 
 from .worker import Result, Worker
 
 EVERY = ("barrier removed", "cp.async waited for one group less", "wgmma waited for one group less", "fence removed")
-STEP = 16  # of the many loads, stores and products of the int8 product every 16th is changed; attention's masks hide some
+STEP = (
+    16  # of the many loads, stores and products of the int8 product every 16th is changed; attention's masks hide some
+)
 
 # (compute capability, case, kernel): the kinds of which some change nothing, how many, and why.
 UNNOTICED: dict[tuple[int, str, str], dict[str, tuple[int, str]]] = {
@@ -15,7 +16,10 @@ UNNOTICED: dict[tuple[int, str, str], dict[str, tuple[int, str]]] = {
         "barrier removed": (2, "between the first copies, before anything is read"),
     },
     (80, "attention-d64-130-keys-70-batch-2", "_attention_kernel"): {
-        "barrier removed": (2, "between the first copies, and after the loop, whose own last barrier precedes the next store"),
+        "barrier removed": (
+            2,
+            "between the first copies, and after the loop, whose own last barrier precedes the next store",
+        ),
     },
 }
 

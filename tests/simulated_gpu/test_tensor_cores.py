@@ -102,7 +102,9 @@ def test_mma(k, result, kind):
         if integers:
             assert int(got[register, lane, e]) == int(value)
         else:  # sums of up to 32 terms below 20 in float32, then one rounding to the result
-            assert abs(float(got[register, lane, e]) - value) <= 1e-5 + abs(value) * (2.0**-11 if result == "f16" else 0)
+            assert abs(float(got[register, lane, e]) - value) <= 1e-5 + abs(value) * (
+                2.0**-11 if result == "f16" else 0
+            )
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -47,7 +47,14 @@ def test_reductions(name):
     kind = "s32" if name in ("max", "min", "add") else "b32"
     x = np.random.default_rng(0).integers(0, 2**32, 64, np.uint64).astype(np.uint32)
     numbers = x.view(np.int32) if kind == "s32" else x
-    ufunc = {"max": np.maximum, "min": np.minimum, "add": np.add, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}[name]
+    ufunc = {
+        "max": np.maximum,
+        "min": np.minimum,
+        "add": np.add,
+        "and": np.bitwise_and,
+        "or": np.bitwise_or,
+        "xor": np.bitwise_xor,
+    }[name]
     want = [ufunc.reduce(row, dtype=row.dtype) for row in numbers.reshape(2, 32)]
     got = evaluate(f"redux.sync.{name}.{kind}", x, np.resize(EVERY, 64), bits=32)
     assert got.view(numbers.dtype).tolist() == np.repeat(want, 32).tolist()
@@ -55,7 +62,9 @@ def test_reductions(name):
 
 def test_votes():
     p = LANE % 3 == 0
-    assert evaluate("vote.sync.ballot.b32", p, EVERY, bits=32).tolist() == [int((1 << LANE[p].astype(object)).sum())] * 32
+    assert (
+        evaluate("vote.sync.ballot.b32", p, EVERY, bits=32).tolist() == [int((1 << LANE[p].astype(object)).sum())] * 32
+    )
     for mode, mixed, true, false in (("all", 0, 1, 0), ("any", 1, 1, 0), ("uni", 0, 1, 1)):
         for values, want in ((p, mixed), (LANE >= 0, true), (LANE < 0, false)):
             assert evaluate(f"vote.sync.{mode}.pred", values, EVERY, bits=0).tolist() == [want] * 32

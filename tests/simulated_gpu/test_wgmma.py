@@ -56,7 +56,9 @@ def program(a_operands: list[str], b_starts: list[int], transposed: int, parts: 
     """Stores the image, multiplies twice with accumulation, writes the accumulators as [register, thread]."""
     flags = f"1, 1, {'0, ' if a_operands[0].startswith('%rd') else ''}{transposed}"
     lines = [STORE, parts["proxy"], parts["barrier"], *(f"mov.b32 {r}, 0;" for r in REGISTERS)]
-    if a_operands[0].startswith("{"):  # lane (warp, g, t) of fragment A reads its words from the linear matrix at the image's end
+    if a_operands[0].startswith(
+        "{"
+    ):  # lane (warp, g, t) of fragment A reads its words from the linear matrix at the image's end
         lines += ["mul.wide.u32 %rd8, %r0, 4; \n add.s64 %rd9, %rd2, %rd8;"]
         lines += [f"ld.global.b32 %r{40 + n}, [%rd9+{512 * n}];" for n in range(8)]
     lines += [f"mov.b64 %rd{20 + n}, {descriptor(32 * n)};" for n in range(2)]
@@ -66,7 +68,13 @@ def program(a_operands: list[str], b_starts: list[int], transposed: int, parts: 
         lines.append(
             f"wgmma.mma_async.sync.aligned.m64n{N}k16.f32.bf16.bf16 {{{', '.join(REGISTERS)}}}, {a}, %rd{30 + n}, 1, {flags};"
         )
-    lines += [parts["commit"], parts["between"], parts["wait"], "mul.wide.u32 %rd10, %r0, 4;", "add.s64 %rd11, %rd1, %rd10;"]
+    lines += [
+        parts["commit"],
+        parts["between"],
+        parts["wait"],
+        "mul.wide.u32 %rd10, %r0, 4;",
+        "add.s64 %rd11, %rd1, %rd10;",
+    ]
     lines += [f"st.global.b32 [%rd11+{512 * n}], {r};" for n, r in enumerate(REGISTERS)]
     return "\n".join(lines)
 
@@ -85,7 +93,10 @@ def run(a_from="shared", b_major="k", **changed) -> np.ndarray:
     """The product [64, N] that the emulator gives."""
     a, b = codes(64, K, 0), codes(N, K, 1)
     image = np.zeros((64 + 32, 8, 8), np.uint16)
-    image[:64], image[64 : 64 + (N if b_major == "k" else K)] = swizzled(a), swizzled(b if b_major == "k" else b.T.copy())
+    image[:64], image[64 : 64 + (N if b_major == "k" else K)] = (
+        swizzled(a),
+        swizzled(b if b_major == "k" else b.T.copy()),
+    )
     steps = [0, 32] if b_major == "k" else [0, 16 * PITCH]
     operands = ["%rd20", "%rd21"] if a_from == "shared" else ["{%r40, %r41, %r42, %r43}", "{%r44, %r45, %r46, %r47}"]
     out, words = np.zeros((N // 2, 128), np.float32), fragment(a)

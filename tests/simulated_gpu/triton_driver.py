@@ -22,8 +22,20 @@ from .parse import parse
 
 # Bytes of shared memory a block may have (CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability").
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-_SCRATCH = 2  # pointers to global and profile scratch memory that end every kernel's parameters; no kernel of ours uses them
-_STRUCT = {"i1": "<?", "i8": "<b", "u8": "<B", "i16": "<h", "u16": "<H", "i32": "<i", "u32": "<I", "i64": "<q", "u64": "<Q"}
+_SCRATCH = (
+    2  # pointers to global and profile scratch memory that end every kernel's parameters; no kernel of ours uses them
+)
+_STRUCT = {
+    "i1": "<?",
+    "i8": "<b",
+    "u8": "<B",
+    "i16": "<h",
+    "u16": "<H",
+    "i32": "<i",
+    "u32": "<I",
+    "i64": "<q",
+    "u64": "<Q",
+}
 
 
 class PtxBackend(CUDABackend):

@@ -48,7 +48,9 @@ def _shuffle(i: Instruction, slots: Slots, guard):
             inside = j <= high
         origin = np.where(inside, (lane & ~31) + j, lane)
         if mask is not None and not mask[origin][mask].all():
-            raise DivergentBarrier("shfl reads a lane that does not take part", b.thread(int(np.argmax(mask & ~mask[origin]))))
+            raise DivergentBarrier(
+                "shfl reads a lane that does not take part", b.thread(int(np.argmax(mask & ~mask[origin])))
+            )
         b.put(to, b.full(b.r[source])[origin], mask)
         if ok is not None:
             b.put(ok, np.broadcast_to(inside, (b.lanes,)), mask)

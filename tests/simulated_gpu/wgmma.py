@@ -154,7 +154,9 @@ def _multiply(i: Instruction, slots: Slots):
     def step(b):
         groups, products = b.whole_warps(b.mask, "wgmma", GROUP), ProductGroups.of(b)
         if products.dirty & (sources | set(targets)):
-            raise ReadBeforeWait("a wgmma uses registers written after the last wgmma.fence", b.thread(int(groups[0]) * GROUP))
+            raise ReadBeforeWait(
+                "a wgmma uses registers written after the last wgmma.fence", b.thread(int(groups[0]) * GROUP)
+            )
         lanes = slice(None) if b.mask is None else (groups[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
         tokens = []
         if from_registers:

@@ -32,6 +32,7 @@ def _frames(source: bytes | Path) -> Iterator[av.VideoFrame]:
 
 
 def thumbnail(frame: Image.Image, height: int) -> Image.Image:
+    """The frame at that height, in its own aspect ratio."""
     return frame.resize((max(round(frame.width * height / frame.height), 1), height))
 
 

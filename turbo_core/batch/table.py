@@ -58,6 +58,7 @@ def read_table(path: Path, most: int = MOST_JOBS) -> tuple[list[Row], list[tuple
 
 
 def too_many(what: str, most: int) -> TurboError:
+    """The error for more jobs than the limit."""
     return TurboError(f"{what} more than {most:,} jobs, which is the limit; split the table, or raise --max-jobs.")
 
 

@@ -195,7 +195,8 @@ def test_where_sparse_attention_cannot_run_the_user_is_told_what_to_choose(model
     with use_backend("comfy_kitchen"), pytest.raises(TurboError) as error:  # which has no sparse attention
         sample(eager_compile(clone) if compiled else clone, 1)
     assert str(error.value) == (
-        "Sparse attention cannot run on cpu (triton: comfy_kitchen was demanded; torch: comfy_kitchen was demanded): "
+        "Sparse attention cannot run on cpu (triton: comfy_kitchen was demanded; batched: comfy_kitchen was demanded; "
+        "torch: comfy_kitchen was demanded): "
         "set mode to dense in TurboDiffusion SLA."
     )
     assert calls(clone) == (0, 0, 0)
