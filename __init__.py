@@ -12,8 +12,8 @@ WEB_DIRECTORY = "./nodes/web"
 async def comfy_entrypoint() -> "TurboDiffusionExtension":
     """The extension, for ComfyUI, which calls this after it has imported the pack.
 
-    The nodes are imported here, so that importing the pack imports neither torch nor ComfyUI. Raises ImportError, with a
-    sentence for the user, if this ComfyUI is too old or lacks something that the nodes import.
+    The nodes are imported here, so that importing the pack imports neither torch nor ComfyUI. Raises ImportError, with
+    a sentence for the user, if this ComfyUI is too old or lacks something that the nodes import.
     """
     from .turbo_core.environment import check_comfyui, does_not_fit
 

@@ -75,7 +75,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def run_installed(options: argparse.Namespace, rest: list[str]) -> int:
-    """A copy from the registry has no tests and makes no environment: it runs in the Python that starts it, ComfyUI's."""
+    """A copy from the registry has no tests and makes no environment: it runs in the Python that starts it,
+    ComfyUI's."""
     module = COMMANDS[options.command][0]
     if module.startswith("tests."):
         print(

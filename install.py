@@ -1,4 +1,5 @@
-"""What ComfyUI-Manager runs after installing the pack. It installs nothing: it says what is here and what is missing."""
+"""What ComfyUI-Manager runs after installing the pack. It installs nothing: it says what is here and what is
+missing."""
 
 from pathlib import Path
 

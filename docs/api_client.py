@@ -58,7 +58,8 @@ class Server:
         return answer
 
     def upload(self, picture: Path) -> str:
-        """Puts a picture into ComfyUI's input folder; the name that LoadImage takes. An equal name does not overwrite."""
+        """Puts a picture into ComfyUI's input folder; the name that LoadImage takes. An equal name does not
+        overwrite."""
         mark, name = uuid.uuid4().hex, re.sub(r'["\r\n]', "_", picture.name)
         head = (
             f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'

@@ -1,4 +1,5 @@
-"""Nodes that replace those of older TurboDiffusion packs (replacements.py): each expands to a graph of current nodes."""
+"""Nodes that replace those of older TurboDiffusion packs (replacements.py): each expands to a graph of current
+nodes."""
 
 import logging
 from typing import Any

@@ -25,8 +25,10 @@ class TurboDiffusionLoRA(io.ComfyNode):
             display_name="TurboDiffusion LoRA",
             category=CATEGORY,
             has_intermediate_output=True,  # what it shows stays when the page is loaded again
-            description="Applies a LoRA of any common key style, and says how many of its layers fit and why others do not. On int8 "
-            "layers it runs beside the weights, which stay int8 and lose nothing to rounding; give each expert its own.",
+            description="Applies a LoRA of any common key style, and says how many of its layers fit and why others "
+            "do not. On int8 "
+            "layers it runs beside the weights, which stay int8 and lose nothing to rounding; give each expert its "
+            "own.",
             search_aliases=["LoRA", "load lora", "LoraLoaderModelOnly", "lightning"],
             inputs=[
                 io.Model.Input("model", tooltip="A model from TurboDiffusionLoader."),

@@ -30,7 +30,8 @@ def pytest_addoption(parser):
         metavar="WHAT",
         default="quick",
         choices=("quick", "all", "80", "86", "89", "90", "120"),
-        help="compiled kernels in the emulator: quick (a few cases for 8.0, the default), a compute capability, or all of them",
+        help="compiled kernels in the emulator: quick (a few cases for 8.0, the default), a compute capability, or "
+        "all of them",
     )
     parser.addoption("--long", action="store_true", help="fuzz for hours instead of seconds, drawn anew each time")
 

@@ -1,4 +1,5 @@
-"""What a person gets from the registry: the archive's files, the report of install.py, the commands that work without tests."""
+"""What a person gets from the registry: the archive's files, the report of install.py, the commands that work without
+tests."""
 
 import importlib.metadata
 import os

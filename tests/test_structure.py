@@ -214,6 +214,7 @@ print([name for name in sys.modules if name.startswith("td_pack.nodes")])
     )
     stated = version or "0"
     assert out.splitlines() == [
-        f"TurboDiffusion: this ComfyUI ({stated}) is too old, 0.30.0 or newer is needed; update ComfyUI and start it again.",
+        f"TurboDiffusion: this ComfyUI ({stated}) is too old, 0.30.0 or newer is needed; update ComfyUI and start it "
+        "again.",
         "[]",
     ]

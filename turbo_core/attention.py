@@ -21,7 +21,8 @@ class SLA(NamedTuple):
 
 
 def parse_blocks(text: str, layers: int) -> set[int]:
-    """Block numbers from "0,38-39"; an empty text means none. Raises TurboError for anything else or beyond `layers`."""
+    """Block numbers from "0,38-39"; an empty text means none. Raises TurboError for anything else or beyond
+    `layers`."""
     blocks: set[int] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
         first, dash, last = part.partition("-")

@@ -41,7 +41,8 @@ def check(a: torch.Tensor, b: torch.Tensor) -> None:
             )
     if a.shape[:3] != b.shape[:3]:
         raise TurboError(
-            f"a has {_size(a)} and b has {_size(b)}: compare videos of one length and size (Image From Batch and Upscale Image "
+            f"a has {_size(a)} and b has {_size(b)}: compare videos of one length and size (Image From Batch and "
+            "Upscale Image "
             "make them so)."
         )
     if min(a.shape[1:3]) < WINDOW:
@@ -54,10 +55,11 @@ def _size(video: torch.Tensor) -> str:
 
 
 def scores(a: torch.Tensor, b: torch.Tensor, device: torch.device | str = "cpu") -> Iterator[Score]:
-    """The score of each pair of frames, computed on `device` with the memory of a few frames. `check` says what is taken; raises
-    TurboError where a frame holds no numbers.
+    """The score of each pair of frames, computed on `device` with the memory of a few frames. `check` says what is
+    taken; raises TurboError where a frame holds no numbers.
 
-    In float64: the variances of flat areas are differences of nearly equal numbers, which in float32 change the fourth digit."""
+    In float64: the variances of flat areas are differences of nearly equal numbers, which in float32 change the fourth
+    digit."""
     # Half a second where nothing else has imported it yet.
     from kornia.metrics import ssim
 
@@ -84,7 +86,8 @@ def report(found: list[Score], labels: tuple[str, str], width: int, height: int)
         first = f"PSNR {mean:.2f} dB over all frames, lowest {found[worst].psnr:.2f} dB at frame {worst}"
     return "\n".join(
         (
-            f"{bounded(labels[0], _LABEL)} against {bounded(labels[1], _LABEL)}: {len(found)} frame{'s' * (len(found) > 1)} of {width}x{height}",
+            f"{bounded(labels[0], _LABEL)} against {bounded(labels[1], _LABEL)}: {len(found)} "
+            f"frame{'s' * (len(found) > 1)} of {width}x{height}",
             first,
             f"SSIM {sum(ssims) / len(ssims):.4f} on average, lowest {ssims[unlike]:.4f} at frame {unlike}",
         )
@@ -92,7 +95,8 @@ def report(found: list[Score], labels: tuple[str, str], width: int, height: int)
 
 
 def beside(a: torch.Tensor, b: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
-    """float32 [frames, top + height, 2 * width, 3]: a on the left, b on the right, below `captions` [top, 2 * width, 3]."""
+    """float32 [frames, top + height, 2 * width, 3]: a on the left, b on the right, below `captions` [top, 2 * width,
+    3]."""
     frames, height, width, _ = a.shape
     top = len(captions)
     out = torch.empty((frames, top + height, 2 * width, 3))

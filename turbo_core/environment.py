@@ -1,4 +1,5 @@
-"""What the pack needs of the machine, found without importing torch. Standard library only: install.py runs it by itself."""
+"""What the pack needs of the machine, found without importing torch. Standard library only: install.py runs it by
+itself."""
 
 import importlib.metadata
 import importlib.util
@@ -36,7 +37,8 @@ def find_comfyui(pack: Path) -> Path | None:
 
 
 def check_comfyui() -> None:
-    """Raises ImportError, with what to do, in a ComfyUI that is too old; called inside one, before anything of it is imported."""
+    """Raises ImportError, with what to do, in a ComfyUI that is too old; called inside one, before anything of it is
+    imported."""
     version = _running_comfyui()
     if older := _older(_numbers(version), OLDEST_COMFYUI):
         raise ImportError(f"TurboDiffusion: this ComfyUI ({version}) is{older[1:]}; update ComfyUI and start it again.")
@@ -45,7 +47,8 @@ def check_comfyui() -> None:
 def does_not_fit(error: Exception) -> str:
     """The message for a ComfyUI that is new enough but lacks something that the pack imports."""
     return (
-        f"TurboDiffusion does not fit this ComfyUI ({_running_comfyui()}): {error}. Update the pack and ComfyUI's own requirements; "
+        f"TurboDiffusion does not fit this ComfyUI ({_running_comfyui()}): {error}. Update the pack and ComfyUI's "
+        "own requirements; "
         "if both are up to date, please report this with the traceback above."
     )
 
@@ -102,7 +105,8 @@ def _gpus() -> list[str]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return [
-            "GPU: no NVIDIA driver found (AMD's RDNA 3, RDNA 4 and gfx9 chips work with ROCm builds of torch; all else runs in plain torch)"
+            "GPU: no NVIDIA driver found (AMD's RDNA 3, RDNA 4 and gfx9 chips work with ROCm builds of torch; all "
+            "else runs in plain torch)"
         ]
     try:
         command = [tool, "--query-gpu=name,compute_cap", "--format=csv,noheader"]

@@ -4,8 +4,9 @@ LONGEST = 2000  # characters of a message: a screen
 
 
 def bounded(text: str, longest: int = LONGEST) -> str:
-    """A text of at most `longest` printable characters, for names and values of any length from files: others are escaped, and a
-    text that is too long loses its middle, since a message begins with what is wrong and ends with what to do."""
+    """A text of at most `longest` printable characters, for names and values of any length from files: others are
+    escaped, and a text that is too long loses its middle, since a message begins with what is wrong and ends with what
+    to do."""
     head, tail = longest * 2 // 3, longest // 3 - 5
     if len(text) > longest:
         text = f"{text[:head]} ... {text[-tail:]}"

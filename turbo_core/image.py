@@ -50,8 +50,8 @@ def resize(frame: torch.Tensor, width: int, height: int) -> torch.Tensor:
 
 
 def fit(frame: torch.Tensor, width: int, height: int, how: str, background: float) -> torch.Tensor:
-    """A picture [h, w, 3] as [height, width, 3]: "stretch" ignores its aspect, "crop" fills the size and cuts what sticks out,
-    "pad" shows all of it before the background. Both keep it in the middle."""
+    """A picture [h, w, 3] as [height, width, 3]: "stretch" ignores its aspect, "crop" fills the size and cuts what
+    sticks out, "pad" shows all of it before the background. Both keep it in the middle."""
     if how == "stretch":
         return resize(frame, width, height)
     old_height, old_width = frame.shape[:2]
@@ -77,14 +77,15 @@ def _rounded(length: float, most: int) -> int:
 def prepare(
     image: torch.Tensor, resolution: str, aspect: str, how: str, background: str
 ) -> tuple[torch.Tensor, int, int]:
-    """An IMAGE [batch, height, width, channels] or MASK [batch, height, width] as float32 [batch, H, W, 3] with its width and
-    height. Raises TurboError for a tensor that is not a picture."""
+    """An IMAGE [batch, height, width, channels] or MASK [batch, height, width] as float32 [batch, H, W, 3] with its
+    width and height. Raises TurboError for a tensor that is not a picture."""
     frames = image.unsqueeze(-1) if image.ndim in (2, 3) else image
     if frames.ndim == 3:
         frames = frames.unsqueeze(0)
     if frames.ndim != 4 or frames.shape[-1] not in (1, 2, 3, 4) or 0 in frames.shape:
         raise TurboError(
-            f"The image is {list(image.shape)}: connect one of [batch, height, width] or [batch, height, width, channels] with 1 "
+            f"The image is {list(image.shape)}: connect one of [batch, height, width] or [batch, height, width, "
+            "channels] with 1 "
             "(gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) channels."
         )
     color = BACKGROUNDS[background]

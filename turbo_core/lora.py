@@ -1,7 +1,8 @@
 """Which layers of a model a LoRA file changes, and how; and why not, for each tensor that is not used.
 
-Supported are `lora_A`/`lora_B` (PEFT, diffusers), `lora_down`/`lora_up` (kohya, musubi) with `alpha`, and whole differences
-(`diff`, `diff_b`), under dotted or underscored layer names, Wan's own or those of diffusers, with any common prefix."""
+Supported are `lora_A`/`lora_B` (PEFT, diffusers), `lora_down`/`lora_up` (kohya, musubi) with `alpha`, and whole
+differences (`diff`, `diff_b`), under dotted or underscored layer names, Wan's own or those of diffusers, with any
+common prefix."""
 
 import dataclasses
 import enum
@@ -26,8 +27,8 @@ _PREFIXES = (
     "lora_transformer_",
     "lycoris_",
 )
-# The end of a key, and the part of a module that it holds. With any other part (DoRA, LoHa, LoKr, a bias of lora_B) a module is an
-# unsupported kind of change, which is not used at all rather than in part.
+# The end of a key, and the part of a module that it holds. With any other part (DoRA, LoHa, LoKr, a bias of lora_B) a
+# module is an unsupported kind of change, which is not used at all rather than in part.
 _PARTS = {
     ".lora_A.weight": "down",
     ".lora_A.default.weight": "down",
@@ -97,8 +98,8 @@ class Reason(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """What a LoRA file does to a model: its changes, the reason for each key that is not used, and of how many tensors and layers
-    (`total_layers`, of this model or another) the file consists."""
+    """What a LoRA file does to a model: its changes, the reason for each key that is not used, and of how many tensors
+    and layers (`total_layers`, of this model or another) the file consists."""
 
     low_rank: list[LowRank]
     differences: list[Difference]
@@ -139,8 +140,9 @@ class _Module:
 def match(name: str, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Match:
     """What the LoRA file `name`, which holds `tensors`, does to a model whose parameters have these `shapes` by name.
 
-    A module of the file is used as a whole or not at all. Raises TurboError if no module can be used, or if more of them have
-    another size than the model's layer than fit: by chance a few layers of a model of another size have the same size."""
+    A module of the file is used as a whole or not at all. Raises TurboError if no module can be used, or if more of
+    them have another size than the model's layer than fit: by chance a few layers of a model of another size have the
+    same size."""
     known = _spellings(key.removesuffix(".weight") for key in shapes if key.endswith(".weight"))
     changes: list[LowRank | Difference] = []
     unused: dict[str, Reason] = {}
@@ -173,7 +175,8 @@ def match(name: str, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, t
         raise TurboError(f"{name} does not fit this model: {misfits[0]}; use a LoRA made for a model of this size.")
     if not result.layers:
         raise TurboError(
-            f"{name} changes no layer of this model: {result.unused_report or 'it is empty'}; use a LoRA (lora_A/lora_B or "
+            f"{name} changes no layer of this model: {result.unused_report or 'it is empty'}; use a LoRA "
+            "(lora_A/lora_B or "
             "lora_down/lora_up) made for Wan."
         )
     return result
@@ -217,7 +220,8 @@ def _changes(
 
 
 def _is_low_rank(part: Mapping[str, torch.Tensor]) -> bool:
-    """Whether `down` and `up` are matrices (or kernels) with at least one rank, and `alpha`, if there is one, a number."""
+    """Whether `down` and `up` are matrices (or kernels) with at least one rank, and `alpha`, if there is one, a
+    number."""
     alpha = part.get("alpha")
     matrices = part["down"].ndim > 1 and part["up"].ndim > 1 and part["down"].shape[0] > 0
     return matrices and (alpha is None or (alpha.numel() == 1 and math.isfinite(float(alpha))))

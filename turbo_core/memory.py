@@ -1,8 +1,8 @@
 """How much memory a model and a step take: weights exactly, from their shapes; a step as an estimate.
 
-The estimate is of a block's feed-forward, where a step is at its widest: beside the residual, its input and output and one
-temporary of the model's width there are two activations of the feed-forward's width. Attention with few heads' scores at a time
-(flash, sparse-linear) stays below that."""
+The estimate is of a block's feed-forward, where a step is at its widest: beside the residual, its input and output and
+one temporary of the model's width there are two activations of the feed-forward's width. Attention with few heads'
+scores at a time (flash, sparse-linear) stays below that."""
 
 import math
 
@@ -16,8 +16,8 @@ _TEMPORAL, _SPATIAL = 4, 16  # pixels to a token in each direction; the first fr
 
 
 def weight_bytes(spec: WanSpec, dtype: torch.dtype) -> int:
-    """Bytes of the weights of a loaded model that computes in `dtype`: block linears in int8 with a float32 scale for each tile
-    if the spec says so, all else in `dtype`."""
+    """Bytes of the weights of a loaded model that computes in `dtype`: block linears in int8 with a float32 scale for
+    each tile if the spec says so, all else in `dtype`."""
     total = 0
     for name, shape in expected_shapes(spec).items():
         is_tiled = spec.int8 and len(shape) == 2 and name.startswith("blocks.") and PROJ_L not in name

@@ -1,8 +1,9 @@
-"""Reading a model file before it is needed: from the disk into the operating system's page cache, on a thread of its own.
+"""Reading a model file before it is needed: from the disk into the operating system's page cache, on a thread of its
+own.
 
-Weights are mapped from their file, so a file that is in the page cache is as good as loaded: ComfyUI then copies it to the
-device, or a CPU computes from it, at the speed of memory. Nothing is held here but one buffer; what was read is the system's
-to give away when something else needs the memory."""
+Weights are mapped from their file, so a file that is in the page cache is as good as loaded: ComfyUI then copies it to
+the device, or a CPU computes from it, at the speed of memory. Nothing is held here but one buffer; what was read is the
+system's to give away when something else needs the memory."""
 
 import logging
 import threading
@@ -21,14 +22,15 @@ _CHUNK = 4 << 20  # bytes; stopping waits for one read of this size
 
 
 def room(size: int, in_use: int, headroom: int = HEADROOM) -> int:
-    """How many of a file's `size` bytes the page cache can take now beside `in_use` bytes of files that must stay in it."""
+    """How many of a file's `size` bytes the page cache can take now beside `in_use` bytes of files that must stay in
+    it."""
     return max(0, min(size, psutil.virtual_memory().available - in_use - headroom))
 
 
 @dataclass
 class Reading:
-    """What was read ahead of a file: its size, the bytes wanted and read, seconds of `time.perf_counter` (None while it has not
-    happened), and why it read less than it wanted."""
+    """What was read ahead of a file: its size, the bytes wanted and read, seconds of `time.perf_counter` (None while it
+    has not happened), and why it read less than it wanted."""
 
     name: str
     size: int
@@ -40,8 +42,8 @@ class Reading:
 
 
 class ReadAhead:
-    """Reads up to `limit` bytes of a checkpoint's files in their order, beginning now, until `stop` or while more than `headroom`
-    bytes of memory are available. A file that cannot be read is not an error here: loading it reports it."""
+    """Reads up to `limit` bytes of a checkpoint's files in their order, beginning now, until `stop` or while more than
+    `headroom` bytes of memory are available. A file that cannot be read is not an error here: loading it reports it."""
 
     def __init__(self, files: Sequence[Path], limit: int, headroom: int = HEADROOM):
         self.reading = Reading(files[0].name, total_size(files), limit)

@@ -1,7 +1,8 @@
-"""What one sampling run did: seconds by phase, passes, operator calls. The record is kept with the run's data, not in a global.
+"""What one sampling run did: seconds by phase, passes, operator calls. The record is kept with the run's data, not in a
+global.
 
-A run's models hold it as `last_run`, its LATENT under RUN. What was done for it earlier in the same prompt comes with the
-CONDITIONING, as a Before under BEFORE in its options; who decodes the LATENT adds to the record."""
+A run's models hold it as `last_run`, its LATENT under RUN. What was done for it earlier in the same prompt comes with
+the CONDITIONING, as a Before under BEFORE in its options; who decodes the LATENT adds to the record."""
 
 import time
 from collections import Counter
@@ -17,8 +18,8 @@ BEFORE = "turbodiffusion_before"
 
 @dataclass(frozen=True)
 class Before:
-    """A phase that came before a run, and the prompt it was done for: a result that ComfyUI keeps serves later prompts too, which
-    then had no such phase."""
+    """A phase that came before a run, and the prompt it was done for: a result that ComfyUI keeps serves later prompts
+    too, which then had no such phase."""
 
     phase: str
     seconds: float
@@ -27,7 +28,8 @@ class Before:
 
 @dataclass
 class Pass:
-    """One call of an expert by the sampler. Times are seconds of `time.perf_counter`; the next pass or phase ends it."""
+    """One call of an expert by the sampler. Times are seconds of `time.perf_counter`; the next pass or phase ends
+    it."""
 
     expert: str
     sigma: float
@@ -37,8 +39,8 @@ class Pass:
 
 @dataclass
 class RunRecord:
-    """`seconds` by phase in order (text encode, load, high, switch, low, decode), `calls` by expert as TurboWAN counts them;
-    `complete` when its sampler has finished."""
+    """`seconds` by phase in order (text encode, load, high, switch, low, decode), `calls` by expert as TurboWAN counts
+    them; `complete` when its sampler has finished."""
 
     began: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -91,7 +93,8 @@ def amount(size: float) -> str:
 
 @contextmanager
 def timed(latent: dict, phase: str) -> Iterator[None]:
-    """Adds the block's seconds to the record of the run that made a LATENT, if it has one; a repetition replaces its time."""
+    """Adds the block's seconds to the record of the run that made a LATENT, if it has one; a repetition replaces its
+    time."""
     begun = time.perf_counter()
     yield
     record = latent.get(RUN)

@@ -21,7 +21,8 @@ _FIXES = {
 def speed_line(
     device: torch.device, started_with_cpu: bool = False, operators: Mapping[str, Operator] = OPERATORS
 ) -> str:
-    """ "Fast: ..." if sparse attention runs in Triton kernels on `device`, else "Slow: ..." with the reason and the remedy.
+    """ "Fast: ..." if sparse attention runs in Triton kernels on `device`, else "Slow: ..." with the reason and the
+    remedy.
 
     `started_with_cpu` says whether the user had ComfyUI use the CPU."""
     try:

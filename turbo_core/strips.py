@@ -1,4 +1,5 @@
-"""Cutting a picture that is too large to decode whole into overlapping strips along its longer side, and blending the seams."""
+"""Cutting a picture that is too large to decode whole into overlapping strips along its longer side, and blending the
+seams."""
 
 from itertools import pairwise
 

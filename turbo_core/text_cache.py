@@ -1,7 +1,7 @@
 """Encoded prompts on disk, so that a prompt used before needs no text encoder.
 
-An entry is one safetensors file named by its key. It appears whole by a rename and never changes, so servers may share the
-folder. Its modification time is when it was last used: the entry unused for longest goes first."""
+An entry is one safetensors file named by its key. It appears whole by a rename and never changes, so servers may share
+the folder. Its modification time is when it was last used: the entry unused for longest goes first."""
 
 import contextlib
 import hashlib
@@ -28,8 +28,8 @@ def cache_key(**parts: str | int) -> str:
 
 
 class TextCache:
-    """Named tensors by key in `folder`, at most `limit` bytes of them. Neither method raises: what cannot be read is absent, what
-    cannot be written is not kept, and a warning says so."""
+    """Named tensors by key in `folder`, at most `limit` bytes of them. Neither method raises: what cannot be read is
+    absent, what cannot be written is not kept, and a warning says so."""
 
     def __init__(self, folder: Path, limit: int = LIMIT):
         self._folder, self._limit = folder, limit

@@ -32,13 +32,15 @@ def room_in(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TurboError(
-            f"The video could not be written to {folder} ({error.strerror or error}): free some space there, or start ComfyUI with "
+            f"The video could not be written to {folder} ({error.strerror or error}): free some space there, or "
+            "start ComfyUI with "
             "another --temp-directory."
         ) from error
 
 
 def frame_file(folder: Path, shape: tuple[int, int, int, int]) -> torch.Tensor:
-    """A uint8 tensor that lives in a file of `folder` instead of in memory; the file goes when the tensor does. Raises OSError."""
+    """A uint8 tensor that lives in a file of `folder` instead of in memory; the file goes when the tensor does. Raises
+    OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     # Nameless (Linux) or deleted when its last handle closes (Windows): even a killed process leaves nothing behind.
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -51,8 +53,8 @@ def frame_file(folder: Path, shape: tuple[int, int, int, int]) -> torch.Tensor:
 class LazyImages:
     """uint8 frames [n, height, width, 3] in place of an IMAGE: float32, 0 to 1, made of the frames that are asked for.
 
-    ComfyUI's encoder iterates over an IMAGE and reads its shape, so it holds one float32 frame at a time. Its `* 255` gives back
-    each byte exactly, and its `* 65535` gives 257 times the byte."""
+    ComfyUI's encoder iterates over an IMAGE and reads its shape, so it holds one float32 frame at a time. Its `* 255`
+    gives back each byte exactly, and its `* 65535` gives 257 times the byte."""
 
     def __init__(self, frames: torch.Tensor):
         self._frames = frames

@@ -1,6 +1,6 @@
-"""`dev.py bench batch`: 40 jobs over 2 Ray workers with one killed twice, the overhead over queueing by hand, how throughput
-grows with workers, simulated with the real dispatcher, manifest and folder of results from recorded timings, and what a plan of 10,000
-rows takes."""
+"""`dev.py bench batch`: 40 jobs over 2 Ray workers with one killed twice, the overhead over queueing by hand, how
+throughput grows with workers, simulated with the real dispatcher, manifest and folder of results from recorded timings,
+and what a plan of 10,000 rows takes."""
 
 import argparse
 import asyncio
@@ -83,7 +83,8 @@ def command(base: Path, out: Path, jobs: int, *where: str) -> list[str]:
 
 
 def killed(base: Path, jobs: int) -> bool:
-    """The jobs over two Ray workers; after a quarter and after half of them the worker that reports progress is killed."""
+    """The jobs over two Ray workers; after a quarter and after half of them the worker that reports progress is
+    killed."""
     where = ("--ray", "local", "--workers", "2", "--comfyui-args", f"--base-directory {base}")
     kills, done, pids, start = 0, [], {}, time.monotonic()
     with subprocess.Popen(command(base, base / "killed", jobs, *where), stdout=subprocess.PIPE, text=True) as process:
@@ -105,8 +106,8 @@ def killed(base: Path, jobs: int) -> bool:
 
 
 def overhead(base: Path, jobs: int, rounds: int) -> tuple[float, list[float]]:
-    """Seconds for the jobs through one server: queued all at once by hand, and by the batch tool, from the first prompt to the
-    last end, in turns; the median of the ratios, and the seconds of each job."""
+    """Seconds for the jobs through one server: queued all at once by hand, and by the batch tool, from the first prompt
+    to the last end, in turns; the median of the ratios, and the seconds of each job."""
     prompt, ratios, recorded = json.loads((base / "workflow.json").read_text()), [], []
     from td_pack.tests.support import checkpoints
 
@@ -147,10 +148,12 @@ def by_tool(base: Path, server: ComfyServer, first: int, jobs: int, recorded: li
 
 
 def simulation(folder: Path, seconds: list[float]) -> bool:
-    """Workers that wait as long as recorded jobs took and answer with a file of a real size, in real time, so that the driver's
-    own work (choosing, manifest, writing with fsync) is what it is. Its limit is the processor time it spends on a job."""
+    """Workers that wait as long as recorded jobs took and answer with a file of a real size, in real time, so that the
+    driver's own work (choosing, manifest, writing with fsync) is what it is. Its limit is the processor time it spends
+    on a job."""
     print(
-        "\n| workers | jobs | seconds | jobs a second | of linear | driver's processor time a job |\n|---|---|---|---|---|---|"
+        "\n| workers | jobs | seconds | jobs a second | of linear | driver's processor time a job "
+        "|\n|---|---|---|---|---|---|"
     )
     mean, rates, cost = sum(seconds) / len(seconds), {}, 0.0
     for workers in WORKERS:
@@ -159,17 +162,20 @@ def simulation(folder: Path, seconds: list[float]) -> bool:
         rates[workers] = jobs / elapsed
         linear = rates[workers] / (workers / mean)
         print(
-            f"| {workers} | {jobs} | {elapsed:.1f} | {rates[workers]:.2f} | {100 * linear:.0f} % | {1000 * cost:.1f} ms |",
+            f"| {workers} | {jobs} | {elapsed:.1f} | {rates[workers]:.2f} | {100 * linear:.0f} % | {1000 * cost:.1f} "
+            "ms |",
             flush=True,
         )
     limit = max(rates.values())
     if rates[WORKERS[-1]] * mean > 0.8 * WORKERS[-1]:
         print(
-            f"\nThe driver is no limit at {WORKERS[-1]} workers; its processor time would be at {1 / cost:.0f} jobs a second."
+            f"\nThe driver is no limit at {WORKERS[-1]} workers; its processor time would be at {1 / cost:.0f} jobs "
+            "a second."
         )
     else:
         print(
-            f"\nThe driver is the limit at {limit:.0f} jobs a second: {limit * mean:.0f} workers with these jobs of {mean:.1f} s, "
+            f"\nThe driver is the limit at {limit:.0f} jobs a second: {limit * mean:.0f} workers with these jobs of "
+            f"{mean:.1f} s, "
             f"{limit * 60:.0f} with jobs of a minute."
         )
     return rates[64] * mean / 64 > 0.8
@@ -203,7 +209,8 @@ def plan(base: Path) -> bool:
         seconds = time.monotonic() - start
     megabytes, used = map(float, lines[-1].split())
     print(
-        f"plan of {PLAN_ROWS} rows: {lines[-2]}; {seconds:.1f} s, {used:.1f} s of processor time, {megabytes:.0f} MB at the most"
+        f"plan of {PLAN_ROWS} rows: {lines[-2]}; {seconds:.1f} s, {used:.1f} s of processor time, {megabytes:.0f} MB "
+        "at the most"
     )
     return used <= PLAN_SECONDS and megabytes <= PLAN_MB
 

@@ -1,4 +1,5 @@
-"""`dev.py bench convert`: time and anonymous memory of converting a full-size int8 `.pth`, a random file of the real layout."""
+"""`dev.py bench convert`: time and anonymous memory of converting a full-size int8 `.pth`, a random file of the real
+layout."""
 
 import argparse
 import shutil

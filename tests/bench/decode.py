@@ -1,4 +1,5 @@
-"""`dev.py bench decode`: anonymous memory of decoding 81 and 161 frames, streamed to images, to a video, and by ComfyUI.
+"""`dev.py bench decode`: anonymous memory of decoding 81 and 161 frames, streamed to images, to a video, and by
+ComfyUI.
 
 Random Wan 2.1 VAEs: a narrow one (8 channels), and one of the real width (96) on smaller frames."""
 
@@ -21,7 +22,8 @@ HOWS = ("images", "video", "stock")
 MB = 1e6
 # What may differ between two lengths besides the frames: the allocator's own, and the file buffers of the encoder.
 SLACK = 3 * MB
-# Tensors get pages of their own and give them back at once: without this the peak depends on what the heap has left over.
+# Tensors get pages of their own and give them back at once: without this the peak depends on what the heap has left
+# over.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -46,7 +48,8 @@ def main(arguments: list[str]) -> int:
                 row = measured(how, dim, side, frames)
                 rest.append(row["peak"] - row["result"])
                 print(
-                    f"| {dim} | {side * 8}x{side * 8} | {frames} | {how} | {row['result'] / MB:.1f} MB | {row['peak'] / MB:.1f} MB | "
+                    f"| {dim} | {side * 8}x{side * 8} | {frames} | {how} | {row['result'] / MB:.1f} MB | "
+                    f"{row['peak'] / MB:.1f} MB | "
                     f"{rest[-1] / MB:.1f} MB | {row['seconds']:.0f} |",
                     flush=True,
                 )

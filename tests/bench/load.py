@@ -1,7 +1,8 @@
-"""`dev.py bench load`: time and anonymous memory of loading full-size int8 and NF4 experts, from random files of the real layout.
+"""`dev.py bench load`: time and anonymous memory of loading full-size int8 and NF4 experts, from random files of the
+real layout.
 
-Anonymous memory (RssAnon) is what can push a machine into swapping; pages mapped from the file are given back by the kernel
-when something else needs them."""
+Anonymous memory (RssAnon) is what can push a machine into swapping; pages mapped from the file are given back by the
+kernel when something else needs them."""
 
 import argparse
 import json
@@ -37,7 +38,8 @@ def main(arguments: list[str]) -> int:
     print("| files | size | seconds | anonymous memory, peak | file-backed, at the end |\n|---|---|---|---|---|")
     for row in rows:
         print(
-            f"| {row['files']} | {row['size']:.1f} GB | {row['seconds']:.1f} | {row['anonymous']:.2f} GB | {row['mapped']:.1f} GB |"
+            f"| {row['files']} | {row['size']:.1f} GB | {row['seconds']:.1f} | {row['anonymous']:.2f} GB | "
+            f"{row['mapped']:.1f} GB |"
         )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
@@ -77,7 +79,8 @@ def measured(paths: list[Path]) -> dict:
 
 
 def measure(paths: list[Path]) -> dict:
-    """Loads the files with the node's loader in this process: seconds, peak anonymous and final file-backed GB above start."""
+    """Loads the files with the node's loader in this process: seconds, peak anonymous and final file-backed GB above
+    start."""
     from td_pack.tests.support.host import load_host
 
     load_host()

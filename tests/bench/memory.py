@@ -1,5 +1,5 @@
-"""`dev.py bench memory`, which is in `phases`, and what the memory benches share: the size of an expert, and a watch over a
-process's memory."""
+"""`dev.py bench memory`, which is in `phases`, and what the memory benches share: the size of an expert, and a watch
+over a process's memory."""
 
 import threading
 import time
@@ -23,8 +23,8 @@ def resident(pid: int | str = "self") -> dict[str, float]:
 
 
 class MemoryWatch:
-    """Around a block: its `seconds`, the peak of `anonymous` memory and what is left of it `after`, and the growth of file-backed
-    (`mapped`) memory, in GB above the start, sampled every 10 ms."""
+    """Around a block: its `seconds`, the peak of `anonymous` memory and what is left of it `after`, and the growth of
+    file-backed (`mapped`) memory, in GB above the start, sampled every 10 ms."""
 
     def __enter__(self) -> "MemoryWatch":
         self._before, self._peak, self._done = resident(), 0.0, threading.Event()

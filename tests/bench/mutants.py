@@ -1,8 +1,9 @@
 """`dev.py bench mutants`: how many of a fixed set of small defects in the product the tests catch.
 
-Ten kinds of defect, `--per-kind` places each, chosen by a hash of the statement they are in, so that moving a file or a line does not
-change the choice. Each is written into a copy of the tree, where the test files run that belong to the mutated file: those of the
-same top-level folder that name the mutated function or its module. A run that fails or does not end has caught the defect."""
+Ten kinds of defect, `--per-kind` places each, chosen by a hash of the statement they are in, so that moving a file or a
+line does not change the choice. Each is written into a copy of the tree, where the test files run that belong to the
+mutated file: those of the same top-level folder that name the mutated function or its module. A run that fails or does
+not end has caught the defect."""
 
 import argparse
 import ast
@@ -188,7 +189,8 @@ def choose(tree: Path, per_kind: int) -> list[Mutant]:
 
 
 def tests_for(tree: Path, mutant: Mutant) -> list[str]:
-    """The test files of the mutant's top-level folder that name its function or its module, or all of that folder; nearest first."""
+    """The test files of the mutant's top-level folder that name its function or its module, or all of that folder;
+    nearest first."""
     path = Path(mutant.file)
     names = {mutant.function.strip("_"), path.stem if path.stem != "__init__" else path.parent.name}
     pattern = re.compile(r"(?<![a-z0-9])(" + "|".join(map(re.escape, sorted(names))) + r")(?![a-z0-9])")
@@ -236,7 +238,8 @@ def main(arguments: list[str]) -> int:
     if options.list:
         for mutant in mutants:
             print(
-                f"{mutant.kind:18} {mutant.file}:{mutant.line} {mutant.statement} | {len(tests_for(options.tree, mutant))}"
+                f"{mutant.kind:18} {mutant.file}:{mutant.line} {mutant.statement} | "
+                f"{len(tests_for(options.tree, mutant))}"
             )
         return 0
     with tempfile.TemporaryDirectory(prefix="turbodiffusion-mutants-") as folder:

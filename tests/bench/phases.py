@@ -1,9 +1,9 @@
-"""`dev.py bench memory`: memory of a whole image-to-video run by phase, on a live server: full-size random umT5-XXL, two 14B
-experts and VAE, a tiny latent, and of the encoded prompt the first tokens.
+"""`dev.py bench memory`: memory of a whole image-to-video run by phase, on a live server: full-size random umT5-XXL,
+two 14B experts and VAE, a tiny latent, and of the encoded prompt the first tokens.
 
-Ways of running it: `phases` with this pack's nodes and int8 experts; `kept` with ComfyUI's own text encoding, whose encoder stays,
-and samples that must be equal bit for bit; `lingbot` with LingBot-World's experts in NF4, guidance and a camera, as its workflow
-has them. Anonymous memory (RssAnon) is what can push a machine into swapping."""
+Ways of running it: `phases` with this pack's nodes and int8 experts; `kept` with ComfyUI's own text encoding, whose
+encoder stays, and samples that must be equal bit for bit; `lingbot` with LingBot-World's experts in NF4, guidance and a
+camera, as its workflow has them. Anonymous memory (RssAnon) is what can push a machine into swapping."""
 
 import argparse
 import itertools
@@ -53,12 +53,14 @@ def main(arguments: list[str]) -> int:
             free, needed = shutil.disk_usage(folder).free / GB, 1 if options.small else 38
             if free < needed:
                 print(
-                    f"bench memory needs {needed} GB of disk and {folder} has {free:.0f}: give another place with --dir."
+                    f"bench memory needs {needed} GB of disk and {folder} has {free:.0f}: give another place with "
+                    "--dir."
                 )
                 return 1
             sizes = write_models(Path(folder) / "models", options.small, nf4="lingbot" in group)
             print(
-                f"Everything in memory at once: {sum(sizes.values()):.1f} GB (computed: the sizes of the files {sizes})."
+                f"Everything in memory at once: {sum(sizes.values()):.1f} GB (computed: the sizes of the files "
+                f"{sizes})."
             )
             for way in chosen:
                 results[way] = measured(Path(folder), way, job(way, SMALL if options.small else {}))
@@ -158,7 +160,8 @@ def lingbot_job() -> dict:
 
 
 def measured(folder: Path, way: str, prompt: dict) -> tuple[list[tuple], "object"]:
-    """Runs the prompt on a fresh server: (phase, seconds, peak anonymous, peak file-backed GB) in order, and the samples it saved."""
+    """Runs the prompt on a fresh server: (phase, seconds, peak anonymous, peak file-backed GB) in order, and the
+    samples it saved."""
     from td_pack.tests.support.jobs import saved
     from td_pack.tests.support.server import ComfyServer
 
@@ -182,7 +185,8 @@ def paths_file(folder: Path) -> Path:
 
 
 class PhaseWatch:
-    """Samples a process's memory every 50 ms, and files the samples under the phase that the server's events say it is in."""
+    """Samples a process's memory every 50 ms, and files the samples under the phase that the server's events say it is
+    in."""
 
     def __init__(self, pid: int, kinds: dict[str, str]):
         """`kinds`: the class of each node of the prompt."""

@@ -1,9 +1,10 @@
-"""`dev.py bench switch`: what the switch from the high to the low expert costs while the low one's file is not in memory.
+"""`dev.py bench switch`: what the switch from the high to the low expert costs while the low one's file is not in
+memory.
 
 Three ways, each in a new process: `warm` has the file in the page cache, `cold` dropped it and does not read ahead,
-`ahead` dropped it and does. What a way adds is the time from the end of the last high step to the end of the first low step,
-above that of `warm`; the ratio is to reading the file alone. The bytes fetched from the disk in that time do not depend on what
-else the machine does: they are the part of the reading that is left to the switch, and decide."""
+`ahead` dropped it and does. What a way adds is the time from the end of the last high step to the end of the first low
+step, above that of `warm`; the ratio is to reading the file alone. The bytes fetched from the disk in that time do not
+depend on what else the machine does: they are the part of the reading that is left to the switch, and decide."""
 
 import argparse
 import json
@@ -52,7 +53,8 @@ def main(arguments: list[str]) -> int:
         length = files[1].stat().st_size
     print(f"Each expert {length / GB:.2f} GB; reading the low one alone: {alone:.2f} s.\n")
     print(
-        "| low expert's file | high step | switch and first low step | added, to reading alone | fetched in that time |\n|---|---|---|---|---|"
+        "| low expert's file | high step | switch and first low step | added, to reading alone | fetched in that "
+        "time |\n|---|---|---|---|---|"
     )
     best = {way: min(of, key=lambda run: run["seconds"]) for way, of in runs.items()}
     for way, run in best.items():
@@ -92,8 +94,8 @@ def measured(way: str, files: list[Path]) -> dict:
 
 
 def measure(way: str, high_path: Path, low_path: Path) -> dict:
-    """One run of 4 steps, two of each expert: seconds of the last high step, and of the switch with the first low step, and the
-    bytes that this process fetched from the disk in the latter."""
+    """One run of 4 steps, two of each expert: seconds of the last high step, and of the switch with the first low step,
+    and the bytes that this process fetched from the disk in the latter."""
     from td_pack.tests.support.host import load_host
 
     load_host()

@@ -1,4 +1,5 @@
-"""`dev.py bench text`: a prompt through a full-size random umT5-XXL: ComfyUI's own nodes, TurboDiffusionTextEncode, and again."""
+"""`dev.py bench text`: a prompt through a full-size random umT5-XXL: ComfyUI's own nodes, TurboDiffusionTextEncode, and
+again."""
 
 import argparse
 import json

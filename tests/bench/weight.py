@@ -1,4 +1,5 @@
-"""`dev.py bench weight`: lines of tests for each line of product, by folder; without benchmarks, toy world and simulated GPU."""
+"""`dev.py bench weight`: lines of tests for each line of product, by folder; without benchmarks, toy world and
+simulated GPU."""
 
 import subprocess
 from pathlib import Path

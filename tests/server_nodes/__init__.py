@@ -37,7 +37,8 @@ class TestTextEmbedding(TestNode):
 
 
 class TestTensorConditioning(TestNode):
-    """Conditioning from a safetensors file in the input folder: `context` and, for I2V, `image` (a latent) and `mask`."""
+    """Conditioning from a safetensors file in the input folder: `context` and, for I2V, `image` (a latent) and
+    `mask`."""
 
     INPUTS = [io.String.Input("file")]
     OUTPUTS = [io.Conditioning.Output()]
@@ -88,7 +89,8 @@ class TestFailingVAE(TestNode):
 
 
 class TestTrouble(TestNode):
-    """Passes a latent on, fails in one of the ways that a batch has to survive, or waits before it passes the latent on.
+    """Passes a latent on, fails in one of the ways that a batch has to survive, or waits before it passes the latent
+    on.
 
     `wait` ends by an interrupt, `gate` once the file `once` exists, `audience` once a second client has been connected
     for a second, beside the one that queued the prompt.

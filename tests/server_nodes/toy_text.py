@@ -1,4 +1,5 @@
-"""The stand-in for umT5 in the toy world of tests/tiny, for the demo and the tests: a fixed random vector for each word."""
+"""The stand-in for umT5 in the toy world of tests/tiny, for the demo and the tests: a fixed random vector for each
+word."""
 
 import re
 

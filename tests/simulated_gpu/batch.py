@@ -1,7 +1,7 @@
 """A few blocks that run together: their lanes, registers, shared memory, and which lanes take part in an instruction.
 
-All threads of all blocks of a batch are lanes of numpy arrays and run in lockstep; where they diverge, the basic block that comes
-first in the program runs first, so that lanes meet again where the program does.
+All threads of all blocks of a batch are lanes of numpy arrays and run in lockstep; where they diverge, the basic block
+that comes first in the program runs first, so that lanes meet again where the program does.
 """
 
 import numpy as np
@@ -14,8 +14,9 @@ WARP = 32
 
 
 class Batch:
-    """State of a batch. `mask` bool [lanes] says which lanes run the current basic block, None means all; `r` are the register
-    slots (registers.py); `jump` is the mask and the target of a branch that not all lanes took, `next` the following block."""
+    """State of a batch. `mask` bool [lanes] says which lanes run the current basic block, None means all; `r` are the
+    register slots (registers.py); `jump` is the mask and the target of a branch that not all lanes took, `next` the
+    following block."""
 
     def __init__(
         self, r: list, grid: tuple[int, int, int], blocks: np.ndarray, threads: int, memory: GlobalMemory, shared: int

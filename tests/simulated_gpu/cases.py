@@ -1,11 +1,13 @@
-"""What runs on the emulator: every operator with a Triton kernel, through the public entries, against its definition in torch.
+"""What runs on the emulator: every operator with a Triton kernel, through the public entries, against its definition in
+torch.
 
-A case is a function of a compute capability (80, 89, ...) that gives measured errors with their bounds. `QUICK` cases are those of
-the normal test run; shapes are small and ragged, since the emulator needs about a second for a few thousand thread steps.
+A case is a function of a compute capability (80, 89, ...) that gives measured errors with their bounds. `QUICK` cases
+are those of the normal test run; shapes are small and ragged, since the emulator needs about a second for a few
+thousand thread steps.
 
-The bounds: codes and integer products are exact, so they are equal or differ by one where a product and a sum are fused into one
-rounding. Attention in bfloat16 rounds the weights, the scores' inputs and the output, each by at most 2^-9 relative: an L2 error
-of about 2e-3 is expected and 4e-3 the bound (float16: an eighth of both).
+The bounds: codes and integer products are exact, so they are equal or differ by one where a product and a sum are fused
+into one rounding. Attention in bfloat16 rounds the weights, the scores' inputs and the output, each by at most 2^-9
+relative: an L2 error of about 2e-3 is expected and 4e-3 the bound (float16: an eighth of both).
 """
 
 import importlib
@@ -33,7 +35,8 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """`run(capability, on_kernels)` where `on_kernels(function)` calls the function with the Triton kernels on the emulator."""
+    """`run(capability, on_kernels)` where `on_kernels(function)` calls the function with the Triton kernels on the
+    emulator."""
 
     name: str
     operator: str
@@ -128,8 +131,9 @@ def _attention(length, heads, d, topk, dtype=torch.bfloat16, pv="", keys=None, b
         got = on_kernels(lambda: kernels.sparse_linear_attention(q, k, v, weight, bias, topk, pv))
         wide = [None if x is None else x.float() for x in (q, k, v, weight, bias)]
         want = kernels.sparse_linear_attention(*wide, topk, pv)
-        # fp8, against the definition with the same codes: for 8.9 Triton converts a weight through float16, rounded towards zero, so
-        # that one in about 2^8 rounds to the wrong neighbour, an eighth away: 2^-4 * 2^-3 at most over the whole.
+        # fp8, against the definition with the same codes: for 8.9 Triton converts a weight through float16, rounded
+        # towards zero, so that one in about 2^8 rounds to the wrong neighbour, an eighth away: 2^-4 * 2^-3 at most over
+        # the whole.
         extra = 4e-3 if pv == "fp8" else 0
         return [Check("relative", relative(got, want), ROUNDED[dtype] + extra)]
 

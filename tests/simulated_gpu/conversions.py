@@ -1,8 +1,8 @@
 """cvt: between integers, floating-point formats and packed pairs of them, with rounding modes and saturation.
 
-Source: PTX ISA 8.7, 9.7.9.21 and 9.7.9.22. Integer results of floating-point values saturate, NaN gives 0; `.sat` clamps an integer
-to the result's range, a float to [0, 1]; `.satfinite` clamps to the largest finite value. A result narrower than its register is
-sign- or zero-extended into it.
+Source: PTX ISA 8.7, 9.7.9.21 and 9.7.9.22. Integer results of floating-point values saturate, NaN gives 0; `.sat`
+clamps an integer to the result's range, a float to [0, 1]; `.satfinite` clamps to the largest finite value. A result
+narrower than its register is sign- or zero-extended into it.
 """
 
 import re

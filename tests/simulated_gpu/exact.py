@@ -1,4 +1,5 @@
-"""Rounding by exact rational arithmetic: the oracle of the emulator's floating-point tests, apart from all of its code."""
+"""Rounding by exact rational arithmetic: the oracle of the emulator's floating-point tests, apart from all of its
+code."""
 
 import math
 from fractions import Fraction

@@ -1,7 +1,8 @@
 """Runs a parsed kernel over a grid, a batch of blocks at a time.
 
-Each instruction becomes a step, a function of the batch, once; a launch runs the steps of a basic block in order and then the block
-that comes first in the program among those its lanes wait at. Branches and returns are PTX ISA 8.7, 9.7.12.
+Each instruction becomes a step, a function of the batch, once; a launch runs the steps of a basic block in order and
+then the block that comes first in the program among those its lanes wait at. Branches and returns are PTX ISA 8.7,
+9.7.12.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ class EmulatorError(RuntimeError):
 class Machine:
     """A kernel ready to run. `shared` bytes of dynamic shared memory per block.
 
-    Raises UnsupportedInstruction, which names opcode, PTX line and Python source line, for an instruction it does not know."""
+    Raises UnsupportedInstruction, which names opcode, PTX line and Python source line, for an instruction it does not
+    know."""
 
     def __init__(self, kernel: Kernel, shared: int):
         self.kernel, self._shared = kernel, shared
@@ -38,7 +40,8 @@ class Machine:
     def launch(
         self, grid: tuple[int, int, int], arguments: list[bytes], memory: GlobalMemory, max_lanes: int = MAX_LANES
     ):
-        """Runs all blocks of the grid; arguments are the parameters' bytes, little-endian. Raises a `Fault` at the first error."""
+        """Runs all blocks of the grid; arguments are the parameters' bytes, little-endian. Raises a `Fault` at the
+        first error."""
         sizes = [len(a) for a in arguments]
         if sizes != self.kernel.parameters:
             raise ValueError(f"{self.kernel.name} takes parameters of {self.kernel.parameters} bytes, got {sizes}")
@@ -100,7 +103,8 @@ class Machine:
         self.executed += len(self._blocks[number])
         self.hazards.update(b.shared.hazards)
 
-    # --- decoding -------------------------------------------------------------------------------------------------------
+    # --- decoding
+    # -------------------------------------------------------------------------------------------------------
 
     def _decode(self, i: Instruction, watched: bool):
         step = None

@@ -1,15 +1,17 @@
-"""What the emulator reports instead of computing on: the errors compute-sanitizer's tools find on a GPU, and gaps of the emulator.
+"""What the emulator reports instead of computing on: the errors compute-sanitizer's tools find on a GPU, and gaps of
+the emulator.
 
-Every fault names the PTX instruction and the Python source line it was compiled from (from the `.loc` directives), and the first
-thread and address where the check failed. The line is attached by `execute.Machine`, which knows the running instruction.
+Every fault names the PTX instruction and the Python source line it was compiled from (from the `.loc` directives), and
+the first thread and address where the check failed. The line is attached by `execute.Machine`, which knows the running
+instruction.
 """
 
 
 class Fault(Exception):
     """A compiled kernel broke a rule of the PTX memory or execution model.
 
-    Attributes: `problem` (text), `thread` ("block 3 thread 17", or None), `address` (int, or None), `line` (PTX text and source
-    position, set once the instruction is known)."""
+    Attributes: `problem` (text), `thread` ("block 3 thread 17", or None), `address` (int, or None), `line` (PTX text
+    and source position, set once the instruction is known)."""
 
     def __init__(self, problem: str, thread: str | None = None, address: int | None = None):
         super().__init__(problem)

@@ -1,8 +1,8 @@
 """Floating-point instructions on bit patterns: add, sub, mul, fma, div, sqrt, min, max, the approximate functions.
 
-Source: PTX ISA 8.7, 9.7.3 (f32), 9.7.4 (f16, bf16, packed pairs), 9.7.5 (mixed precision). `.approx` and `div.full` are computed
-exactly and rounded once: the hardware's own errors (2^-22 and the like) are not emulated. A result that is NaN is the canonical
-one; float16 and bfloat16 results are rounded once from the exact value, also for fma.
+Source: PTX ISA 8.7, 9.7.3 (f32), 9.7.4 (f16, bf16, packed pairs), 9.7.5 (mixed precision). `.approx` and `div.full` are
+computed exactly and rounded once: the hardware's own errors (2^-22 and the like) are not emulated. A result that is NaN
+is the canonical one; float16 and bfloat16 results are rounded once from the exact value, also for fma.
 """
 
 import re
@@ -22,8 +22,8 @@ def _terms(name: str, values):
 
 
 def _exact(name: str, values, rounding: str):
-    """The result in float64, rounded so that one more rounding is correct. A sum of exactly zero is -0 in rounding down, unless
-    both terms are +0 (IEEE 754-2019, 6.3)."""
+    """The result in float64, rounded so that one more rounding is correct. A sum of exactly zero is -0 in rounding
+    down, unless both terms are +0 (IEEE 754-2019, 6.3)."""
     terms = _terms(name, values)
     if len(terms) == 1:
         return terms[0]

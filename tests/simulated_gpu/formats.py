@@ -1,9 +1,11 @@
 """Floating-point formats as bit patterns: decoding, and encoding with each rounding mode, saturation and the GPU's NaN.
 
-Sources: IEEE 754-2019 (float32, float16, directed rounding); PTX ISA 8.7, 5.2 (bf16, e4m3, e5m2) and 9.7.9.21 (`cvt`: canonical NaN
-0x7fffffff, 0x7fff, 0x7f; `.satfinite`); OCP 8-bit Floating Point Specification 1.0 (e4m3 has no infinity, NaN is S.1111.111).
+Sources: IEEE 754-2019 (float32, float16, directed rounding); PTX ISA 8.7, 5.2 (bf16, e4m3, e5m2) and 9.7.9.21 (`cvt`:
+canonical NaN 0x7fffffff, 0x7fff, 0x7f; `.satfinite`); OCP 8-bit Floating Point Specification 1.0 (e4m3 has no infinity,
+NaN is S.1111.111).
 
-Arrays hold unsigned integers of a format's width; exact values travel as float64, in which every product of two float32 is exact.
+Arrays hold unsigned integers of a format's width; exact values travel as float64, in which every product of two float32
+is exact.
 """
 
 from dataclasses import dataclass
@@ -108,8 +110,8 @@ def round_value(value, kind: Format, rounding: str = "rn"):
 def encode(value, kind: Format, rounding: str = "rn", satfinite: bool = False):
     """float64 (or float32) values as bit patterns of `kind`, rounded once.
 
-    Beyond the largest finite value: that value with `satfinite`, or where the rounding mode goes towards zero there, or where
-    the format has no infinity; else infinity. NaN becomes the format's positive NaN."""
+    Beyond the largest finite value: that value with `satfinite`, or where the rounding mode goes towards zero there, or
+    where the format has no infinity; else infinity. NaN becomes the format's positive NaN."""
     value = np.asarray(value)
     if rounding == "rn" and not satfinite:
         fast = _encode_nearest(value, kind)
@@ -165,8 +167,8 @@ def _pack(value, kind: Format):
 
 
 def sum_to_odd(a, b):
-    """a + b in float64, rounded to odd: rounding the result once more, in any mode, to a format of at most 51 bits gives what
-    rounding the exact sum gives (Boldo and Melquiond 2008). The error of the sum is Knuth's TwoSum."""
+    """a + b in float64, rounded to odd: rounding the result once more, in any mode, to a format of at most 51 bits
+    gives what rounding the exact sum gives (Boldo and Melquiond 2008). The error of the sum is Knuth's TwoSum."""
     total = a + b
     part = total - a
     error = (a - (total - part)) + (b - part)

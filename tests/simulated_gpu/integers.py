@@ -1,7 +1,7 @@
 """Integer, logic, comparison and selection instructions on bit patterns.
 
-Source: PTX ISA 8.7, 9.7.1 (integer arithmetic), 9.7.6 and 9.7.7 (set, setp, selp), 9.7.8 (logic and shift), 9.7.9.7 (prmt).
-Division by zero is "unspecified" there: all ones here.
+Source: PTX ISA 8.7, 9.7.1 (integer arithmetic), 9.7.6 and 9.7.7 (set, setp, selp), 9.7.8 (logic and shift), 9.7.9.7
+(prmt). Division by zero is "unspecified" there: all ones here.
 """
 
 import re

@@ -1,7 +1,7 @@
 """mov, ld, st, cp.async and atom: data between registers, parameters, global and shared memory.
 
-Source: PTX ISA 8.7, 9.7.9 (data movement), 9.7.9.25.3 (cp.async), 9.7.13.4 and 9.7.13.7 (atom, red). Cache operators, eviction
-priorities and cache policies change no result and are ignored.
+Source: PTX ISA 8.7, 9.7.9 (data movement), 9.7.9.25.3 (cp.async), 9.7.13.4 and 9.7.13.7 (atom, red). Cache operators,
+eviction priorities and cache policies change no result and are ignored.
 """
 
 import re
@@ -123,8 +123,8 @@ def _store(i: Instruction, slots: Slots, guard):
 
 
 class CopyGroups:
-    """cp.async groups of each block of a batch: `open` since the last commit, and `committed`, oldest first. A thread waits for
-    its own copies; blocks whose threads commit or wait apart are refused (as a divergent barrier)."""
+    """cp.async groups of each block of a batch: `open` since the last commit, and `committed`, oldest first. A thread
+    waits for its own copies; blocks whose threads commit or wait apart are refused (as a divergent barrier)."""
 
     def __init__(self, blocks: int):
         self.open: list[list] = [[] for _ in range(blocks)]

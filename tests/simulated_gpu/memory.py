@@ -1,7 +1,7 @@
 """Global memory of a launch: the allocations a kernel may touch, on the host's own memory.
 
-Checks of compute-sanitizer's memcheck and initcheck: an access must lie within one allocation, be aligned to its size (PTX ISA 8.7,
-6.4.1.1), and a read byte must have been written where the allocation tracks that.
+Checks of compute-sanitizer's memcheck and initcheck: an access must lie within one allocation, be aligned to its size
+(PTX ISA 8.7, 6.4.1.1), and a read byte must have been written where the allocation tracks that.
 """
 
 import ctypes
@@ -18,8 +18,8 @@ _ALIGNMENT = 16  # of the array over an allocation; a partial unit at either end
 
 @dataclass
 class Allocation:
-    """`size` bytes from `address` that may be touched. `written`: uint8 [size], 255 for bytes that hold a value, 0 for others;
-    None if all do. Stores set it."""
+    """`size` bytes from `address` that may be touched. `written`: uint8 [size], 255 for bytes that hold a value, 0 for
+    others; None if all do. Stores set it."""
 
     address: int
     size: int
@@ -67,7 +67,8 @@ class GlobalMemory:
             allocation.close()
 
     def _locate(self, addresses, size: int, thread):
-        """Yields (allocation, lanes, indices of units) that cover all addresses [n]; `thread` names a lane by its index."""
+        """Yields (allocation, lanes, indices of units) that cover all addresses [n]; `thread` names a lane by its
+        index."""
         if (bad := addresses & np.uint64(size - 1)).any():
             lane = int(np.flatnonzero(bad)[0])
             raise Misaligned(f"an access of {size} bytes is not aligned to them", thread(lane), int(addresses[lane]))

@@ -1,7 +1,7 @@
 """Reads the PTX that Triton writes: one kernel, its parameters, and its instructions in basic blocks.
 
-Source of the syntax: PTX ISA 8.7, chapters 4 (syntax), 5 (state spaces, types) and 11 (directives). Only the subset that LLVM's
-NVPTX back end and Triton's inline assembly produce is read: one `.entry`, no functions, no local memory.
+Source of the syntax: PTX ISA 8.7, chapters 4 (syntax), 5 (state spaces, types) and 11 (directives). Only the subset
+that LLVM's NVPTX back end and Triton's inline assembly produce is read: one `.entry`, no functions, no local memory.
 """
 
 import re
@@ -46,8 +46,8 @@ class Instruction:
 
 @dataclass
 class Kernel:
-    """A parsed `.entry`: `parameters` are byte sizes in order, `threads` the block size, `registers` the width in bytes of each
-    declared register prefix (0: predicate), `labels` the index of the block a label stands before."""
+    """A parsed `.entry`: `parameters` are byte sizes in order, `threads` the block size, `registers` the width in bytes
+    of each declared register prefix (0: predicate), `labels` the index of the block a label stands before."""
 
     name: str
     parameters: list[int]

@@ -49,8 +49,8 @@ def launch(body: str, *arrays: np.ndarray, threads: int = 32, blocks: int = 1, s
 
 
 def evaluate(opcode: str, *operands, bits: int, immediates: str = "") -> np.ndarray:
-    """An instruction on one element of each operand in every thread: unsigned arrays [n], bool for predicates. `bits` is the
-    width of the result, 0 for a predicate (which comes as uint32 0 or 1). `immediates` follow the operands."""
+    """An instruction on one element of each operand in every thread: unsigned arrays [n], bool for predicates. `bits`
+    is the width of the result, 0 for a predicate (which comes as uint32 0 or 1). `immediates` follow the operands."""
     n = len(operands[0])
     padded = -(-n // 32) * 32
     arrays, lines, names = [], [], []

@@ -1,7 +1,7 @@
 """Where a kernel's registers and immediates lie: slots in a list, one list for each batch of blocks that runs.
 
-A slot holds an array with a value for each lane, or a numpy scalar where all lanes agree; values are unsigned integers of the
-register's width, predicates are bools. Arrays in slots are never changed in place.
+A slot holds an array with a value for each lane, or a numpy scalar where all lanes agree; values are unsigned integers
+of the register's width, predicates are bools. Arrays in slots are never changed in place.
 """
 
 import numpy as np
@@ -14,8 +14,8 @@ LANE_IDS = ("%laneid", "%warpid")
 
 
 class Slots:
-    """Slots of one kernel. `template` are their values before the first instruction: immediates, and poison (all ones, false)
-    in registers, so that arithmetic on a register nobody wrote shows as NaN or -1."""
+    """Slots of one kernel. `template` are their values before the first instruction: immediates, and poison (all ones,
+    false) in registers, so that arithmetic on a register nobody wrote shows as NaN or -1."""
 
     def __init__(self, kernel: Kernel):
         self._kernel = kernel

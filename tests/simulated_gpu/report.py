@@ -1,4 +1,5 @@
-"""Writes docs/benchmarks/simulated.md: what the compiled kernels gave on the emulator, by kernel and compute capability."""
+"""Writes docs/benchmarks/simulated.md: what the compiled kernels gave on the emulator, by kernel and compute
+capability."""
 
 import subprocess
 from collections import defaultdict

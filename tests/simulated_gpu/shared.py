@@ -1,14 +1,17 @@
 """Shared memory of the blocks that run together, and copies into it that are in flight.
 
 Checks of compute-sanitizer's racecheck, memcheck and initcheck, by 32-bit word:
-- two warps of a block that touch a word in one interval between barriers, one of them writing (PTX ISA 8.7, 8.9: no order);
-- a word that a `cp.async` in flight will write, or a `wgmma` in flight reads (9.7.9.25.3, 9.7.15.6: undefined before the wait);
+- two warps of a block that touch a word in one interval between barriers, one of them writing (PTX ISA 8.7, 8.9: no
+  order);
+- a word that a `cp.async` in flight will write, or a `wgmma` in flight reads (9.7.9.25.3, 9.7.15.6: undefined before
+  the wait);
 - reading a byte that nothing has written; two lanes of one store that disagree about a word.
 
 A word written by several warps with the same bits in one interval is no race: Triton stores replicated values so.
 
-A cp.async that overwrites operands of a wgmma in flight is noted in `hazards` instead of raised: Triton 3.6 compiles such loops for
-9.0 (it splits a product whose A is in registers and waits for the first part alone), and the copy's latency hides it on a GPU.
+A cp.async that overwrites operands of a wgmma in flight is noted in `hazards` instead of raised: Triton 3.6 compiles
+such loops for 9.0 (it splits a product whose A is in registers and waits for the first part alone), and the copy's
+latency hides it on a GPU.
 """
 
 import numpy as np
@@ -29,14 +32,15 @@ class SharedMemory:
         data = np.full(total, 0xFF, np.uint8)
         self._data = {n: data.view(unit) for n, unit in UNIT.items()}
         self._written = np.zeros(total, np.uint8)  # 255: holds a value
-        # Of each word: who wrote and who read it last (warp of the batch, or several) and in which interval between barriers.
+        # Of each word: who wrote and who read it last (warp of the batch, or several) and in which interval between
+        # barriers.
         self._writer, self._reader = np.full(words, -1, np.int32), np.full(words, -1, np.int32)
         self._write_interval, self._read_interval = np.full(words, -1, np.int32), np.full(words, -1, np.int32)
         self._copies = np.zeros(words, np.int16)  # in flight to it
         self._matrix_reads = np.zeros(words, np.int16)  # by wgmma in flight
         self._interval = np.zeros(blocks, np.int32)
-        # A store by the generic proxy is seen by the async proxy (wgmma) once its warp has passed a fence.proxy.async. Copies by
-        # cp.async are exempt: Triton, like CUTLASS, waits for them and fences nothing.
+        # A store by the generic proxy is seen by the async proxy (wgmma) once its warp has passed a fence.proxy.async.
+        # Copies by cp.async are exempt: Triton, like CUTLASS, waits for them and fences nothing.
         self.hazards: list[str] = []
         self._stores = 0
         self._write_time = np.zeros(words, np.int64)
@@ -124,7 +128,8 @@ class SharedMemory:
         interval, by = self._interval[warp // self._warps][:, None], warp[:, None]
         values = np.ascontiguousarray(data).view(UNIT[size]).reshape(-1)
         wide = values.view(np.uint32).reshape(words.shape) if size >= 4 else None
-        # Warps that write different bytes of one word are no race, and not told apart from those that write the same byte.
+        # Warps that write different bytes of one word are no race, and not told apart from those that write the same
+        # byte.
         self._check_write(by, words, interval, self._data[4][words] if wide is None else wide, place, thread)
         self._data[size][start // size] = values
         if wide is not None and (lost := self._data[4][words] != wide).any():
@@ -156,8 +161,8 @@ class SharedMemory:
         self._write_time[words] = 0
 
     def matrix_read(self, block, place, thread):
-        """Rows of 16 bytes at addresses int64 [g, ...] that wgmma of warp groups in blocks [g] reads by the async proxy: uint8
-        [g, ..., 16], and the words int64 [g, ...] for `end_matrix_read`, group by group."""
+        """Rows of 16 bytes at addresses int64 [g, ...] that wgmma of warp groups in blocks [g] reads by the async
+        proxy: uint8 [g, ..., 16], and the words int64 [g, ...] for `end_matrix_read`, group by group."""
         if int(place.min()) < 0 or int(place.max()) + 16 > self.size:
             raise OutOfBounds(
                 f"a matrix descriptor reaches beyond the block's {self.size} bytes", thread(0), int(place.max())

@@ -1,8 +1,8 @@
 """ldmatrix, stmatrix and mma.sync: matrix fragments of a warp in registers.
 
-Source: PTX ISA 8.7, 9.7.14.5 (mma fragments of m16n8k8, k16, k32), 9.7.14.5.15 (ldmatrix) and 9.7.14.5.16 (stmatrix). Products are
-exact in float32 (8-bit and 16-bit operands), sums are float32 in the order of the host's BLAS: the hardware's own rounding within
-one instruction is not emulated. int8 sums are exact.
+Source: PTX ISA 8.7, 9.7.14.5 (mma fragments of m16n8k8, k16, k32), 9.7.14.5.15 (ldmatrix) and 9.7.14.5.16 (stmatrix).
+Products are exact in float32 (8-bit and 16-bit operands), sums are float32 in the order of the host's BLAS: the
+hardware's own rounding within one instruction is not emulated. int8 sums are exact.
 """
 
 import re
@@ -33,7 +33,8 @@ def _warp_lanes(warps, count: int):
 
 
 def _load_matrix(i: Instruction, slots: Slots, guard):
-    """ldmatrix .m8n8 .b16: lane 8n + r gives the address of row r of matrix n; lane (g, t) gets elements 2t, 2t+1 of row g."""
+    """ldmatrix .m8n8 .b16: lane 8n + r gives the address of row r of matrix n; lane (g, t) gets elements 2t, 2t+1 of
+    row g."""
     if i.parts[3] != "m8n8":
         return None
     count, transposed = int(i.parts[4][1]), "trans" in i.parts
@@ -80,8 +81,8 @@ def _store_matrix(i: Instruction, slots: Slots, guard):
 
 
 def fragment_a(words, kind: str, warps_high: int = 1):
-    """Fragment A, uint32 [lanes, registers] -> float32 [warps, 16, k] (of 4 warps: [groups, 64, k]). Register: (k half, row half);
-    lane (g, t): row g, elements t * n to t * n + n - 1 of the half."""
+    """Fragment A, uint32 [lanes, registers] -> float32 [warps, 16, k] (of 4 warps: [groups, 64, k]). Register: (k half,
+    row half); lane (g, t): row g, elements t * n to t * n + n - 1 of the half."""
     per = 32 // ELEMENT_BITS[kind]
     halves = words.shape[1] // 2
     values = elements(words, kind).reshape(-1, warps_high, 8, 4, halves, 2, per)

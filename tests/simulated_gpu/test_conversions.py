@@ -1,4 +1,5 @@
-"""cvt against exact rational arithmetic, torch and Python's integers: rounding modes, saturation, NaN, 8-bit formats."""
+"""cvt against exact rational arithmetic, torch and Python's integers: rounding modes, saturation, NaN, 8-bit
+formats."""
 
 import math
 from fractions import Fraction

@@ -1,4 +1,5 @@
-"""Each fault the emulator knows is raised by a small kernel that commits it, with the source line, and not by its mended twin."""
+"""Each fault the emulator knows is raised by a small kernel that commits it, with the source line, and not by its
+mended twin."""
 
 import numpy as np
 import pytest

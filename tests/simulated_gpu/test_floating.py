@@ -1,4 +1,5 @@
-"""Floating-point instructions against exact rational arithmetic, in every rounding mode, with NaN, infinities and signed zeros."""
+"""Floating-point instructions against exact rational arithmetic, in every rounding mode, with NaN, infinities and
+signed zeros."""
 
 import itertools
 import math
@@ -12,7 +13,8 @@ from .program import evaluate
 
 NAN = {"f32": 0x7FFFFFFF, "f16": 0x7FFF, "bf16": 0x7FFF}
 UNSIGNED = {"f32": np.uint32, "f16": np.uint16, "bf16": np.uint16}
-# Zeros, infinities, NaN, the smallest and largest subnormal and normal numbers, ones with a last bit, a number and its opposite.
+# Zeros, infinities, NaN, the smallest and largest subnormal and normal numbers, ones with a last bit, a number and its
+# opposite.
 SPECIAL = {
     "f32": [0, 1 << 31, 0x7F800000, 0xFF800000, 0x7FC00000, 1, 0x80000001, 0x7FFFFF, 0x800000, 0x7F7FFFFF, 0xFF7FFFFF,
             0x3F800000, 0x3F800001, 0xBF800000, 0xBF800001, 0x33800000, 0x3F000000, 0x4B800001],
@@ -40,8 +42,8 @@ def to_bits(value: float, kind: str) -> int:
 
 
 def operands(kind: str, count: int) -> list[np.ndarray]:
-    """Special values in all pairs (for three operands with each as the addend in turn), then random bit patterns whose exponents
-    are close, so that sums cancel and round."""
+    """Special values in all pairs (for three operands with each as the addend in turn), then random bit patterns whose
+    exponents are close, so that sums cancel and round."""
     special = SPECIAL[kind]
     rows = [(*pair, special[n % len(special)]) for n, pair in enumerate(itertools.product(special, repeat=2))]
     generator, bits = np.random.default_rng(0), 8 * np.dtype(UNSIGNED[kind]).itemsize

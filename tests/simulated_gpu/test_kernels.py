@@ -1,7 +1,8 @@
-"""The compiled kernels, executed in the emulator, against their definitions: see cases.py for the shapes and the bounds.
+"""The compiled kernels, executed in the emulator, against their definitions: see cases.py for the shapes and the
+bounds.
 
-A plain run takes the quick cases for compute capability 8.0. `--simulated 90` takes every case for 9.0, `--simulated all` every case
-for each capability, and then writes docs/benchmarks/simulated.md."""
+A plain run takes the quick cases for compute capability 8.0. `--simulated 90` takes every case for 9.0, `--simulated
+all` every case for each capability, and then writes docs/benchmarks/simulated.md."""
 
 import pytest
 
@@ -9,8 +10,9 @@ from . import report
 from .cases import ALL, CASES
 from .worker import Worker
 
-# Hazards (shared.py) that are known, by kernel and compute capability. `_kv_partial_kernel` with its two stages has one buffer for v:
-# Triton waits for the first quarter of the product over a block of v before it fetches the next block to the same place.
+# Hazards (shared.py) that are known, by kernel and compute capability. `_kv_partial_kernel` with its two stages has one
+# buffer for v: Triton waits for the first quarter of the product over a block of v before it fetches the next block to
+# the same place.
 KNOWN_HAZARDS = {("_kv_partial_kernel", 90)}
 
 

@@ -1,5 +1,5 @@
-"""The emulator is tested by defects: PTX with a barrier or wait removed, operands swapped or an address shifted must be noticed, as a
-fault or as a wrong result. Those that are not are listed with the reason."""
+"""The emulator is tested by defects: PTX with a barrier or wait removed, operands swapped or an address shifted must be
+noticed, as a fault or as a wrong result. Those that are not are listed with the reason."""
 
 from collections import Counter
 

@@ -110,7 +110,8 @@ def test_mma(k, result, kind):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_ldmatrix_and_stmatrix(count, transposed):
-    """Rows of 8 elements go through shared memory: each lane's pair comes from row lane / 4, columns lane % 4 * 2 and the next."""
+    """Rows of 8 elements go through shared memory: each lane's pair comes from row lane / 4, columns lane % 4 * 2 and
+    the next."""
     matrices = np.random.default_rng(0).integers(0, 2**16, (count, 8, 8)).astype(np.uint16)
     out, back = np.zeros((count, 32), np.uint32), np.zeros((count, 8, 8), np.uint16)
     trans, registers = ".trans" if transposed else "", "{" + ", ".join(f"%r{40 + n}" for n in range(count)) + "}"

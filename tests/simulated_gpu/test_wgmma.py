@@ -13,7 +13,8 @@ B_AT = 64 * PITCH
 
 
 def swizzled(matrix: np.ndarray) -> np.ndarray:
-    """Rows of 16-bit elements as shared memory holds them with 128-byte swizzle: 16-byte chunk c of row r lies at c xor (r mod 8)."""
+    """Rows of 16-bit elements as shared memory holds them with 128-byte swizzle: 16-byte chunk c of row r lies at c xor
+    (r mod 8)."""
     image = np.zeros((len(matrix), 8, 8), np.uint16)
     chunks = matrix.reshape(len(matrix), -1, 8)
     for r in range(len(matrix)):
@@ -32,7 +33,8 @@ def numbers(bits: np.ndarray) -> np.ndarray:
 
 
 def descriptor(start: int) -> int:
-    """9.7.15.5.1: address and strides in units of 16 bytes; 1024 bytes between groups of eight rows; swizzle of 128 bytes."""
+    """9.7.15.5.1: address and strides in units of 16 bytes; 1024 bytes between groups of eight rows; swizzle of 128
+    bytes."""
     return start >> 4 | 1 << 16 | (1024 >> 4) << 32 | 1 << 62
 
 
@@ -66,7 +68,8 @@ def program(a_operands: list[str], b_starts: list[int], transposed: int, parts: 
     lines += [parts["fence"]]
     for n, a in enumerate(a_operands):
         lines.append(
-            f"wgmma.mma_async.sync.aligned.m64n{N}k16.f32.bf16.bf16 {{{', '.join(REGISTERS)}}}, {a}, %rd{30 + n}, 1, {flags};"
+            f"wgmma.mma_async.sync.aligned.m64n{N}k16.f32.bf16.bf16 {{{', '.join(REGISTERS)}}}, {a}, %rd{30 + n}, 1, "
+            f"{flags};"
         )
     lines += [
         parts["commit"],
@@ -129,7 +132,8 @@ def test_product(a_from, b_major):
         (ReadBeforeWait, "a register of a wgmma in flight", {"commit": ""}),
         (ReadBeforeWait, "a register of a wgmma in flight", {"between": "mov.b32 %r100, 0;"}),
         (ReadBeforeWait, "written while a wgmma that reads it", {"between": "st.shared.b32 [%r5], 0;"}),
-        (DivergentBarrier, "wgmma.wait_group", {"wait": "setp.lt.u32 %p1, %r0, 32; \n @%p1 bra $L_x; \n wgmma.wait_group.sync.aligned 0; \n$L_x:"}),
+        (DivergentBarrier, "wgmma.wait_group", {"wait": "setp.lt.u32 %p1, %r0, 32; \n @%p1 bra $L_x; \n "
+                                                        "wgmma.wait_group.sync.aligned 0; \n$L_x:"}),
     ],
 )  # fmt: skip
 def test_each_order_is_needed(fault, message, changed):

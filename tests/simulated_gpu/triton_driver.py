@@ -1,7 +1,7 @@
 """A Triton driver whose device is the emulator: launchers, specialization and compilation are Triton's own, up to PTX.
 
-`install(80)` before the first launch of a process in which TRITON_INTERPRET is not set. The PTX that Triton compiles for the
-target then runs on the memory of the tensors themselves, whatever device they claim to be on. Triton 3.6.
+`install(80)` before the first launch of a process in which TRITON_INTERPRET is not set. The PTX that Triton compiles
+for the target then runs on the memory of the tensors themselves, whatever device they claim to be on. Triton 3.6.
 """
 
 import struct
@@ -20,7 +20,8 @@ from .execute import Machine
 from .memory import Allocation, GlobalMemory
 from .parse import parse
 
-# Bytes of shared memory a block may have (CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability").
+# Bytes of shared memory a block may have (CUDA C++ Programming Guide, table "Technical Specifications per Compute
+# Capability").
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 _SCRATCH = (
     2  # pointers to global and profile scratch memory that end every kernel's parameters; no kernel of ours uses them
@@ -56,7 +57,8 @@ class PtxBackend(CUDABackend):
 
 @dataclass
 class Launch:
-    """What one launch did: the kernel's name, blocks, instructions executed (once a batch of blocks), hazards (shared.py)."""
+    """What one launch did: the kernel's name, blocks, instructions executed (once a batch of blocks), hazards
+    (shared.py)."""
 
     name: str
     blocks: int
@@ -66,8 +68,8 @@ class Launch:
 
 @dataclass
 class Session:
-    """What the driver's users set and read. `mutate` changes a kernel's PTX before it runs (name, text) -> text; `written` gives the
-    bytes of a tensor that hold values (memory.Allocation), None for all; `launches` is the log."""
+    """What the driver's users set and read. `mutate` changes a kernel's PTX before it runs (name, text) -> text;
+    `written` gives the bytes of a tensor that hold values (memory.Allocation), None for all; `launches` is the log."""
 
     mutate: Callable[[str, str], str] | None = None
     written: Callable[[torch.Tensor, int, int], np.ndarray | None] = lambda tensor, start, size: None

@@ -9,7 +9,8 @@ import torch
 
 
 class EmptyTensors:
-    """The tensors that torch.empty and its relatives made within `watching`, and which of their bytes kernels have written.
+    """The tensors that torch.empty and its relatives made within `watching`, and which of their bytes kernels have
+    written.
 
     They are kept alive and filled with 0xFF (NaN, -1), so that a place nothing wrote shows in a result too."""
 

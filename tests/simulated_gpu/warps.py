@@ -1,7 +1,7 @@
 """Instructions across the lanes of a warp, and barriers: shfl, vote, match, redux, activemask, bar.
 
-Source: PTX ISA 8.7, 9.7.9.6 (shfl.sync), 9.7.13.1 to 9.7.13.3 (bar, barrier), 9.7.13.9 to 9.7.13.12 (vote, match, activemask, redux).
-The lanes that a member mask names must all take part, else the fault is a divergent barrier.
+Source: PTX ISA 8.7, 9.7.9.6 (shfl.sync), 9.7.13.1 to 9.7.13.3 (bar, barrier), 9.7.13.9 to 9.7.13.12 (vote, match,
+activemask, redux). The lanes that a member mask names must all take part, else the fault is a divergent barrier.
 """
 
 import numpy as np
@@ -27,8 +27,8 @@ def _check_members(b, members, mask, what: str) -> None:
 
 
 def _shuffle(i: Instruction, slots: Slots, guard):
-    """shfl.sync: the source lane is computed within the segment that the clamp operand describes; beyond it the lane keeps its
-    own value and the optional predicate is false."""
+    """shfl.sync: the source lane is computed within the segment that the clamp operand describes; beyond it the lane
+    keeps its own value and the optional predicate is false."""
     mode, (target, _, valid) = i.parts[2], i.operands[0].partition("|")
     to, ok = slots.target(target), slots.target(valid) if valid else None
     source, offset, clamp, members = (slots.source(x, 32) for x in i.operands[1:5])
@@ -138,7 +138,8 @@ def _active_mask(i: Instruction, slots: Slots, guard):
 
 
 def _barrier(i: Instruction, slots: Slots, guard):
-    """bar.sync 0: all threads of a block; bar.warp.sync: a warp. Named barriers and those of some warps are not there."""
+    """bar.sync 0: all threads of a block; bar.warp.sync: a warp. Named barriers and those of some warps are not
+    there."""
     if i.parts[1] == "warp":
         members = slots.source(i.operands[0], 32)
         return lambda b: _check_members(b, b.r[members], b.active(*guard), "bar.warp.sync")

@@ -1,11 +1,12 @@
 """wgmma: asynchronous products of a warp group (four warps), B and possibly A read from shared memory by descriptors.
 
-Source: PTX ISA 8.7, 9.7.15 (wgmma; 9.7.15.5.1 matrix descriptor and swizzling, 9.7.15.6 and 9.7.15.7 fence, commit and wait). The
-product is computed where it is issued; until the wait for its group the accumulators may not be read or written, A's registers not
-be written, the operands in shared memory not be overwritten. Registers that other instructions wrote need a wgmma.fence before.
+Source: PTX ISA 8.7, 9.7.15 (wgmma; 9.7.15.5.1 matrix descriptor and swizzling, 9.7.15.6 and 9.7.15.7 fence, commit and
+wait). The product is computed where it is issued; until the wait for its group the accumulators may not be read or
+written, A's registers not be written, the operands in shared memory not be overwritten. Registers that other
+instructions wrote need a wgmma.fence before.
 
-The leading byte offset only matters for an operand that is stored along M or N and wider than the swizzle; its low three bits are
-ignored, as results with Triton's descriptors show.
+The leading byte offset only matters for an operand that is stored along M or N and wider than the swizzle; its low
+three bits are ignored, as results with Triton's descriptors show.
 """
 
 import re
@@ -25,8 +26,8 @@ _PITCH = {1: 128, 2: 64, 3: 32}  # bytes, by the descriptor's swizzle mode
 
 @dataclass
 class _Product:
-    """A wgmma in flight: its accumulators' and A's register slots, and what it reads of shared memory (words of each operand) by
-    warp group, for the groups that have not waited for it yet."""
+    """A wgmma in flight: its accumulators' and A's register slots, and what it reads of shared memory (words of each
+    operand) by warp group, for the groups that have not waited for it yet."""
 
     accumulators: frozenset
     sources: frozenset
@@ -34,8 +35,8 @@ class _Product:
 
 
 class ProductGroups:
-    """The wgmma groups of a batch, by warp group: `open` since the last commit, and `committed`, oldest first. `dirty` are the
-    slots written since the last wgmma.fence."""
+    """The wgmma groups of a batch, by warp group: `open` since the last commit, and `committed`, oldest first. `dirty`
+    are the slots written since the last wgmma.fence."""
 
     def __init__(self, groups: int):
         self.open: list[list[_Product]] = [[] for _ in range(groups)]
@@ -56,8 +57,9 @@ class ProductGroups:
                 yield from group
 
     def check(self, b, reads: frozenset, writes: frozenset, renames: bool) -> None:
-        """Raises ReadBeforeWait if an instruction touches registers of a product in flight. One that `renames`, a mov between
-        two registers, makes its target one of the product's: such copies stand at the ends of loops, and ptxas removes them."""
+        """Raises ReadBeforeWait if an instruction touches registers of a product in flight. One that `renames`, a mov
+        between two registers, makes its target one of the product's: such copies stand at the ends of loops, and ptxas
+        removes them."""
         groups = None
         for product in self.in_flight():
             touched = product.accumulators & (reads | writes) or product.sources & writes
@@ -109,8 +111,9 @@ def _names(operand) -> frozenset:
 
 
 def read_matrix(b, descriptors, groups, rows: int, columns: int, size: int, across: bool):
-    """The operand [rows, columns] of elements of `size` bytes that a descriptor of each warp group names: float-less words uint32
-    [groups, rows, columns * size / 4], and the token of the read. `across`: stored with consecutive rows together (M- or N-major)."""
+    """The operand [rows, columns] of elements of `size` bytes that a descriptor of each warp group names: float-less
+    words uint32 [groups, rows, columns * size / 4], and the token of the read. `across`: stored with consecutive rows
+    together (M- or N-major)."""
     d = descriptors.astype(np.uint64)
 
     def bits(position, mask):
@@ -135,7 +138,8 @@ _MMA = re.compile(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k(\d+)\.(f32|s32)(
 
 
 def _multiply(i: Instruction, slots: Slots):
-    """wgmma.mma_async: D [64, n] = A B (+ D where scale-d is true), A from registers or shared memory, B [n, k] from shared."""
+    """wgmma.mma_async: D [64, n] = A B (+ D where scale-d is true), A from registers or shared memory, B [n, k] from
+    shared."""
     found = _MMA.fullmatch(i.opcode)
     if found is None or {found[4], found[5]} - ELEMENT_BITS.keys() or "satfinite" in i.opcode:
         return None

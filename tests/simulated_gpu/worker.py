@@ -1,4 +1,5 @@
-"""Runs cases on the emulator in a process of its own: Triton must not be in interpreter mode there, and compiles for one target.
+"""Runs cases on the emulator in a process of its own: Triton must not be in interpreter mode there, and compiles for
+one target.
 
 `Worker` is the tests' side, `serve` the process'. Compiled PTX stays in Triton's cache, in the cache folder of dev.py.
 """
@@ -19,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Result(NamedTuple):
-    """`checks` of a case, or the text of the fault or error that ended it; `launches` names the kernels that ran, `hazards` what
-    was noted of which (shared.py), `mutations` the defects that can be put into them."""
+    """`checks` of a case, or the text of the fault or error that ended it; `launches` names the kernels that ran,
+    `hazards` what was noted of which (shared.py), `mutations` the defects that can be put into them."""
 
     checks: list
     error: str | None
@@ -32,8 +33,8 @@ class Result(NamedTuple):
 
 @contextmanager
 def claim_device(capability: int):
-    """Lets CPU tensors answer the launchers as tensors of a GPU of this compute capability would, so that the launch options are
-    those of that GPU. Gives a list with an entry for each time a launcher asked."""
+    """Lets CPU tensors answer the launchers as tensors of a GPU of this compute capability would, so that the launch
+    options are those of that GPU. Gives a list with an entry for each time a launcher asked."""
     import pytest
     import torch
 

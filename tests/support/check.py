@@ -1,4 +1,5 @@
-"""`dev.py test`: ruff, mypy, then pytest. A run of chosen files is pytest alone, so that a single test starts at once."""
+"""`dev.py test`: ruff, mypy, then pytest. A run of chosen files is pytest alone, so that a single test starts at
+once."""
 
 import hashlib
 import os

@@ -1,8 +1,8 @@
-"""`dev.py demo`: queues three shipped workflows on a live server and keeps the videos, a sheet of their frames, and the plot of
-dense against sparse attention.
+"""`dev.py demo`: queues three shipped workflows on a live server and keeps the videos, a sheet of their frames, and the
+plot of dense against sparse attention.
 
-Without --models it runs the toy models of tests/tiny: shapes that move over a flat background. They were trained on a CPU
-within two hours for such clips alone; nodes, samplers, attention and decoder are those of the real models.
+Without --models it runs the toy models of tests/tiny: shapes that move over a flat background. They were trained on a
+CPU within two hours for such clips alone; nodes, samplers, attention and decoder are those of the real models.
 """
 
 import argparse

@@ -1,21 +1,25 @@
 """ComfyUI's dynamic VRAM on a CPU: an accelerator of the kind that is the default on NVIDIA, without one.
 
-Real, run unchanged: ModelPatcherDynamic, comfy.ops (cast_modules_with_vbar, resolve_cast_module_with_vbar, cast_bias_weight and its
-counterpart), the prefetch queues, memory_management, load_models_gpu, the safetensors reader over a mapped file, the module
-functions of comfy_aimdo.model_vbar, the samplers; and the pack.
+Real, run unchanged: ModelPatcherDynamic, comfy.ops (cast_modules_with_vbar, resolve_cast_module_with_vbar,
+cast_bias_weight and its counterpart), the prefetch queues, memory_management, load_models_gpu, the safetensors reader
+over a mapped file, the module functions of comfy_aimdo.model_vbar, the samplers; and the pack.
 
 Emulated, because the hardware is missing:
-- `ACCELERATOR`, the device that models are loaded to, is `cpu:0`. To torch it is the CPU's memory, to comparisons of devices it is not
+- `ACCELERATOR`, the device that models are loaded to, is `cpu:0`. To torch it is the CPU's memory, to comparisons of
+  devices it is not
   `cpu`; `is_device_cpu` denies it, as every tensor computed on it has the device `cpu`.
-- comfy_aimdo's native library: ModelVBAR (here one buffer, whose allocations are granted or refused by a `Policy` and filled with 0xFF,
-  which is NaN in every float type, whenever they are evicted), aimdo_to_tensor, ModelMMAP (Python's mmap), HostBuffer (no pinned memory:
+- comfy_aimdo's native library: ModelVBAR (here one buffer, whose allocations are granted or refused by a `Policy` and
+  filled with 0xFF,
+  which is NaN in every float type, whenever they are evicted), aimdo_to_tensor, ModelMMAP (Python's mmap), HostBuffer
+  (no pinned memory:
   ComfyUI runs as with --disable-pinned-memory).
 - `cast_bias_weight` and `make_prefetch_queue` get ACCELERATOR where they would get the device of a tensor.
-- The number of transfer streams is 1, without which ComfyUI does not prefetch; on this device there is no stream, so transfers are
+- The number of transfer streams is 1, without which ComfyUI does not prefetch; on this device there is no stream, so
+  transfers are
   synchronous.
 
-Not to be seen here: missing synchronisation, pinned memory, reads from the file straight to the device, eviction in pages of 32 MB
-(here by allocation), CUDA graphs.
+Not to be seen here: missing synchronisation, pinned memory, reads from the file straight to the device, eviction in
+pages of 32 MB (here by allocation), CUDA graphs.
 """
 
 import ctypes
@@ -57,8 +61,8 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 
 
 class DynamicVRAM:
-    """The emulated accelerator. What happened on it: `faults` by kind, and the layers by ComfyUI's names whose weights were
-    `prefetched`, or fetched `alone` when they ran."""
+    """The emulated accelerator. What happened on it: `faults` by kind, and the layers by ComfyUI's names whose weights
+    were `prefetched`, or fetched `alone` when they ran."""
 
     def __init__(self, policy: Policy):
         self.policy = policy

@@ -202,8 +202,8 @@ def environment_key(requirements: str, pins: tuple[str, ...] = PINS) -> str:
 
 
 def ensure_python(comfyui: Path, newest: bool = False) -> Path:
-    """The python of the environment for that ComfyUI; makes the environment the first time. With `newest` it is another one, whose
-    packages of NEWEST are the newest there are, whatever ComfyUI pins; they are looked up each time."""
+    """The python of the environment for that ComfyUI; makes the environment the first time. With `newest` it is another
+    one, whose packages of NEWEST are the newest there are, whatever ComfyUI pins; they are looked up each time."""
     requirements = comfyui / "requirements.txt"
     cache = cache_dir()
     pins = (*PINS, *NEWEST) if newest else PINS

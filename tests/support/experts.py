@@ -1,4 +1,5 @@
-"""Two tiny experts in one run: their conditioning, their latent, the ways to sample them, and clones that record each pass."""
+"""Two tiny experts in one run: their conditioning, their latent, the ways to sample them, and clones that record each
+pass."""
 
 import comfy.sample
 import comfy.samplers

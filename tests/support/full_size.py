@@ -36,8 +36,8 @@ def write_expert(path: Path, seed: int, **size) -> Path:
 
 
 def write_encoder(path: Path, seed: int, weights: str = "fp8") -> Path:
-    """A umT5-XXL file with a tokenizer, in one of the two forms that ComfyUI's repackaged one has: fp16 (11.4 GB), or fp8, whose
-    linears are scaled float8 (6.7 GB)."""
+    """A umT5-XXL file with a tokenizer, in one of the two forms that ComfyUI's repackaged one has: fp16 (11.4 GB), or
+    fp8, whose linears are scaled float8 (6.7 GB)."""
     tokenizer = text_encoders.tokenizer()
     entries = {"spiece_model": (torch.uint8, tuple(tokenizer.shape))}
     for key, shape in text_encoders.shapes(width=4096, heads=64, head_dim=64, vocabulary=256384).items():
@@ -54,7 +54,8 @@ def write_encoder(path: Path, seed: int, weights: str = "fp8") -> Path:
 
 
 def write_nf4_expert(path: Path, seed: int, control: str = "cam", **size) -> Path:
-    """A `.safetensors` file as bitsandbytes packs LingBot-World: every linear in NF4, doubly quantized, the rest in bfloat16."""
+    """A `.safetensors` file as bitsandbytes packs LingBot-World: every linear in NF4, doubly quantized, the rest in
+    bfloat16."""
     entries, known = {}, {}
     for key, shape in lingbot.shapes(control, **size).items():
         if not key.endswith(".weight") or len(shape) != 2 or key == "patch_embedding.weight":

@@ -1,13 +1,16 @@
-"""Everything that is not ComfyUI's public API and that the pack relies on. tests/turbo_core/host/test_host_contract.py checks it.
+"""Everything that is not ComfyUI's public API and that the pack relies on. tests/turbo_core/host/test_host_contract.py
+checks it.
 
-A new ComfyUI in seconds: `python dev.py test tests/turbo_core/host/test_host_contract.py --comfyui DIR`. A failure names the entry
-that changed: read the change, adapt the pack, then write the new form here beside the old one. The uses themselves (names, how they
-are called, overridden methods, attributes, nodes) are collected from the pack's sources (`host_uses`), so nothing can be missing here.
+A new ComfyUI in seconds: `python dev.py test tests/turbo_core/host/test_host_contract.py --comfyui DIR`. A failure
+names the entry that changed: read the change, adapt the pack, then write the new form here beside the old one. The uses
+themselves (names, how they are called, overridden methods, attributes, nodes) are collected from the pack's sources
+(`host_uses`), so nothing can be missing here.
 """
 
 HOSTS = ("0.30.0", "0.34")  # the second: 783545f6 of 22 August 2026, which still calls itself 0.33.0
 
-# Versioned interfaces that ComfyUI keeps stable for packs. Of these only that a name exists and takes our arguments is checked.
+# Versioned interfaces that ComfyUI keeps stable for packs. Of these only that a name exists and takes our arguments is
+# checked.
 PUBLIC = ("comfy_api.latest", "folder_paths", "node_helpers")
 # Classes made to be subclassed: what a node overrides of them is its own.
 INTERFACES = ("comfy_api.latest._io", "comfy_api.latest.ComfyExtension", "comfy_api.latest.ComfyAPI")
@@ -66,13 +69,16 @@ NAMES = {
     "comfy.ops.mixed_precision_ops": "operations whose Linear is the base of the quantized linears",
     "comfy.ops.run_every_op": "raises on an interrupt; before each operation that fetches its own weight",
     "comfy.ops.uncast_bias_weight": "after each cast_bias_weight",
-    "comfy.patcher_extension.CallbacksMP.ON_LOAD": "(patcher, device, lowvram_model_memory, force_patch_weights, full_load)",
-    "comfy.patcher_extension.CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES": "(patcher, hooks, target_dict, model_options, registered)",
+    "comfy.patcher_extension.CallbacksMP.ON_LOAD": "(patcher, device, lowvram_model_memory, force_patch_weights, "
+    "full_load)",
+    "comfy.patcher_extension.CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES": "(patcher, hooks, target_dict, "
+    "model_options, registered)",
     "comfy.patcher_extension.WrapperExecutor.new_class_executor": "(function, object, wrappers).execute(...)",
     "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE": "wraps a whole run",
     "comfy.patcher_extension.WrappersMP.PREDICT_NOISE": "wraps each prediction",
     "comfy.patcher_extension.get_all_wrappers": "of model options",
-    "comfy.quant_ops.QUANT_ALGOS.setdefault": "a dictionary; format: storage_t, parameters, comfy_tensor_layout, quantize_input",
+    "comfy.quant_ops.QUANT_ALGOS.setdefault": "a dictionary; format: storage_t, parameters, comfy_tensor_layout, "
+    "quantize_input",
     "comfy.quant_ops.QuantizedTensor": "(codes, layout name, params); comfy_kitchen's",
     "comfy.sampler_helpers.cleanup_models": "undoes prepare_sampling",
     "comfy.sampler_helpers.prepare_model_patcher": "registers the conditioning's hooks",
@@ -95,11 +101,13 @@ NAMES = {
     "comfy.utils.load_torch_file": "maps a safetensors file",
     "comfy.utils.repeat_to_batch_size": "along dimension 0",
     "comfy.utils.weight_dtype": "the commonest type",
-    "comfy.weight_adapter.lora.LoRAAdapter": "(keys, (up, down, alpha, None, None, None)); alpha is divided by the rank",
+    "comfy.weight_adapter.lora.LoRAAdapter": "(keys, (up, down, alpha, None, None, None)); alpha is divided by the "
+    "rank",
     "comfy_execution.graph_utils.GraphBuilder": "nodes of an expansion",
     "comfy_execution.utils.get_executing_context": "None, or an object with prompt_id",
     "comfy_extras.nodes_custom_sampler.Noise_RandomNoise": "seed; draws on the CPU",
-    "comfy_extras.nodes_custom_sampler.SamplerCustomAdvanced.execute": "(noise, guider, sampler, sigmas, latent); first of its result is the LATENT",
+    "comfy_extras.nodes_custom_sampler.SamplerCustomAdvanced.execute": "(noise, guider, sampler, sigmas, latent); "
+    "first of its result is the LATENT",
     "comfy_kitchen.registry.registry.get_implementation": "of adaln and apply_rope1",
     "comfy_kitchen.registry.registry.is_available": "of the backends cuda and hip",
     "comfy_kitchen.registry.registry.list_backends": "names, each with `disabled`",
@@ -113,41 +121,57 @@ NAMES = {
 }
 AT_RUN_TIME = {"server.PromptServer.instance"}  # not there before a server runs
 
-# Overridden method: its parameters on the hosts above, oldest first where they differ. What overrides it has to take what it takes.
+# Overridden method: its parameters on the hosts above, oldest first where they differ. What overrides it has to take
+# what it takes.
 OVERRIDES = {
     "comfy.conds.CONDRegular.can_concat": "self, other",
     "comfy.conds.CONDRegular.concat": "self, others",
     "comfy.conds.CONDRegular.process_cond": "self, batch_size, **kwargs",
     "comfy.ldm.wan.model.Head.forward": "self, x, e",
-    "comfy.ldm.wan.model.WanAttentionBlock.__init__": "self, cross_attn_type, dim, ffn_dim, num_heads, window_size=, qk_norm=, cross_attn_norm=, eps=, operation_settings=",
-    "comfy.ldm.wan.model.WanAttentionBlock.forward": "self, x, e, freqs, context, context_img_len=, transformer_options=",
-    "comfy.ldm.wan.model.WanModel.__init__": "self, model_type=, patch_size=, text_len=, in_dim=, dim=, ffn_dim=, freq_dim=, text_dim=, out_dim=, num_heads=, num_layers=, window_size=, qk_norm=, cross_attn_norm=, eps=, flf_pos_embed_token_number=, in_dim_ref_conv=, wan_attn_block_class=, image_model=, device=, dtype=, operations=",
-    "comfy.ldm.wan.model.WanModel.forward_orig": "self, x, t, context, clip_fea=, freqs=, transformer_options=, **kwargs",
-    "comfy.ldm.wan.model.WanSelfAttention.__init__": "self, dim, num_heads, window_size=, qk_norm=, eps=, kv_dim=, operation_settings=",
+    "comfy.ldm.wan.model.WanAttentionBlock.__init__": "self, cross_attn_type, dim, ffn_dim, num_heads, window_size=, "
+    "qk_norm=, cross_attn_norm=, eps=, operation_settings=",
+    "comfy.ldm.wan.model.WanAttentionBlock.forward": "self, x, e, freqs, context, context_img_len=, "
+    "transformer_options=",
+    "comfy.ldm.wan.model.WanModel.__init__": "self, model_type=, patch_size=, text_len=, in_dim=, dim=, ffn_dim=, "
+    "freq_dim=, text_dim=, out_dim=, num_heads=, num_layers=, window_size=, "
+    "qk_norm=, cross_attn_norm=, eps=, flf_pos_embed_token_number=, "
+    "in_dim_ref_conv=, wan_attn_block_class=, image_model=, device=, "
+    "dtype=, operations=",
+    "comfy.ldm.wan.model.WanModel.forward_orig": "self, x, t, context, clip_fea=, freqs=, transformer_options=, "
+    "**kwargs",
+    "comfy.ldm.wan.model.WanSelfAttention.__init__": "self, dim, num_heads, window_size=, qk_norm=, eps=, kv_dim=, "
+    "operation_settings=",
     "comfy.ldm.wan.model.WanSelfAttention.forward": "self, x, freqs, transformer_options=",
-    "comfy.model_base.BaseModel._apply_model": "self, x, t, c_concat=, c_crossattn=, control=, transformer_options=, **kwargs",
+    "comfy.model_base.BaseModel._apply_model": "self, x, t, c_concat=, c_crossattn=, control=, transformer_options=, "
+    "**kwargs",
     "comfy.model_base.BaseModel.process_timestep": "self, timestep, **kwargs",
-    "comfy.model_base.BaseModel.state_dict_for_saving": "self, unet_state_dict, clip_state_dict=, vae_state_dict=, clip_vision_state_dict=",
+    "comfy.model_base.BaseModel.state_dict_for_saving": "self, unet_state_dict, clip_state_dict=, vae_state_dict=, "
+    "clip_vision_state_dict=",
     "comfy.model_base.WAN21.__init__": "self, model_config, model_type=, image_to_video=, device=",
     "comfy.model_base.WAN21.extra_conds": "self, **kwargs",
-    "comfy.model_base.WAN21.resize_cond_for_context_window": "self, cond_key, cond_value, window, x_in, device, retain_index_list=",
+    "comfy.model_base.WAN21.resize_cond_for_context_window": "self, cond_key, cond_value, window, x_in, device, "
+    "retain_index_list=",
     "comfy.ops.mixed_precision_ops().Linear.__init__": "self, in_features, out_features, bias=, device=, dtype=",
     "comfy.ops.mixed_precision_ops().Linear._forward": "self, input, weight, bias",
     "comfy.ops.mixed_precision_ops().Linear._load_from_state_dict": "self, *args",
     "comfy.ops.mixed_precision_ops().Linear.forward": "self, input, *args, **kwargs",
-    "comfy.ops.mixed_precision_ops().Linear.set_weight": "self, weight, inplace_update=, seed=, return_weight=, **kwargs",
+    "comfy.ops.mixed_precision_ops().Linear.set_weight": "self, weight, inplace_update=, seed=, return_weight=, "
+    "**kwargs",
     "comfy.ops.mixed_precision_ops().Linear.state_dict": "self, *args, destination=, prefix=, **kwargs",
     "comfy.samplers.CFGGuider.__init__": "self, model_patcher",
-    "comfy.samplers.CFGGuider.inner_sample": "self, noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, latent_shapes=",
+    "comfy.samplers.CFGGuider.inner_sample": "self, noise, latent_image, device, sampler, sigmas, denoise_mask, "
+    "callback, disable_pbar, seed, latent_shapes=",
     "comfy.samplers.CFGGuider.inner_set_conds": "self, conds",
-    "comfy.samplers.CFGGuider.outer_sample": "self, noise, latent_image, sampler, sigmas, denoise_mask=, callback=, disable_pbar=, seed=, latent_shapes=",
+    "comfy.samplers.CFGGuider.outer_sample": "self, noise, latent_image, sampler, sigmas, denoise_mask=, callback=, "
+    "disable_pbar=, seed=, latent_shapes=",
     "comfy.model_sampling.ModelSamplingDiscreteFlow.__init__": "self, model_config=",
     "comfy.model_sampling.ModelSamplingDiscreteFlow.percent_to_sigma": "self, percent",
     "comfy.model_sampling.ModelSamplingDiscreteFlow.set_parameters": "self, shift=, timesteps=, multiplier=",
     "comfy.model_sampling.ModelSamplingDiscreteFlow.sigma": "self, timestep",
     "comfy.samplers.CFGGuider.outer_predict_noise": "self, x, timestep, model_options=, seed=",
     "comfy.samplers.CFGGuider.predict_noise": "self, x, timestep, model_options=, seed=",
-    "comfy.samplers.CFGGuider.sample": "self, noise, latent_image, sampler, sigmas, denoise_mask=, callback=, disable_pbar=, seed=",
+    "comfy.samplers.CFGGuider.sample": "self, noise, latent_image, sampler, sigmas, denoise_mask=, callback=, "
+    "disable_pbar=, seed=",
     "comfy.samplers.CFGGuider.set_cfg": "self, cfg",
     "comfy.samplers.CFGGuider.set_conds": "self, positive, negative",
     "comfy.sd1_clip.SDClipModel.load_sd": "self, sd",
@@ -176,8 +200,8 @@ BY_NAME = (
     "comfy_api.latest._input_impl.video_types.VideoFromFile.save_to",
 )
 
-# ComfyUI's code that the pack's follows, stands in for or relies on in detail: the pack's part, then the digest of each known form
-# (of the code without comments and docstrings), oldest first.
+# ComfyUI's code that the pack's follows, stands in for or relies on in detail: the pack's part, then the digest of each
+# known form (of the code without comments and docstrings), oldest first.
 COPIES = {
     "comfy.ldm.wan.model.WanModel._forward": ("what TurboWanModel.forward_orig is given", "0a5745e57931"),
     "comfy.ldm.wan.model.WanModel.forward_orig": ("TurboWanModel.forward_orig", "c6d4f6a411ff"),
@@ -231,17 +255,22 @@ COPIES = {
 
 # Class (or what makes one): the attributes that the pack reads, or sets.
 ATTRIBUTES = {
-    "comfy.ldm.wan.model.WanModel": "blocks freq_dim img_emb out_dim patch_embedding patch_size text_embedding time_embedding "
+    "comfy.ldm.wan.model.WanModel": "blocks freq_dim img_emb out_dim patch_embedding patch_size text_embedding "
+    "time_embedding "
     "time_projection unpatchify",
     "comfy.ldm.wan.model.WanAttentionBlock": "cross_attn ffn modulation norm1 norm2 norm3",
     "comfy.ldm.wan.model.WanSelfAttention": "k norm_k norm_q num_heads o q v",
     "comfy.ldm.wan.model.Head": "modulation",
     "torch.nn.LayerNorm": "eps",
     "torch.nn.Module": "_forward_hooks _forward_pre_hooks",
-    "comfy.model_base.BaseModel": "current_patcher diffusion_model get_dtype_inference load_model_weights process_latent_in",
-    "comfy.supported_models_base.BASE": "custom_operations quant_config sampling_settings set_inference_dtype unet_config",
-    "comfy.model_patcher.ModelPatcher": "add_callback_with_key add_object_patch add_patches attachments cached_patcher_init cleanup "
-    "get_free_memory get_model_object hook_mode hook_patches is_dynamic load_device loaded_ram_size loaded_size model_dtype "
+    "comfy.model_base.BaseModel": "current_patcher diffusion_model get_dtype_inference load_model_weights "
+    "process_latent_in",
+    "comfy.supported_models_base.BASE": "custom_operations quant_config sampling_settings set_inference_dtype "
+    "unet_config",
+    "comfy.model_patcher.ModelPatcher": "add_callback_with_key add_object_patch add_patches attachments "
+    "cached_patcher_init cleanup "
+    "get_free_memory get_model_object hook_mode hook_patches is_dynamic load_device loaded_ram_size loaded_size "
+    "model_dtype "
     "model_size offload_device patches pre_run restore_hook_patches set_attachments",
     "comfy.model_patcher.ModelPatcherDynamic": "get_non_dynamic_delegate",
     "comfy.model_sampling.ModelSamplingDiscreteFlow": "multiplier shift",
@@ -251,7 +280,8 @@ ATTRIBUTES = {
     "comfy_kitchen.tensor.QuantizedTensor": "_layout_cls _params _qdata",
     "comfy_kitchen.tensor.BaseLayoutParams": "orig_dtype",
     "comfy.conds.CONDRegular": "_copy_with cond",
-    "comfy.sd.VAE": "disable_offload first_stage_model latent_channels latent_dim memory_used_decode output_device process_output "
+    "comfy.sd.VAE": "disable_offload first_stage_model latent_channels latent_dim memory_used_decode output_device "
+    "process_output "
     "spacial_compression_decode throw_exception_if_invalid upscale_ratio vae_dtype vae_output_dtype",
     "comfy.ldm.wan.vae.WanVAE": "conv2 decoder",
     "comfy.ldm.wan.vae.RMS_norm": "gamma",

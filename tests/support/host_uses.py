@@ -206,7 +206,8 @@ def digest(function) -> str:
 
 
 def misfit(theirs, ours, by_name: bool = False) -> str:
-    """Why `ours` does not take every call that `theirs` takes; empty if it does. `by_name`: what has a default is passed by name."""
+    """Why `ours` does not take every call that `theirs` takes; empty if it does. `by_name`: what has a default is
+    passed by name."""
     host = list(inspect.signature(theirs).parameters.values())
     mine = inspect.signature(ours).parameters
     kinds = {each.kind for each in mine.values()}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 @contextmanager
 def limits(megabytes: int = 1024, seconds: float = 5) -> Iterator[None]:
-    """Fails unless the block takes less memory than that (at its peak, above the highest before) and less CPU time. A block that
-    waits for ever is interrupted after a minute."""
+    """Fails unless the block takes less memory than that (at its peak, above the highest before) and less CPU time. A
+    block that waits for ever is interrupted after a minute."""
 
     def interrupt(*_):
         raise TimeoutError("it waited for a minute")

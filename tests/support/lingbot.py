@@ -70,8 +70,8 @@ def unpack(sd: dict[str, torch.Tensor], key: str, dtype: torch.dtype) -> torch.T
 
 
 def bitsandbytes():
-    """The module, which at its import looks for a package called `kernels` and reports its absence. The folders of that name here
-    are not it, so there is none while it looks."""
+    """The module, which at its import looks for a package called `kernels` and reports its absence. The folders of that
+    name here are not it, so there is none while it looks."""
     before = sys.modules.get("kernels")
     sys.modules["kernels"] = None
     logging.disable(logging.WARNING)

@@ -90,7 +90,8 @@ def compiled_by(backend: str, model):
 
 
 def only_comfyui_breaks_graphs() -> bool:
-    """ComfyUI's attention for CPUs reads the free memory from a file, which breaks a graph of torch.compile; the pack must not."""
+    """ComfyUI's attention for CPUs reads the free memory from a file, which breaks a graph of torch.compile; the pack
+    must not."""
     from torch._dynamo.utils import counters
 
     return all("builtin operator `open`" in reason for reason in counters["graph_break"])

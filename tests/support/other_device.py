@@ -1,21 +1,22 @@
 """A device that this machine lacks, "mps" or "xpu": tensors on it are fake, each with a CPU tensor that has its values.
 
-`OtherDevice(kind)` is a context in which code may put tensors on the device as if it were there. Every operator that touches one
-runs twice: on fake tensors, which know their device, and on the values. So a mix of devices fails as it would there
-(FakeTensorMode refuses it), what comes back to the host has the values that a CPU computes, and DeviceError names the operator
-whose result has a dtype that the device lacks. Operators among CPU tensors alone run as they are.
+`OtherDevice(kind)` is a context in which code may put tensors on the device as if it were there. Every operator that
+touches one runs twice: on fake tensors, which know their device, and on the values. So a mix of devices fails as it
+would there (FakeTensorMode refuses it), what comes back to the host has the values that a CPU computes, and DeviceError
+names the operator whose result has a dtype that the device lacks. Operators among CPU tensors alone run as they are.
 
 What fake tensors cannot do, and what is done instead:
 - Reads to the host (`item`, `tolist`, `equal`, `bool`): a fake tensor has no values, so they read the value beside it.
-- torch's C++ code asks for the driver of a device, which torch here is built without, before it indexes or copies. C++ is told that the
-  tensor is on the CPU. Therefore `to`, `cpu` and `type_as` become plain copies here, `scaled_dot_product_attention` chooses the
-  CPU's kernel instead of the device's own, and a device that C++ passes on is the tensor's.
+- torch's C++ code asks for the driver of a device, which torch here is built without, before it indexes or copies. C++
+  is told that the
+  tensor is on the CPU. Therefore `to`, `cpu` and `type_as` become plain copies here, `scaled_dot_product_attention`
+  chooses the CPU's kernel instead of the device's own, and a device that C++ passes on is the tensor's.
 - `copy_`, also by `x[...] = y`, may cross devices and runs on the values alone.
 - Operators of `turbodiffusion::` run as they are: FakeTensorMode would run only their shape functions.
 - `torch.tensor(..., device=...)` is made on the CPU and moved.
 - A random generator is one of the CPU: the test replaces `torch.Generator`, which asks for the driver too.
-Not found by this: values that a device computes otherwise than a CPU, operators that its backend does not implement, and quantized
-weights that stay on the device when they are offloaded."""
+Not found by this: values that a device computes otherwise than a CPU, operators that its backend does not implement,
+and quantized weights that stay on the device when they are offloaded."""
 
 from contextlib import ExitStack
 from unittest import mock
@@ -30,7 +31,8 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 _COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz)
-# MPS has neither float64 nor 8-bit floats, Intel Arc no unit for float64; complex numbers work for few operators on either.
+# MPS has neither float64 nor 8-bit floats, Intel Arc no unit for float64; complex numbers work for few operators on
+# either.
 LACKS = {"mps": (torch.float64, *_COMPLEX, *_FLOAT8), "xpu": (torch.float64, *_COMPLEX)}
 
 _aten = torch.ops.aten
@@ -78,7 +80,8 @@ class OtherDevice(ExitStack):
         return tree_map(lambda fake, value: self._pair(func, fake, value), fakes, values)
 
     def _fake(self, tensor: torch.Tensor) -> FakeTensor:
-        """A tensor of the CPU as a fake one; not by FakeTensorMode's own converter, whose weak references keep modules from moving."""
+        """A tensor of the CPU as a fake one; not by FakeTensorMode's own converter, whose weak references keep modules
+        from moving."""
         if isinstance(tensor, FakeTensor):
             return tensor
         with self.fake_mode:

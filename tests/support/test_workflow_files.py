@@ -1,4 +1,5 @@
-"""The files of .github/workflows: they parse, name only files and options that exist, and run what they say. They cannot run here."""
+"""The files of .github/workflows: they parse, name only files and options that exist, and run what they say. They
+cannot run here."""
 
 import re
 import shlex

@@ -14,7 +14,8 @@ def wan21(dtype: torch.dtype = torch.float32) -> comfy.sd.VAE:
 
 
 def wan22() -> comfy.sd.VAE:
-    """ComfyUI builds Wan 2.2's VAE at its full width (2.8 GB in float32) whatever the file holds, so a narrow one is put in."""
+    """ComfyUI builds Wan 2.2's VAE at its full width (2.8 GB in float32) whatever the file holds, so a narrow one is
+    put in."""
     vae = wan21()
     torch.manual_seed(0)
     model = vae2_2.WanVAE(
@@ -46,8 +47,8 @@ def taesd() -> comfy.sd.VAE:
 
 
 def out_of_memory(vae: comfy.sd.VAE, at: int, above: int) -> list[int]:
-    """From its `at`-th chunk on the decoder runs out of memory on latents with a side longer than `above`. Returns the list that
-    the widths of its inputs go to."""
+    """From its `at`-th chunk on the decoder runs out of memory on latents with a side longer than `above`. Returns the
+    list that the widths of its inputs go to."""
     seen = []
 
     def refuse(module, args) -> None:

@@ -52,8 +52,8 @@ def main(arguments: list[str]) -> int:
 
 
 def train(stages, work: Path) -> None:
-    """Runs or resumes the stages in order. Each one's weights are written as they are committed, and the next starts from
-    those of this run."""
+    """Runs or resumes the stages in order. Each one's weights are written as they are committed, and the next starts
+    from those of this run."""
     from . import models
     from .training import canvases, train_dit, train_more, train_vae
 

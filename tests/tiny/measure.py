@@ -1,4 +1,5 @@
-"""The figures of the toy models: whether clips match their prompts, and PSNR and SSIM of each way of running them against the reference."""
+"""The figures of the toy models: whether clips match their prompts, and PSNR and SSIM of each way of running them
+against the reference."""
 
 import json
 import tempfile
@@ -19,8 +20,9 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Row:
-    """Shares of clips that show what the prompt says; PSNR in dB and SSIM against the reference of the table, where there is
-    one; `first`: PSNR of the first frame against the given one (I2V); `turquoise`: share of clips in the LoRA's color."""
+    """Shares of clips that show what the prompt says; PSNR in dB and SSIM against the reference of the table, where
+    there is one; `first`: PSNR of the first frame against the given one (I2V); `turquoise`: share of clips in the
+    LoRA's color."""
 
     name: str
     color: float
@@ -71,7 +73,8 @@ def shows(clip: torch.Tensor, wanted: world.Scene, color: str, palette: dict) ->
 
 
 class Table:
-    """Runs the models and collects rows. `dense`: the checkpoint before sparse-linear attention was trained, or None."""
+    """Runs the models and collects rows. `dense`: the checkpoint before sparse-linear attention was trained, or
+    None."""
 
     def __init__(
         self, weights: Path, folder: Path, count: int = CLIPS, dense: Path | None = None, show=lambda row: None
@@ -187,7 +190,8 @@ def markdown(rows: list[Row]) -> str:
 
 
 def measure(weights: Path, out: Path, dense: Path | None, parts: list[str], count: int, show) -> None:
-    """Measures each part ("t2v", "i2v", "lora") and leaves its table and a contact sheet, tiny-PART.json, .md and .jpg."""
+    """Measures each part ("t2v", "i2v", "lora") and leaves its table and a contact sheet, tiny-PART.json, .md and
+    .jpg."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="turbodiffusion-tiny-") as folder:
         for part in parts:

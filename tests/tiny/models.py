@@ -1,4 +1,5 @@
-"""The committed toy models: where they are, how they are loaded and run in this process, and how their clips are decoded."""
+"""The committed toy models: where they are, how they are loaded and run in this process, and how their clips are
+decoded."""
 
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def sample(
     vae=None,
     boundary: float = 0.9,
 ) -> torch.Tensor:
-    """Latents [clips, 16, 9, 16, 16], in batches of 16 with a seed each. With `vae`, the scenes' first frames are given."""
+    """Latents [clips, 16, 9, 16, 16], in batches of 16 with a seed each. With `vae`, the scenes' first frames are
+    given."""
     results = []
     for start in range(0, len(scenes), BATCH):
         batch = scenes[start : start + BATCH]

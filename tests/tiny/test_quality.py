@@ -1,7 +1,7 @@
 """What the toy models show, as bounds that a broken sampler, attention, int8 product, expert switch or LoRA would miss.
 
-The bounds lie below what docs/benchmarks/tiny.md measured by more than a clip or two, because another machine's roundings give other
-clips from the same seed."""
+The bounds lie below what docs/benchmarks/tiny.md measured by more than a clip or two, because another machine's
+roundings give other clips from the same seed."""
 
 import pytest
 import safetensors.torch

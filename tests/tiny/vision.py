@@ -64,8 +64,8 @@ def background_of(clip: np.ndarray) -> np.ndarray:
 
 
 def look(clip: np.ndarray, background: np.ndarray, wanted: world.Scene, colors: dict) -> list[Seen]:
-    """The shapes of a clip in the order its prompt names them: by the lane they keep to. Fewer or more than the prompt says
-    in most frames: an empty list."""
+    """The shapes of a clip in the order its prompt names them: by the lane they keep to. Fewer or more than the prompt
+    says in most frames: an empty list."""
     count = len(wanted.shapes)
     across = 0 if world.DIRECTIONS[wanted.direction][1] == 0 else 1
     frames = [blobs(frame, background, np.array(list(colors.values()))) for frame in clip]
@@ -77,8 +77,8 @@ def look(clip: np.ndarray, background: np.ndarray, wanted: world.Scene, colors: 
 
 
 def blobs(frame: np.ndarray, background: np.ndarray, palette: np.ndarray) -> list[tuple]:
-    """(center (y, x), part of its bounding box filled, color) of everything that is not background. Shapes that touch are told
-    apart by their colors, of a palette [n, 3]."""
+    """(center (y, x), part of its bounding box filled, color) of everything that is not background. Shapes that touch
+    are told apart by their colors, of a palette [n, 3]."""
     found = []
     for touching in regions(np.abs(frame - background).max(-1) > CONTRAST):
         distances = np.square(frame[touching][:, None] - palette).sum(-1)

@@ -1,7 +1,7 @@
 """The toy world: one or two flat shapes that move in a straight line over a flat background.
 
-Every clip is a pure function of its seed. It is small on purpose: models that a CPU trains in an hour can learn it whole,
-and simple vision can tell from the frames whether a video is what its prompt says."""
+Every clip is a pure function of its seed. It is small on purpose: models that a CPU trains in an hour can learn it
+whole, and simple vision can tell from the frames whether a video is what its prompt says."""
 
 import math
 from dataclasses import dataclass

@@ -128,7 +128,8 @@ def test_what_is_not_used_has_a_reason_and_keeps_nothing_else_back(reason, tenso
 def test_reasons_are_counted_the_commonest_first():
     found = match({f"{K_IMG}.alpha": torch.ones(())} | UNUSED["another model"][1] | PAIR)
     assert found.report == (
-        "1 of 3 layers; 3 of 5 tensors not used: 2 for no layer of this model (first: blocks.7.self_attn.q.lora_A.weight), "
+        "1 of 3 layers; 3 of 5 tensors not used: 2 for no layer of this model (first: "
+        "blocks.7.self_attn.q.lora_A.weight), "
         "1 without the rest of their pair (first: blocks.0.cross_attn.k_img.alpha)"
     )
 
@@ -137,9 +138,12 @@ def test_reasons_are_counted_the_commonest_first():
     "tensors, message",
     [
         ({}, "x changes no layer of this model: it is empty; use a LoRA"),
-        ({"a.lora_A.weight": DOWN}, r"x changes no layer of this model: 1 of 1 tensors .* \(first: a.lora_A.weight\); use a LoRA"),
-        (UNUSED["width"][1], r"x does not fit .*: on blocks.0.cross_attn.k_img, which is 6 x 6, it holds \[6, 2\] times \[2, 5\]; use"),
-        ({f"{Q}.diff_b": torch.zeros(6)}, rf"x does not fit .*: its difference for {Q}.bias is \[6\] instead of \[8\]; use"),
+        ({"a.lora_A.weight": DOWN}, r"x changes no layer of this model: 1 of 1 tensors .* \(first: "
+                                    r"a.lora_A.weight\); use a LoRA"),
+        (UNUSED["width"][1], r"x does not fit .*: on blocks.0.cross_attn.k_img, which is 6 x 6, it holds \[6, 2\] "
+                             r"times \[2, 5\]; use"),
+        ({f"{Q}.diff_b": torch.zeros(6)}, rf"x does not fit .*: its difference for {Q}.bias is \[6\] instead of "
+                                          r"\[8\]; use"),
         (FITS | UNUSED["rows"][1] | {f"{Q}.diff": DOWN}, "x does not fit this model: on blocks.0.cross_attn.k_img"),
     ],
     ids=["nothing", "another model", "a pair", "a difference", "two of three"],

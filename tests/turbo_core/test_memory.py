@@ -61,7 +61,8 @@ def test_the_weights_of_a_loaded_model_take_what_is_said(load, kind):
 
 @pytest.mark.parametrize("ffn_dim", [512, 1024])
 def test_a_step_takes_no_more_than_estimated_and_not_half_as_much(load, ffn_dim):
-    """Between two lengths, so that what does not grow with the video cancels out. An estimate that errs shall err upwards."""
+    """Between two lengths, so that what does not grow with the video cancels out. An estimate that errs shall err
+    upwards."""
     model = load(ffn_dim=ffn_dim, sla=True, int8=True)
     counts, peaks = (512, 1024), []
     for count in counts:

@@ -91,8 +91,8 @@ def test_a_device_without_float64_gives_the_bits_of_the_cpu(kind, mode):
 
 
 def test_steps_too_small_for_the_latents_precision_add_up():
-    """Constant velocity 1 from 20 in bfloat16, whose spacing there is 0.125: a state rounded after each step of 0.02 would
-    not move at all."""
+    """Constant velocity 1 from 20 in bfloat16, whose spacing there is 0.125: a state rounded after each step of 0.02
+    would not move at all."""
     x, sigmas = torch.full(SHAPE, 20.0, dtype=torch.bfloat16), torch.linspace(0.98, 0.68, 16)
     out = rcm.sample(lambda given, sigma: given - sigma, x, sigmas, "ode", pytest.fail, lambda *_: None)
     torch.testing.assert_close(out.double(), torch.full(SHAPE, 19.7).double(), rtol=0, atol=0.125)  # one spacing

@@ -27,7 +27,8 @@ CASES = {
     ),
     "nvidia before ampere": (
         {"capability": (7, 5)},
-        "Slow: the Triton kernels do not run on this GPU (Card 1 has no bfloat16 tensor cores (compute capability 8.0 or "
+        "Slow: the Triton kernels do not run on this GPU (Card 1 has no bfloat16 tensor cores (compute capability "
+        "8.0 or "
         f"newer is needed)), {PLAIN}for speed {RTX}.",
     ),
     "nvidia whose triton is broken": (
@@ -37,7 +38,8 @@ CASES = {
     ),
     "blackwell server with an old triton": (
         {"capability": (10, 0), "triton": "3.6.0"},
-        "Fast: sparse attention runs in Triton kernels on Card 1; int8 weights are multiplied in 16 bits (before Triton "
+        "Fast: sparse attention runs in Triton kernels on Card 1; int8 weights are multiplied in 16 bits (before "
+        "Triton "
         "3.9.0 its int8 products do not use this GPU's tensor cores of the fifth generation), update Triton with: "
         "pip install --upgrade triton",
     ),
@@ -47,7 +49,8 @@ CASES = {
     ),
     "amd not supported": (
         {"architecture": "gfx1030"},
-        "Slow: the Triton kernels do not run on this GPU (gfx1030 has no matrix instructions (on AMD, RDNA 3 or newer and the gfx9 chips have)), "
+        "Slow: the Triton kernels do not run on this GPU (gfx1030 has no matrix instructions (on AMD, RDNA 3 or "
+        "newer and the gfx9 chips have)), "
         f"{PLAIN}for speed {RTX}.",
     ),
     "amd with an old triton": (
@@ -57,7 +60,8 @@ CASES = {
     ),
     "nothing passes its self-test": (
         {"capability": (8, 9), "fault": "its self-test is off by 40.0%", "faulty": ("triton", "batched", "torch")},
-        "Slow: Triton does not work here (its self-test is off by 40.0%), so sparse attention cannot run and int8 runs in plain "
+        "Slow: Triton does not work here (its self-test is off by 40.0%), so sparse attention cannot run and int8 "
+        "runs in plain "
         "torch; reinstall it with: pip install --force-reinstall triton",
     ),
     "mps": ({"kind": "mps"}, f"Slow: Triton does not reach an Apple GPU, {PLAIN}for speed {RTX}."),

@@ -109,7 +109,8 @@ def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path, caplog):
 
 @contextmanager
 def small_files_only():
-    """No file of this process grows over 1 kB, as on a full disk; not a fixture, under which pytest would write its own output."""
+    """No file of this process grows over 1 kB, as on a full disk; not a fixture, under which pytest would write its own
+    output."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:

@@ -30,8 +30,8 @@ class Checker:
         self._unsaved = self._by_server([(servers, _saves_nothing(base, known)) for known, servers in self._groups])
 
     def faults(self, prompt: Prompt, changed: Collection[str]) -> list[str]:
-        """Every fault that a server's own validation would find, without the nodes' own checks; `changed` are the ids of the nodes
-        whose inputs differ from the base."""
+        """Every fault that a server's own validation would find, without the nodes' own checks; `changed` are the ids
+        of the nodes whose inputs differ from the base."""
         found = [fault for key in prompt for fault in (self._node(prompt, key) if key in changed else self._base[key])]
         return found + self._unsaved
 

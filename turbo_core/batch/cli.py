@@ -61,8 +61,8 @@ class _Output:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command: 0 when every job is done, 1 when some failed or are left, 2 when nothing was run because the request is
-    faulty, 130 after Ctrl-C or SIGTERM."""
+    """Runs the command: 0 when every job is done, 1 when some failed or are left, 2 when nothing was run because the
+    request is faulty, 130 after Ctrl-C or SIGTERM."""
     stdout = sys.stdout
     try:
         options = parse_options(arguments)

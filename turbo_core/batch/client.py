@@ -1,4 +1,5 @@
-"""ComfyUI's HTTP and websocket API: queue a prompt, follow it to its end through broken connections, fetch its files."""
+"""ComfyUI's HTTP and websocket API: queue a prompt, follow it to its end through broken connections, fetch its
+files."""
 
 import asyncio
 import time
@@ -84,7 +85,8 @@ class Result:
 class Client:
     """An asynchronous context manager around the connections to one server.
 
-    Its methods raise aiohttp.ClientError where the server does not answer and BadAnswer where its answer is not one of ComfyUI."""
+    Its methods raise aiohttp.ClientError where the server does not answer and BadAnswer where its answer is not one of
+    ComfyUI."""
 
     def __init__(self, url: str, limits: Limits | None = None):
         self._connection = Connection(url, limits or Limits())
@@ -115,7 +117,8 @@ class Client:
         return info[node] if node else info
 
     async def queue(self, prompt: dict[str, Any], client_id: str | None = None, prompt_id: str | None = None) -> str:
-        """Queues an API-format prompt, under an id of the caller's choice (a UUID), and returns the id. Raises PromptRejected."""
+        """Queues an API-format prompt, under an id of the caller's choice (a UUID), and returns the id. Raises
+        PromptRejected."""
         body = {"prompt": prompt, "client_id": client_id or uuid.uuid4().hex}
         if prompt_id:
             body["prompt_id"] = prompt_id
@@ -139,9 +142,9 @@ class Client:
     ) -> Result:
         """Queues the prompt and follows it to its end, joining it if the server knows `prompt_id` already.
 
-        A broken connection is made again for `limits.lost_seconds` while `is_alive` says so; then ServerLost. With `check`
-        a node's error raises ExecutionFailed. Raises TimedOut, a TimeoutError, when the prompt waits or runs for more than
-        `timeout` seconds, leaving it queued."""
+        A broken connection is made again for `limits.lost_seconds` while `is_alive` says so; then ServerLost. With
+        `check` a node's error raises ExecutionFailed. Raises TimedOut, a TimeoutError, when the prompt waits or runs
+        for more than `timeout` seconds, leaving it queued."""
         result = Result(prompt_id or str(uuid.uuid4()))
         since = time.monotonic()
 
@@ -271,7 +274,7 @@ class Client:
         return "/".join(filter(None, (answer.subfolder, answer.name)))
 
     async def view(self, file: Mapping[str, object], most: int | None = None) -> bytes:
-        """Downloads one of `Result.files`, of at most that many bytes (default: `limits.result_bytes`). Raises TooLarge if the
-        server announces more, BadAnswer if it sends more."""
+        """Downloads one of `Result.files`, of at most that many bytes (default: `limits.result_bytes`). Raises TooLarge
+        if the server announces more, BadAnswer if it sends more."""
         query = "&".join(f"{key}={quote(str(file.get(key, '')), safe='')}" for key in ("filename", "subfolder", "type"))
         return await self.get(f"/view?{query}", self.limits.result_bytes if most is None else max(most, 1))

@@ -80,7 +80,8 @@ class Connection:
         sent_bytes: int = 0,
         **body: Any,
     ) -> tuple[int, bytes]:
-        """Status and body. Statuses from 400 on raise unless they are `accepted`; `sent_bytes` of a body allow for more time."""
+        """Status and body. Statuses from 400 on raise unless they are `accepted`; `sent_bytes` of a body allow for more
+        time."""
         most, seconds = most or self.limits.answer_bytes, seconds or self.limits.seconds
         end = time.monotonic() + seconds + sent_bytes / self.limits.slowest
         try:

@@ -28,9 +28,9 @@ class Stopped(TurboError):
 
 
 class JobQueue:
-    """The waiting jobs in groups that share models and size. A worker stays with its group, then with its models, then takes
-    the group with the most jobs per worker; a job that failed goes to a worker that has not had it, if there is one. `running_on` has the worker that may still run a job for a
-    batch that was killed."""
+    """The waiting jobs in groups that share models and size. A worker stays with its group, then with its models, then
+    takes the group with the most jobs per worker; a job that failed goes to a worker that has not had it, if there is
+    one. `running_on` has the worker that may still run a job for a batch that was killed."""
 
     def __init__(self, jobs: Iterable[Job], running_on: dict[str, str]):
         self._groups: dict[tuple[str, str], deque[Job]] = {}
@@ -165,9 +165,9 @@ class Dispatcher:
         return False
 
     async def _work(self, worker: Worker) -> None:
-        """Jobs until the queue ends. The next one is sent as soon as the server is free: while it runs, the last one's files are
-        fetched and written. Short ones are sent when the one before has begun, so that the server never waits; a long one would
-        be kept from a worker that is free sooner."""
+        """Jobs until the queue ends. The next one is sent as soon as the server is free: while it runs, the last one's
+        files are fetched and written. Short ones are sent when the one before has begun, so that the server never
+        waits; a long one would be kept from a worker that is free sooner."""
         failures = 0
         last: asyncio.Future[bool] | None = None
         try:
@@ -210,8 +210,8 @@ class Dispatcher:
         return attempt
 
     async def _attempt(self, worker: Worker, job: Job, free: Callable[[], None]) -> bool:
-        """Whether the job was done; calls `free` when the worker can take another. Raises WorkerFailed if the worker is lost,
-        Stopped if nothing can be kept."""
+        """Whether the job was done; calls `free` when the worker can take another. Raises WorkerFailed if the worker is
+        lost, Stopped if nothing can be kept."""
         try:
             attempt = _Attempt(worker, job, self._manifest.begin(job.id, worker.name), free)
         except ManifestError as fault:
@@ -244,8 +244,9 @@ class Dispatcher:
         return not error
 
     def _is_charged(self, attempt: _Attempt, lost: WorkerFailed | None) -> bool:
-        """Whether a failed attempt counts for the job. A server that is not tried again costs the job nothing, nor does one that
-        is lost before it begins; the latter only as often as there are workers, since the prompt itself may be the cause."""
+        """Whether a failed attempt counts for the job. A server that is not tried again costs the job nothing, nor does
+        one that is lost before it begins; the latter only as often as there are workers, since the prompt itself may be
+        the cause."""
         if isinstance(lost, WorkerUnusable):
             return False
         if lost is None or attempt.began:

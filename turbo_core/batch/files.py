@@ -19,7 +19,8 @@ def is_file(path: Path) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text of a file, without a byte order mark. Raises TurboError: a FIFO or a device would block or never end."""
+    """The UTF-8 text of a file, without a byte order mark. Raises TurboError: a FIFO or a device would block or never
+    end."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -34,7 +35,8 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str) -> object:
-    """JSON as the standard has it (no NaN, no name twice in an object), nested at most MOST_LEVELS deep. Raises ValueError."""
+    """JSON as the standard has it (no NaN, no name twice in an object), nested at most MOST_LEVELS deep. Raises
+    ValueError."""
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except RecursionError:

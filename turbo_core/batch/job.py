@@ -14,8 +14,8 @@ _SIZES = ("width", "height", "length", "batch_size")
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt to be run once. `uploads` maps the names that the prompt gives to LoadImage to local paths; they carry the
-    content's hash, so the id covers it."""
+    """One prompt to be run once. `uploads` maps the names that the prompt gives to LoadImage to local paths; they carry
+    the content's hash, so the id covers it."""
 
     id: str
     row: int
@@ -41,7 +41,8 @@ class Task:
 
     @property
     def folder(self) -> str:
-        """Where in the server's output folder the files go: no two attempts, and no two servers on one disk, share a name."""
+        """Where in the server's output folder the files go: no two attempts, and no two servers on one disk, share a
+        name."""
         return f"batch/{self.job}-{self.attempt}"
 
 

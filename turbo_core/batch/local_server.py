@@ -22,8 +22,9 @@ _LOG_LIMIT = 64 * 1024
 _PREFIX = "turbodiffusion-batch-"
 _LOCK, _LOG = ".lock", "server.log"
 
-# ComfyUI's main.py with a watch on its input, a pipe from the process that started it: when that one is gone, killed or not, the
-# pipe ends, and with it the server. Given as text, since the machines of a cluster need not have this file at this path.
+# ComfyUI's main.py with a watch on its input, a pipe from the process that started it: when that one is gone, killed or
+# not, the pipe ends, and with it the server. Given as text, since the machines of a cluster need not have this file at
+# this path.
 _MAIN = """
 import os, runpy, sys, threading
 def watch():
@@ -58,7 +59,8 @@ def free_port() -> int:
 
 
 class LocalServer:
-    """A server process that was started here, with folders for its input, output and temporary files that no other server uses."""
+    """A server process that was started here, with folders for its input, output and temporary files that no other
+    server uses."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", folder: Path, lock: FileLock, url: str):
         self._process, self._lock = process, lock

@@ -53,8 +53,8 @@ class ManifestError(TurboError):
 
 
 class Manifest:
-    """The open manifest of a folder. Its calls may come from one thread at a time, and raise ManifestError. `wait`: seconds for
-    another program to release a lock."""
+    """The open manifest of a folder. Its calls may come from one thread at a time, and raise ManifestError. `wait`:
+    seconds for another program to release a lock."""
 
     def __init__(self, folder: Path, wait: float = 5.0):
         self._path = path = folder / NAME
@@ -80,8 +80,8 @@ class Manifest:
             self._db.close()
 
     def add(self, jobs: Iterable[Job]) -> None:
-        """Makes these the jobs of the last table, in this order, and enters those that are not there yet: all, or none if the
-        iteration raises."""
+        """Makes these the jobs of the last table, in this order, and enters those that are not there yet: all, or none
+        if the iteration raises."""
         with self._transaction():
             self._db.execute("UPDATE jobs SET place = NULL")
             for place, job in enumerate(jobs):
@@ -104,11 +104,12 @@ class Manifest:
             ) from error
 
     def reopen(self, ids: Iterable[str]) -> None:
-        """Makes jobs wait again: failed ones, and those whose result was removed. An attempt that a killed run left gets its
-        number again, and with it its prompt's id, by which its server may still know it."""
+        """Makes jobs wait again: failed ones, and those whose result was removed. An attempt that a killed run left
+        gets its number again, and with it its prompt's id, by which its server may still know it."""
         with self._transaction():
             self._db.executemany(
-                "UPDATE jobs SET attempts = attempts - (state = 'running'), state = 'pending', error = NULL WHERE id = ?",
+                "UPDATE jobs SET attempts = attempts - (state = 'running'), state = 'pending', error = NULL WHERE id "
+                "= ?",
                 ((i,) for i in ids),
             )
 
@@ -127,7 +128,8 @@ class Manifest:
         return number
 
     def end(self, job: str, number: int, state: str, error: str | None = None, seconds: float | None = None) -> None:
-        """Closes an attempt: the job is done, failed for good, or waits for another one. `seconds` is the attempt's length."""
+        """Closes an attempt: the job is done, failed for good, or waits for another one. `seconds` is the attempt's
+        length."""
         now, error = time.time(), encodable(error) if error else None
         with self._transaction():
             self._db.execute(

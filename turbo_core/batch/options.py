@@ -51,7 +51,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(
         prog="dev.py batch",
-        description="Runs a workflow in API format once for every row of a table. Columns: prompt, negative, image, seed, width, "
+        description="Runs a workflow in API format once for every row of a table. Columns: prompt, negative, image, "
+        "seed, width, "
         "height, length, topk, or NODE.INPUT with a node's id or title. A second start skips what is done.",
     )
     add = parser.add_argument

@@ -73,7 +73,8 @@ class Planner:
         self.faults, self.doubles, self.count = Faults(), Doubles(), 0
 
     def jobs(self, rows: Iterable[Row]) -> Iterator[Job]:
-        """The distinct jobs of all rows, in order; `faults`, `doubles` and `count` are complete when it ends. Raises Interrupted."""
+        """The distinct jobs of all rows, in order; `faults`, `doubles` and `count` are complete when it ends. Raises
+        Interrupted."""
         seen: dict[str, int] = {}
         for row in rows:
             if self._is_stopped():
@@ -175,7 +176,8 @@ class Planner:
                     uploads[given] = str(path.resolve())
                 elif lacking := draft.base.checker.lacking(key, node["class_type"], name, value):
                     faults.append(
-                        f"{name} of node {draft.base.workflow.label(key)} is {brief(repr(value))}, which is not a file here nor in "
+                        f"{name} of node {draft.base.workflow.label(key)} is {brief(repr(value))}, which is not a "
+                        "file here nor in "
                         f"the input folder of {named(lacking)}"
                     )
         return uploads

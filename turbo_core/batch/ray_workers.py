@@ -1,4 +1,5 @@
-"""Workers as Ray actors: Ray finds a GPU or a CPU for each on one machine or a cluster. The only file that imports Ray."""
+"""Workers as Ray actors: Ray finds a GPU or a CPU for each on one machine or a cluster. The only file that imports
+Ray."""
 
 import asyncio
 import contextlib
@@ -126,7 +127,8 @@ class RayWorker:
 
 
 class RayCluster:
-    """Ray for the length of a batch: started here ("local"), or joined at an address ("auto" finds the one of this machine)."""
+    """Ray for the length of a batch: started here ("local"), or joined at an address ("auto" finds the one of this
+    machine)."""
 
     def __init__(self, address: str, workers: int | None):
         self._address, self._wanted = address, workers

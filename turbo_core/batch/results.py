@@ -112,7 +112,8 @@ class Results:
 
 
 def file_names(given: list[str]) -> list[str]:
-    """Names for a server's files under which they are stored: only the suffix is the server's, and only if it is a plain one."""
+    """Names for a server's files under which they are stored: only the suffix is the server's, and only if it is a
+    plain one."""
     names: list[str] = []
     for name in given:
         suffix = Path(name).suffix.lower()

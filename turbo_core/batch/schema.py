@@ -1,4 +1,5 @@
-"""A value made to fit a node's input, and what the server would refuse about it. Faults are one sentence without a full stop."""
+"""A value made to fit a node's input, and what the server would refuse about it. Faults are one sentence without a full
+stop."""
 
 import difflib
 import math

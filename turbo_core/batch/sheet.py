@@ -1,4 +1,5 @@
-"""The contact sheet of a batch: one HTML page beside the results, with a strip of frames, the settings and the seconds of each job."""
+"""The contact sheet of a batch: one HTML page beside the results, with a strip of frames, the settings and the seconds
+of each job."""
 
 import html
 import os
@@ -40,7 +41,8 @@ def _article(record: Record, files: list[str]) -> str:
         links = " ".join(f'<a href="{job.id}/{html.escape(name)}">{html.escape(name)}</a>' for name in files)
         if files:
             rows.append(
-                f'<a href="{job.id}/{html.escape(files[0])}"><img src="{job.id}/strip.jpg" alt="frames" loading="lazy"></a>'
+                f'<a href="{job.id}/{html.escape(files[0])}"><img src="{job.id}/strip.jpg" alt="frames" '
+                'loading="lazy"></a>'
             )
         rows.append(f'<p>{links} <a href="{job.id}/prompt.json">prompt</a> <a href="{job.id}/log.txt">log</a></p>')
     settings = {

@@ -13,8 +13,8 @@ _MOST_PIXELS = 1 << 26  # of a frame
 
 
 def spaced_frames(source: bytes | Path, count: int = COUNT) -> list[Image.Image]:
-    """Up to `count` frames from the first to the last. Raises av.FFmpegError or OSError for a file that is not a video, ValueError
-    for one with frames too large or too many."""
+    """Up to `count` frames from the first to the last. Raises av.FFmpegError or OSError for a file that is not a video,
+    ValueError for one with frames too large or too many."""
     total = sum(1 for _ in _frames(source))
     chosen = {round(i * (total - 1) / max(min(count, total) - 1, 1)) for i in range(min(count, total))}
     return [frame.to_image() for i, frame in enumerate(_frames(source)) if i in chosen]

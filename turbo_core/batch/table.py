@@ -36,8 +36,8 @@ class Row:
 
 
 def read_table(path: Path, most: int = MOST_JOBS) -> tuple[list[Row], list[tuple[int, str]]]:
-    """The rows of a .csv, .tsv or .jsonl file, and the faults found, each with its row. Raises TurboError if it cannot be read
-    as a table at all, or has more than `most` rows."""
+    """The rows of a .csv, .tsv or .jsonl file, and the faults found, each with its row. Raises TurboError if it cannot
+    be read as a table at all, or has more than `most` rows."""
     text, suffix = read_text(path), path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
         found: Iterator[Row | tuple[int, str]] = _read_jsonl(text)
@@ -116,7 +116,8 @@ def count_jobs(rows: Iterable[Row], varied: Mapping[str, Sequence[object]], repe
 
 
 def expand(rows: Iterable[Row], fixed: Mapping[str, object], varied: Mapping[str, Sequence[object]]) -> Iterator[Row]:
-    """Every row with the `fixed` values it lacks, once for each combination of the `varied` values and of the row's own lists."""
+    """Every row with the `fixed` values it lacks, once for each combination of the `varied` values and of the row's own
+    lists."""
     for row in rows:
         choices: dict[str, Sequence[object]] = {
             name: value for name, value in row.values.items() if isinstance(value, list)

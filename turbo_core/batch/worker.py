@@ -1,4 +1,5 @@
-"""What the dispatcher needs of a worker, a ComfyUI server that runs jobs. A failure of a job is an outcome, never an exception."""
+"""What the dispatcher needs of a worker, a ComfyUI server that runs jobs. A failure of a job is an outcome, never an
+exception."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ class WorkerUnusable(WorkerFailed):
 
 @dataclass
 class Outcome:
-    """How an attempt ended: files as (server's name, content), or an error. `lost` puts it on the worker, not the job; `unusable`
-    says that the worker must not be tried again."""
+    """How an attempt ended: files as (server's name, content), or an error. `lost` puts it on the worker, not the job;
+    `unusable` says that the worker must not be tried again."""
 
     prompt: Prompt
     files: list[tuple[str, bytes]] = field(default_factory=list)
@@ -36,8 +37,9 @@ class Outcome:
 
 
 class Worker(Protocol):
-    """A worker. `run` yields events and at last an Outcome; it may raise WorkerFailed. An event with `began` says that the server
-    has begun with the prompt, one with `free` that it is done with it, while its files are still on their way."""
+    """A worker. `run` yields events and at last an Outcome; it may raise WorkerFailed. An event with `began` says that
+    the server has begun with the prompt, one with `free` that it is done with it, while its files are still on their
+    way."""
 
     name: str
 

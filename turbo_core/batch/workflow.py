@@ -75,7 +75,8 @@ class Workflow:
         return specs(self.prompt[node_id], self.infos)
 
     def with_attention(self) -> "Workflow":
-        """This workflow with a TurboDiffusionSLA after every TurboDiffusionLoader, unless it has one: the place of `topk`."""
+        """This workflow with a TurboDiffusionSLA after every TurboDiffusionLoader, unless it has one: the place of
+        `topk`."""
         kinds = {node["class_type"] for node in self.prompt.values()}
         if ATTENTION in kinds or _LOADER not in kinds:
             return self
@@ -117,7 +118,8 @@ class Workflow:
         found = exact or found
         if not found:
             raise RowFault(
-                f"no input is called {brief(repr(name))}; use {', '.join(KNOWN)}, or NODE.INPUT with the node's id or title"
+                f"no input is called {brief(repr(name))}; use {', '.join(KNOWN)}, or NODE.INPUT with the node's id "
+                "or title"
             )
         if len(found) > 1:
             raise self._ambiguous(name, found)

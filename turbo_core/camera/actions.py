@@ -16,7 +16,8 @@ EXAMPLE = "w-10,iw-15,none-5"
 
 
 def parse_actions(text: str) -> np.ndarray:
-    """[frames, 8] bool, in the order of KEYS, from a string like "w-10,iw-15,none-5": keys held, then for how many frames.
+    """[frames, 8] bool, in the order of KEYS, from a string like "w-10,iw-15,none-5": keys held, then for how many
+    frames.
 
     As upstream, spaces, case and full-width commas do not matter. Raises TurboError for anything else."""
     segments = "".join(text.split()).lower().replace("\uff0c", ",")
@@ -30,7 +31,8 @@ def parse_actions(text: str) -> np.ndarray:
         if not (names and dash and number and count.isascii() and count.isdigit() and set(keys) <= set(KEYS)):
             shown = segment if len(segment) <= _SHOWN else f"{segment[:_SHOWN]}..."
             raise TurboError(
-                f"actions has {shown!r}: write keys (w a s d to move, i j k l to turn, or none), a dash and a number of frames, "
+                f"actions has {shown!r}: write keys (w a s d to move, i j k l to turn, or none), a dash and a number "
+                "of frames, "
                 f"for example {EXAMPLE}."
             )
         # Python reads no number of thousands of digits.
@@ -43,8 +45,8 @@ def parse_actions(text: str) -> np.ndarray:
 def walk(keys: np.ndarray) -> np.ndarray:
     """Poses [frames + 1, 4, 4] of a camera that starts at the origin and follows `keys` [frames, 8].
 
-    W and S move along the view, A and D across it, both on the ground whatever the pitch; I and K pitch up and down to 85
-    degrees, J and L turn left and right."""
+    W and S move along the view, A and D across it, both on the ground whatever the pitch; I and K pitch up and down to
+    85 degrees, J and L turn left and right."""
     poses = [np.eye(4)]
     pitch = 0.0
     for w, a, s, d, i, j, k, l in keys.astype(int):
@@ -60,8 +62,8 @@ def walk(keys: np.ndarray) -> np.ndarray:
 
 
 def path_from_actions(text: str, max_length: int = 0, fov: float = 0.0) -> CameraPath:
-    """The path of an action string: cut to `max_length` frames if that is not 0, and to 4n + 1 frames by idling at the end, as upstream
-    does. Raises TurboError for a string that `parse_actions` refuses."""
+    """The path of an action string: cut to `max_length` frames if that is not 0, and to 4n + 1 frames by idling at the
+    end, as upstream does. Raises TurboError for a string that `parse_actions` refuses."""
     keys = parse_actions(text)
     if max_length:
         keys = keys[: shortened(max_length)]

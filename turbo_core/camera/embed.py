@@ -17,16 +17,19 @@ CHANNELS = {"cam": 6 * CELL * CELL, "act": 7 * CELL * CELL}
 
 
 def embed(path: CameraPath, width: int, height: int, control: Control) -> torch.Tensor:
-    """[1, 384 ("cam") or 448 ("act"), latent frames, height / 8, width / 8] float32, as LingBot-World's cam_utils computes it.
+    """[1, 384 ("cam") or 448 ("act"), latent frames, height / 8, width / 8] float32, as LingBot-World's cam_utils
+    computes it.
 
-    Rays go through pixel centers, in the axes of the previous latent frame; their origins are not crossed with the directions as
-    true Pluecker coordinates would be. Raises TurboError for a size that is not a multiple of 16 and for "act" without keys."""
+    Rays go through pixel centers, in the axes of the previous latent frame; their origins are not crossed with the
+    directions as true Pluecker coordinates would be. Raises TurboError for a size that is not a multiple of 16 and for
+    "act" without keys."""
     if min(width, height) < 2 * CELL or width % (2 * CELL) or height % (2 * CELL):
         raise TurboError(f"The size {width}x{height} does not fit: width and height must be multiples of {2 * CELL}.")
     held = path.keys if control == "act" else None
     if control == "act" and held is None:
         raise TurboError(
-            "control act is driven by keys and this camera has none: add action.npy to the folder, or use a path from actions or a preset."
+            "control act is driven by keys and this camera has none: add action.npy to the folder, or use a path "
+            "from actions or a preset."
         )
     poses = torch.from_numpy(relative_poses(path))
     intrinsics = path.intrinsics_at(width, height)

@@ -31,7 +31,8 @@ ROTATION_TOLERANCE = 0.01  # estimated poses in float32 are within 1e-3
 
 
 def find_folder(root: Path, folder: str) -> Path:
-    """The folder of that name under `root`, all links resolved. Raises TurboError if it is not there or leads out of `root`."""
+    """The folder of that name under `root`, all links resolved. Raises TurboError if it is not there or leads out of
+    `root`."""
     if not folder.strip():
         raise TurboError("folder is empty: name a folder under ComfyUI's input directory that holds poses.npy.")
     return _inside(root, root / folder.strip(), f"folder {folder!r}")
@@ -45,11 +46,13 @@ def camera_files(folder: Path) -> list[Path]:
 def path_from_folder(
     root: Path, folder: str, convention: Convention, max_length: int = 0, fov: float = 0.0
 ) -> CameraPath:
-    """The path in `folder` under `root`, cut to the shortest file, to `max_length` frames if that is not 0, and to 4n + 1.
+    """The path in `folder` under `root`, cut to the shortest file, to `max_length` frames if that is not 0, and to 4n +
+    1.
 
-    poses.npy [F, 4, 4] is camera to world in OpenCV axes, or in OpenGL's (x right, y up, z back); intrinsics.npy [F, 4], of which the
-    first row counts, as upstream, is fx, fy, cx, cy in pixels at 832x480 and may be absent; action.npy [F, 4] is w, a, s, d and needed
-    by the models driven by them. Nothing in the files is executed. Raises TurboError for files that are something else."""
+    poses.npy [F, 4, 4] is camera to world in OpenCV axes, or in OpenGL's (x right, y up, z back); intrinsics.npy [F,
+    4], of which the first row counts, as upstream, is fx, fy, cx, cy in pixels at 832x480 and may be absent; action.npy
+    [F, 4] is w, a, s, d and needed by the models driven by them. Nothing in the files is executed. Raises TurboError
+    for files that are something else."""
     place = find_folder(root, folder)
     poses = _read(root, place, POSES)
     if poses is None:
@@ -108,7 +111,8 @@ def _check_poses(poses: np.ndarray) -> None:
     bad = (error > ROTATION_TOLERANCE) | (np.linalg.det(rotation) < 0) | (poses[:, 3] != (0, 0, 0, 1)).any(axis=1)
     if bad.any():
         raise TurboError(
-            f"Pose {int(bad.argmax())} in {POSES} is no camera pose: its upper left 3x3 part must be a rotation and its last row 0, 0, 0, 1."
+            f"Pose {int(bad.argmax())} in {POSES} is no camera pose: its upper left 3x3 part must be a rotation and "
+            "its last row 0, 0, 0, 1."
         )
     if np.abs(poses[:, :3, 3]).max() > FARTHEST:
         raise TurboError(
@@ -125,7 +129,8 @@ def _first_intrinsics(intrinsics: np.ndarray) -> tuple[float, float, float, floa
     # Less than a pixel is not a lens but intrinsics as shares of the picture's size.
     if min(first[:2]) < 1 or np.abs(first).max() > LARGEST:
         raise TurboError(
-            f"{INTRINSICS} has fx, fy, cx, cy of {', '.join(f'{value:g}' for value in first)}: they must be pixels at 832x480, the "
+            f"{INTRINSICS} has fx, fy, cx, cy of {', '.join(f'{value:g}' for value in first)}: they must be pixels "
+            "at 832x480, the "
             f"first two 1 to {LARGEST:g}."
         )
     fx, fy, cx, cy = map(float, first)

@@ -18,11 +18,12 @@ MAX_FRAMES = 4001
 class CameraPath:
     """Where the camera stands in each of `frames` video frames (4n + 1 of them).
 
-    `poses` [N, 4, 4] float64: camera to world, OpenCV axes (x right, y down, z forward), any world frame and unit. N is `frames`, or
-    one more when the poses come from keys (a pose before the first key and one after each).
-    `intrinsics`: fx, fy, cx, cy in pixels of REFERENCE_SIZE. `fov`: horizontal degrees at the generated size with square pixels,
-    instead of `intrinsics`; 0 for none. `zoom` [frames]: what the focal length is multiplied by. `keys` [frames, 4]: w, a, s, d, each
-    0 or 1, or None if unknown. `speed` scales what is left of the moves after LingBot's normalization (1: as upstream)."""
+    `poses` [N, 4, 4] float64: camera to world, OpenCV axes (x right, y down, z forward), any world frame and unit. N is
+    `frames`, or one more when the poses come from keys (a pose before the first key and one after each). `intrinsics`:
+    fx, fy, cx, cy in pixels of REFERENCE_SIZE. `fov`: horizontal degrees at the generated size with square pixels,
+    instead of `intrinsics`; 0 for none. `zoom` [frames]: what the focal length is multiplied by. `keys` [frames, 4]: w,
+    a, s, d, each 0 or 1, or None if unknown. `speed` scales what is left of the moves after LingBot's normalization (1:
+    as upstream)."""
 
     poses: np.ndarray
     frames: int
@@ -44,7 +45,8 @@ class CameraPath:
     def intrinsics_at(self, width: int, height: int) -> np.ndarray:
         """[latent frames, 4] fx, fy, cx, cy in pixels of a picture of that size.
 
-        LingBot scales its intrinsics along each axis, so that a portrait picture gets pixels that are not square; `fov` does not."""
+        LingBot scales its intrinsics along each axis, so that a portrait picture gets pixels that are not square; `fov`
+        does not."""
         if self.fov:
             focal = width / 2 / math.tan(math.radians(self.fov) / 2)
             one = np.array([focal, focal, width / 2, height / 2])

@@ -9,7 +9,8 @@ from .path import CameraPath
 def latent_poses(path: CameraPath) -> np.ndarray:
     """[latent frames, 4, 4] float64: the path at evenly spread times, its ends included.
 
-    Between frames positions are interpolated linearly and rotations spherically. With one pose per frame that is every fourth pose."""
+    Between frames positions are interpolated linearly and rotations spherically. With one pose per frame that is every
+    fourth pose."""
     positions = np.linspace(0, len(path.poses) - 1, path.latent_frames)
     if len(path.poses) == 1:
         return path.poses.copy()
@@ -26,7 +27,8 @@ def latent_poses(path: CameraPath) -> np.ndarray:
 def relative_poses(path: CameraPath) -> np.ndarray:
     """[latent frames, 4, 4] float64: the identity, then each latent frame's pose in the axes of the one before.
 
-    The longest translation becomes 1 (times the path's `speed`): the network knows relative speeds within a clip only."""
+    The longest translation becomes 1 (times the path's `speed`): the network knows relative speeds within a clip
+    only."""
     poses = latent_poses(path)
     relative = np.tile(np.eye(4), (len(poses), 1, 1))
     inverse = poses[:-1, :3, :3].transpose(0, 2, 1)

@@ -31,9 +31,9 @@ _HELD = {"forward": "w", "back": "s", "orbit_left": "a", "orbit_right": "d", "do
 def path_from_preset(preset: str, amount: float, ease: str, length: int, fov: float = 0.0) -> CameraPath:
     """A move of `length` frames (4n + 1). `ease` smooth starts and stops gently.
 
-    `amount` 1 pans or orbits 60 degrees, tilts 30, and halves the distance in a dolly zoom, whose focal length follows so that what
-    is one unit ahead keeps its size. Straight moves have no length of their own, LingBot normalizes it: `amount` scales
-    them after that. Raises TurboError for values out of range."""
+    `amount` 1 pans or orbits 60 degrees, tilts 30, and halves the distance in a dolly zoom, whose focal length follows
+    so that what is one unit ahead keeps its size. Straight moves have no length of their own, LingBot normalizes it:
+    `amount` scales them after that. Raises TurboError for values out of range."""
     check_length(length)
     if preset not in PRESETS or ease not in EASES:
         raise TurboError(f"There is no preset {preset!r} with ease {ease!r}: choose one of {', '.join(PRESETS)}.")

@@ -24,8 +24,8 @@ _COLORS = np.array([(64, 196, 255), (124, 108, 255), (255, 92, 168), (255, 178, 
 
 
 def top_view(path: CameraPath) -> Image.Image:
-    """An RGB picture of SIZE: the path seen from above with the first camera looking up the page, a wedge for the field of view
-    at some latent frames, and charts of the speed and turn that the network is given and of the keys."""
+    """An RGB picture of SIZE: the path seen from above with the first camera looking up the page, a wedge for the field
+    of view at some latent frames, and charts of the speed and turn that the network is given and of the keys."""
     canvas = _Canvas()
     first = path.poses[0]
     relative = np.linalg.inv(first) @ path.poses

@@ -1,7 +1,7 @@
 """The archives that `torch.save` writes (`.pth`, `.pt`, `.ckpt`, `.bin`), read without an unpickler.
 
-An archive is a zip file of uncompressed records under one folder: `data.pkl` describes the content (see `tensor_pickle`), `data/N`
-holds the bytes of a storage."""
+An archive is a zip file of uncompressed records under one folder: `data.pkl` describes the content (see
+`tensor_pickle`), `data/N` holds the bytes of a storage."""
 
 import struct
 import zipfile
@@ -54,8 +54,8 @@ def records(path: Path) -> list[Record]:
 def read_archive(path: Path) -> object:
     """What an archive holds: dictionaries, lists, plain values, and a `Stored` for each tensor.
 
-    Raises CheckpointError for a damaged archive, for any Python object besides these, and for a tensor that is sparse, has no
-    values, or has more elements than its storage."""
+    Raises CheckpointError for a damaged archive, for any Python object besides these, and for a tensor that is sparse,
+    has no values, or has more elements than its storage."""
     listed = records(path)
     root = listed[0].name.partition("/")[0] if listed else ""
     by_name = {record.name: record for record in listed}
@@ -66,7 +66,8 @@ def read_archive(path: Path) -> object:
         _damaged(path, "it has no data.pkl")
     if description.size > PICKLE_LIMIT:
         raise CheckpointError(
-            f"{path.name} is not a model checkpoint: its description takes {description.size / 1e6:.0f} MB, and at most "
+            f"{path.name} is not a model checkpoint: its description takes {description.size / 1e6:.0f} MB, and at "
+            "most "
             f"{PICKLE_LIMIT / 1e6:.0f} MB are read; get the original file."
         )
     with path.open("rb") as file:

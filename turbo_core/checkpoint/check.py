@@ -16,8 +16,9 @@ _ATTENTION = ".comfy_attention.config"  # which attention ComfyUI is to use for 
 def check_complete(
     name: str, spec: WanSpec, tensors: dict[str, torch.Tensor], packed: Mapping[str, Packed] | None = None
 ) -> None:
-    """Raises one CheckpointError that lists every disagreement between a file and its spec, by kind, the first ten of each and
-    their number, and says what the file looks like instead. `name` is used in the message only; `packed`: the 4-bit weights."""
+    """Raises one CheckpointError that lists every disagreement between a file and its spec, by kind, the first ten of
+    each and their number, and says what the file looks like instead. `name` is used in the message only; `packed`: the
+    4-bit weights."""
     packed_wrong = packed_problems(tensors, packed or {})
     tensors = as_unpacked(tensors, packed or {})
     expected = expected_shapes(spec)
@@ -49,7 +50,8 @@ def check_complete(
 
 
 def _is_comfyui_s(key: str, quantized: set[str]) -> bool:
-    """Whether ComfyUI reads the tensor itself: beside the weight of a layer in one of its formats, or a layer's attention."""
+    """Whether ComfyUI reads the tensor itself: beside the weight of a layer in one of its formats, or a layer's
+    attention."""
     layer, _, name = key.rpartition(".")
     return key.endswith(_ATTENTION) or (layer in quantized and is_side(name))
 

@@ -1,4 +1,5 @@
-"""ComfyUI's own quantization: beside a linear's weight, a `comfy_quant` tensor holds JSON with the name of its format."""
+"""ComfyUI's own quantization: beside a linear's weight, a `comfy_quant` tensor holds JSON with the name of its
+format."""
 
 import json
 from collections import defaultdict
@@ -12,7 +13,8 @@ SUFFIX = ".comfy_quant"
 SIDES = ("weight_scale", "comfy_quant", "weight_scale_2", "input_scale", "pre_quant_scale")
 _JSON_LIMIT = 1 << 16  # bytes
 _LARGEST_GROUP = 1 << 16
-# The types of the weight and whether its shape is the layer's own, in the formats of ComfyUI 0.30; later ones pass unchecked.
+# The types of the weight and whether its shape is the layer's own, in the formats of ComfyUI 0.30; later ones pass
+# unchecked.
 _FORMATS = {
     "float8_e4m3fn": ((torch.float8_e4m3fn, torch.uint8), True),
     "float8_e5m2": ((torch.float8_e5m2, torch.uint8), True),
@@ -31,13 +33,14 @@ def quantized_layers(tensors: Collection[str]) -> set[str]:
 
 
 def is_side(name: str) -> bool:
-    """Whether ComfyUI may read a tensor of that name beside a quantized weight; newer formats bring more `weight_...`."""
+    """Whether ComfyUI may read a tensor of that name beside a quantized weight; newer formats bring more
+    `weight_...`."""
     return name in SIDES or name.startswith("weight_")
 
 
 def read_format(tensor: torch.Tensor) -> tuple[str, bool]:
-    """The name of the format in a `comfy_quant` tensor, and whether the weights are rotated. Raises ValueError for one that ComfyUI
-    cannot read."""
+    """The name of the format in a `comfy_quant` tensor, and whether the weights are rotated. Raises ValueError for one
+    that ComfyUI cannot read."""
     try:
         if tensor.dtype != torch.uint8 or tensor.numel() > _JSON_LIMIT:
             raise ValueError

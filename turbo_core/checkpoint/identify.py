@@ -62,8 +62,8 @@ _OTHER_WAN = (
 def identify(
     name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> tuple[WanSpec, dict[str, torch.Tensor]]:
-    """The spec of a checkpoint and its tensors in ComfyUI's names and shapes, checked to be complete; 4-bit weights are their codes
-    as flat bytes (see `packed`).
+    """The spec of a checkpoint and its tensors in ComfyUI's names and shapes, checked to be complete; 4-bit weights are
+    their codes as flat bytes (see `packed`).
 
     `name` is used in messages only. Raises CheckpointError with one message for a file that is something else, a kind
     of Wan model that this pack does not run, or one whose tensors are missing, unexpected or wrongly shaped."""
@@ -121,15 +121,18 @@ def _refuse_other_family(name: str, spec: WanSpec, tensors: dict[str, torch.Tens
             kind = f"a Wan model with {spec.in_channels} input and {out_channels} output channels"
     if kind is not None:
         raise CheckpointError(
-            f"{name} is {kind}; this node loads Wan 2.1 T2V and I2V, Wan 2.2 A14B and LingBot-World: use Load Diffusion Model."
+            f"{name} is {kind}; this node loads Wan 2.1 T2V and I2V, Wan 2.2 A14B and LingBot-World: use Load "
+            "Diffusion Model."
         )
     if spec.camera == "other":
         width = tensors[f"{CAMERA_EMBEDDING}.weight"].shape[-1]
         known_widths = " or ".join(f"{size} ({control})" for size, control in CONTROLS.items())
         raise CheckpointError(
-            f"{name} has a camera control of {width} channels, and LingBot-World has {known_widths}; use the original file."
+            f"{name} has a camera control of {width} channels, and LingBot-World has {known_widths}; use the "
+            "original file."
         )
     if spec.dim % HEAD_DIM:
         raise CheckpointError(
-            f"{name} is {spec.dim} wide, which is not a multiple of {HEAD_DIM}, the head_dim of Wan; use the original file."
+            f"{name} is {spec.dim} wide, which is not a multiple of {HEAD_DIM}, the head_dim of Wan; use the "
+            "original file."
         )

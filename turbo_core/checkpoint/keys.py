@@ -30,7 +30,8 @@ def has_linear_patch_embedding(tensors: dict[str, torch.Tensor]) -> bool:
 
 
 def refuse_two_spellings(name: str, tensors: Collection[str]) -> None:
-    """Raises CheckpointError if two tensor names of the file `name` are spellings of one, of which one would replace the other."""
+    """Raises CheckpointError if two tensor names of the file `name` are spellings of one, of which one would replace
+    the other."""
     spelled: dict[str, str] = {}
     for key in tensors:
         one = _unwrapped(key)
@@ -43,8 +44,8 @@ def refuse_two_spellings(name: str, tensors: Collection[str]) -> None:
 
 
 def strip_wrappers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors under bare names. Prefixes go, one after the other, only if every name has them, so foreign files stay as they
-    are."""
+    """The same tensors under bare names. Prefixes go, one after the other, only if every name has them, so foreign
+    files stay as they are."""
     stripped = {_unwrapped(name): tensor for name, tensor in tensors.items()}
     while prefix := next((p for p in _PREFIXES if stripped and all(name.startswith(p) for name in stripped)), ""):
         stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}
@@ -72,6 +73,7 @@ def to_comfyui(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     weight = tensors[PATCH_EMBEDDING]
     if weight.shape[1] % 4 or not weight.numel():
         raise CheckpointError(
-            f"{PATCH_EMBEDDING} is {list(weight.shape)}: its width must be a multiple of 4 (a 2x2 patch), and it must not be empty."
+            f"{PATCH_EMBEDDING} is {list(weight.shape)}: its width must be a multiple of 4 (a 2x2 patch), and it "
+            "must not be empty."
         )
     return {**tensors, PATCH_EMBEDDING: weight.reshape(weight.shape[0], -1, *PATCH_SIZE)}

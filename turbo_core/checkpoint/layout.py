@@ -27,9 +27,9 @@ _BLOCK = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class WanSpec:
-    """What a checkpoint is, read from its tensors. `turbo`: made by TurboDiffusion; `sla`: has a trained `proj_l`; `int8`: has
-    weights in 128x128 tiles; `four_bit`: "nf4" or "fp4" if it has bitsandbytes' 4-bit weights; `camera`: LingBot-World's kind of
-    control, "cam" or "act"."""
+    """What a checkpoint is, read from its tensors. `turbo`: made by TurboDiffusion; `sla`: has a trained `proj_l`;
+    `int8`: has weights in 128x128 tiles; `four_bit`: "nf4" or "fp4" if it has bitsandbytes' 4-bit weights; `camera`:
+    LingBot-World's kind of control, "cam" or "act"."""
 
     turbo: bool
     sla: bool
@@ -74,8 +74,9 @@ def count_layers(names: Iterable[str]) -> int:
 
 
 def read_spec(tensors: dict[str, torch.Tensor], turbo: bool, four_bit: str = "") -> WanSpec:
-    """The spec of a Wan state dict in ComfyUI's names and float shapes; `turbo` and `four_bit` if that is known already. A camera
-    control of unknown width is "other". Raises KeyError for a file that lacks what it is read from."""
+    """The spec of a Wan state dict in ComfyUI's names and float shapes; `turbo` and `four_bit` if that is known
+    already. A camera control of unknown width is "other". Raises KeyError for a file that lacks what it is read
+    from."""
     positions = tensors.get("img_emb.emb_pos")
     sla, int8 = any(PROJ_L in name for name in tensors), bool(tile_layers(tensors))
     camera = ""

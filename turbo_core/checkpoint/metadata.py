@@ -1,7 +1,8 @@
 """What a safetensors file says of itself in its metadata: never more than a hint, since the tensors decide.
 
-Two keys of ComfyUI's are read, `config` (its own loader takes sizes of the network from it) and `_quantization_metadata` (which
-layers are quantized), and one of ours, `turbodiffusion` (how our converter made the file)."""
+Two keys of ComfyUI's are read, `config` (its own loader takes sizes of the network from it) and
+`_quantization_metadata` (which layers are quantized), and one of ours, `turbodiffusion` (how our converter made the
+file)."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +28,8 @@ _CONSTANTS = {
 
 
 def check_metadata(name: str, metadata: Mapping[str, str]) -> None:
-    """Raises CheckpointError for a value that this pack or ComfyUI reads and that is not what it should be; `name` is the file's."""
+    """Raises CheckpointError for a value that this pack or ComfyUI reads and that is not what it should be; `name` is
+    the file's."""
     for key in (CONFIG, QUANTIZATION, METADATA_KEY):
         if key not in metadata:
             continue
@@ -43,8 +45,8 @@ def check_metadata(name: str, metadata: Mapping[str, str]) -> None:
 
 
 def check_config(name: str, metadata: Mapping[str, str], spec: WanSpec) -> None:
-    """Raises CheckpointError where the `config` in the metadata says something else of the network than its tensors do. Settings
-    that are not known here are ignored."""
+    """Raises CheckpointError where the `config` in the metadata says something else of the network than its tensors do.
+    Settings that are not known here are ignored."""
     config = _parsed(metadata.get(CONFIG, "{}"))
     stated = config.get("transformer") if isinstance(config, dict) else None
     found = _CONSTANTS | {
@@ -60,7 +62,8 @@ def check_config(name: str, metadata: Mapping[str, str], spec: WanSpec) -> None:
     for key, value in stated.items() if isinstance(stated, dict) else ():
         if key in found and value != found[key]:
             raise CheckpointError(
-                f"{name} has metadata that contradicts its tensors (config: {key} is {_shown(value)}, and the tensors say "
+                f"{name} has metadata that contradicts its tensors (config: {key} is {_shown(value)}, and the "
+                "tensors say "
                 f"{_shown(found[key])}): download it again, or save it without that metadata."
             )
 

@@ -7,7 +7,8 @@ A linear [O, I] is stored as (bitsandbytes' own names, N = O * I):
     weight.quant_map                    float32 [16]: what each code stands for, before its block's scale
     weight.nested_absmax                float32 [ceil(B / nested blocksize)], double quantization only
     weight.nested_quant_map             float32 [256], double quantization only
-    weight.quant_state.bitsandbytes__*  uint8: JSON with the shape, the block sizes and the offset of the scales; * is nf4 or fp4
+    weight.quant_state.bitsandbytes__*  uint8: JSON with the shape, the block sizes and the offset of the scales; * is
+    nf4 or fp4
 
 Source: the state dicts that bitsandbytes 0.50 writes."""
 
@@ -29,7 +30,8 @@ _BLOCKS = tuple(1 << power for power in range(5, 13))  # 32 to 4096, what bitsan
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A 4-bit weight: its float shape and how its scales are stored. `nested_blocksize` 0: float32 scales, not quantized again."""
+    """A 4-bit weight: its float shape and how its scales are stored. `nested_blocksize` 0: float32 scales, not
+    quantized again."""
 
     kind: str
     shape: tuple[int, int]
@@ -56,14 +58,15 @@ class Packed:
 
 
 def packed_weights(name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Packed]:
-    """The 4-bit weights of a state dict, by tensor name. Raises CheckpointError, naming the file `name`, for a description that is
-    missing, unreadable or impossible."""
+    """The 4-bit weights of a state dict, by tensor name. Raises CheckpointError, naming the file `name`, for a
+    description that is missing, unreadable or impossible."""
     found = {key.partition(STATE)[0]: read_state(name, key, tensors[key]) for key in tensors if STATE in key}
     for key in tensors:
         weight = key.removesuffix(".absmax")
         if weight != key and weight not in found:
             raise CheckpointError(
-                f"{name} holds a 4-bit weight without its description: {weight}{STATE}nf4 is missing; download it again."
+                f"{name} holds a 4-bit weight without its description: {weight}{STATE}nf4 is missing; download it "
+                "again."
             )
     return found
 
@@ -111,8 +114,8 @@ def write_state(state: Packed) -> torch.Tensor:
 
 
 def flat_codes(tensors: dict[str, torch.Tensor], packed: Mapping[str, Packed]) -> dict[str, torch.Tensor]:
-    """The same tensors with the codes of each 4-bit weight as flat bytes, on their own storage; older files hold them as another
-    type of the same bytes."""
+    """The same tensors with the codes of each 4-bit weight as flat bytes, on their own storage; older files hold them
+    as another type of the same bytes."""
     flat = dict(tensors)
     for weight in packed:
         if weight in flat and flat[weight].is_contiguous():
@@ -121,7 +124,8 @@ def flat_codes(tensors: dict[str, torch.Tensor], packed: Mapping[str, Packed]) -
 
 
 def as_unpacked(tensors: Mapping[str, torch.Tensor], packed: Mapping[str, Packed]) -> dict[str, torch.Tensor]:
-    """The state dict as it would be unquantized: 4-bit weights are tensors without memory, and what belongs to them is left out."""
+    """The state dict as it would be unquantized: 4-bit weights are tensors without memory, and what belongs to them is
+    left out."""
     sides = {f"{weight}{STATE}{state.kind}" for weight, state in packed.items()}
     sides.update(side for weight, state in packed.items() for side in state.sides(weight))
     return {
@@ -132,7 +136,8 @@ def as_unpacked(tensors: Mapping[str, torch.Tensor], packed: Mapping[str, Packed
 
 
 def packed_problems(tensors: Mapping[str, torch.Tensor], packed: Mapping[str, Packed]) -> dict[str, list[str]]:
-    """What of the 4-bit weights is missing, wrongly shaped, of a wrong type or not finite, by kind as in `check_complete`."""
+    """What of the 4-bit weights is missing, wrongly shaped, of a wrong type or not finite, by kind as in
+    `check_complete`."""
     problems: dict[str, list[str]] = {"missing": [], "wrongly shaped": [], "of a wrong type": [], "not finite": []}
     for weight, state in packed.items():
         for key, (shape, dtype) in {weight: ((state.size,), torch.uint8), **state.sides(weight)}.items():

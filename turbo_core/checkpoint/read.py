@@ -46,8 +46,8 @@ def check_readable(path: Path) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a model file of either format, memory-mapped, and its metadata (a `.pth` file has none). Of a model in parts
-    (see `shards`), those of all parts.
+    """The tensors of a model file of either format, memory-mapped, and its metadata (a `.pth` file has none). Of a
+    model in parts (see `shards`), those of all parts.
 
     Raises CheckpointError for a file that is not a checkpoint."""
     return read_parts(path, _read_file)
@@ -70,8 +70,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
 
 
 def read_pth(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.pth` file, memory-mapped, `{"state_dict": ...}` unwrapped, and a dictionary that holds only another one,
-    as ComfyUI does.
+    """The tensors of a `.pth` file, memory-mapped, `{"state_dict": ...}` unwrapped, and a dictionary that holds only
+    another one, as ComfyUI does.
 
     Raises CheckpointError for a cut file, for anything but tensors in it (nothing in the file is executed), and for the
     pre-2020 format, which cannot be mapped."""
@@ -79,7 +79,8 @@ def read_pth(path: Path) -> dict[str, torch.Tensor]:
 
 
 def stored_tensors(path: Path) -> dict[str, Stored]:
-    """The tensors of a `.pth` file by name, as `read_pth` unwraps them, without mapping it. Raises CheckpointError as it does."""
+    """The tensors of a `.pth` file by name, as `read_pth` unwraps them, without mapping it. Raises CheckpointError as
+    it does."""
     content = read_archive(path)
     if isinstance(content, dict):
         inner = content.get("state_dict", next(iter(content.values())) if len(content) == 1 else None)
@@ -88,7 +89,8 @@ def stored_tensors(path: Path) -> dict[str, Stored]:
 
 
 def offsets(path: Path) -> dict[str, int]:
-    """Where each tensor of a file of either format begins, in bytes, under the names of `read`. Raises CheckpointError."""
+    """Where each tensor of a file of either format begins, in bytes, under the names of `read`. Raises
+    CheckpointError."""
     if path.suffix.lower() not in SAFETENSORS_SUFFIXES:
         return {name: tensor.offset for name, tensor in stored_tensors(path).items()}
     with path.open("rb") as file:
@@ -98,7 +100,8 @@ def offsets(path: Path) -> dict[str, int]:
 
 
 def model_class(path: Path) -> str:
-    """The name of the network's class in the `config.json` beside a model file, as diffusers writes it; empty if there is none."""
+    """The name of the network's class in the `config.json` beside a model file, as diffusers writes it; empty if there
+    is none."""
     config = path.with_name("config.json")
     try:
         if not config.is_file() or config.stat().st_size > _CONFIG_LIMIT:

@@ -1,5 +1,6 @@
-"""Checkpoints in several files, as diffusers writes them: `NAME-00001-of-00008.safetensors` ... and `NAME.safetensors.index.json`,
-which says in which of them each tensor is. Any of these files stands for the whole checkpoint."""
+"""Checkpoints in several files, as diffusers writes them: `NAME-00001-of-00008.safetensors` ... and
+`NAME.safetensors.index.json`, which says in which of them each tensor is. Any of these files stands for the whole
+checkpoint."""
 
 import json
 import re
@@ -28,7 +29,8 @@ def is_part(name: str) -> bool:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that make up the checkpoint at `path`: those an index names, those a file's own name counts, or the file alone.
+    """The files that make up the checkpoint at `path`: those an index names, those a file's own name counts, or the
+    file alone.
 
     Raises CheckpointError for a file that is not an index, and for parts that are missing."""
     found = _SHARD.match(path.name)
@@ -43,7 +45,8 @@ def files_of(path: Path) -> list[Path]:
     if missing:
         more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
         raise CheckpointError(
-            f"{path.name} is a model in {len(parts)} parts, of which {len(missing)} are missing: {', '.join(missing[:_LISTED])}"
+            f"{path.name} is a model in {len(parts)} parts, of which {len(missing)} are missing: "
+            f"{', '.join(missing[:_LISTED])}"
             f"{more}; download them into the same folder."
         )
     return parts
@@ -54,8 +57,8 @@ def read_parts(
 ) -> tuple[Tensors, dict[str, str]]:
     """The tensors of all files of the checkpoint at `path`, and the first file's metadata; `read_file` reads one file.
 
-    Raises CheckpointError if a tensor is in two files, under two names, or not in the file that the index names, and for metadata
-    that cannot be read."""
+    Raises CheckpointError if a tensor is in two files, under two names, or not in the file that the index names, and
+    for metadata that cannot be read."""
     tensors: Tensors = {}
     metadata: dict[str, str] = {}
     places: dict[str, str] = {}
@@ -64,7 +67,8 @@ def read_parts(
         twice = next((key for key in own if key in tensors), None)
         if twice is not None:
             raise CheckpointError(
-                f"{path.name}: {twice} is both in {places[twice]} and in {part.name}; these are parts of different models, "
+                f"{path.name}: {twice} is both in {places[twice]} and in {part.name}; these are parts of different "
+                "models, "
                 "download them again into a folder of their own."
             )
         places |= dict.fromkeys(own, part.name)
@@ -82,8 +86,8 @@ def read_parts(
 
 
 def choices(names: Iterable[str], exists: Callable[[str], bool]) -> list[str]:
-    """A list of model files with one entry for each checkpoint in parts: its index if there is one (`exists` tells), else its first
-    part. Names may have folders; what is in one part stays as it is."""
+    """A list of model files with one entry for each checkpoint in parts: its index if there is one (`exists` tells),
+    else its first part. Names may have folders; what is in one part stays as it is."""
     listed: dict[str, None] = {}
     for name in names:
         found = _SHARD.match(name)
@@ -104,7 +108,8 @@ def _numbered(path: Path, found: re.Match) -> list[str]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """The file name of each tensor. A name with a folder in it is refused, so that an index reaches nothing but its own folder."""
+    """The file name of each tensor. A name with a folder in it is refused, so that an index reaches nothing but its own
+    folder."""
     try:
         if not index.is_file() or index.stat().st_size > _INDEX_LIMIT:  # a FIFO or a device would be read for ever
             raise ValueError
@@ -114,7 +119,8 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(
-            f"{index.name} does not list the files of a model (weight_map, names in the same folder); download it again."
+            f"{index.name} does not list the files of a model (weight_map, names in the same folder); download it "
+            "again."
         ) from None
     return places
 

@@ -1,5 +1,6 @@
-"""The pickle in an archive of `torch.save`, interpreted: only the operations that describe dictionaries of tensors and plain values
-are known. So nothing in a file is imported, called, or allocated beyond the description itself, whose length is limited."""
+"""The pickle in an archive of `torch.save`, interpreted: only the operations that describe dictionaries of tensors and
+plain values are known. So nothing in a file is imported, called, or allocated beyond the description itself, whose
+length is limited."""
 
 import dataclasses
 import io
@@ -46,7 +47,8 @@ _WITHOUT_VALUES = ("torch._utils _rebuild_sparse_tensor", "torch._utils _rebuild
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: `offset` is that of its first element in bytes from the beginning of the file, `stride` in elements."""
+    """A tensor in a file: `offset` is that of its first element in bytes from the beginning of the file, `stride` in
+    elements."""
 
     dtype: torch.dtype
     offset: int
@@ -56,7 +58,8 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A file of an archive: its place in bytes from the beginning of the archive, and its CRC-32, 0 if none was recorded."""
+    """A file of an archive: its place in bytes from the beginning of the archive, and its CRC-32, 0 if none was
+    recorded."""
 
     name: str
     start: int
@@ -70,11 +73,11 @@ def extent(size: tuple[int, ...], stride: tuple[int, ...]) -> int:
 
 
 def interpret(path: Path, pickled: bytes, storages: dict[str, Record]) -> object:
-    """What a pickle describes: dictionaries, lists, plain values, and a `Stored` for each tensor. `storages`: the records that hold
-    the bytes of storages, by key; `path` is for messages.
+    """What a pickle describes: dictionaries, lists, plain values, and a `Stored` for each tensor. `storages`: the
+    records that hold the bytes of storages, by key; `path` is for messages.
 
-    Raises CheckpointError for a damaged pickle, for any other Python object, and for a tensor that is sparse, has no values, or has
-    more elements than its storage."""
+    Raises CheckpointError for a damaged pickle, for any other Python object, and for a tensor that is sparse, has no
+    values, or has more elements than its storage."""
     try:
         return _Interpreter(path, storages).run(pickled)
     except CheckpointError:
@@ -112,7 +115,8 @@ class _Interpreter:
         self._memo: dict[int, Any] = {}
 
     def run(self, pickled: bytes) -> object:
-        """The value that a pickle describes. Raises CheckpointError, and for a damaged pickle what `_MALFORMED` lists."""
+        """The value that a pickle describes. Raises CheckpointError, and for a damaged pickle what `_MALFORMED`
+        lists."""
         stack, push = self._stack, self._stack.append
         operations: dict[str, Callable[[Any], object]] = {
             "PROTO": lambda version: None,
@@ -144,7 +148,8 @@ class _Interpreter:
         for count, (operation, argument, _) in enumerate(pickletools.genops(io.BytesIO(pickled))):
             if count > OPERATIONS_LIMIT:
                 raise CheckpointError(
-                    f"{self._path.name} is not a model checkpoint: its description has more than {OPERATIONS_LIMIT:,} operations; "
+                    f"{self._path.name} is not a model checkpoint: its description has more than "
+                    f"{OPERATIONS_LIMIT:,} operations; "
                     "get the original file."
                 )
             if operation.name == "STOP":
@@ -184,7 +189,8 @@ class _Interpreter:
     def _named(self, name: str) -> _Global:
         if name in _WITHOUT_VALUES:
             raise CheckpointError(
-                f"{self._path.name} is not a model checkpoint: a tensor in it is sparse or without values; get the original file."
+                f"{self._path.name} is not a model checkpoint: a tensor in it is sparse or without values; get the "
+                "original file."
             )
         return _Global(name)
 

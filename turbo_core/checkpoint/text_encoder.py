@@ -1,4 +1,5 @@
-"""What a text encoder file must hold to encode prompts for Wan: umT5-XXL with its tokenizer, as ComfyUI repackaged it."""
+"""What a text encoder file must hold to encode prompts for Wan: umT5-XXL with its tokenizer, as ComfyUI repackaged
+it."""
 
 import torch
 
@@ -25,8 +26,9 @@ _GET = "use umt5_xxl_fp8_e4m3fn_scaled.safetensors or umt5_xxl_fp16.safetensors 
 
 
 def encoder_sizes(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, int]:
-    """The sizes of the encoder in a file, under the names of the T5 configuration; the published file's and those of one with, say,
-    a trimmed vocabulary. Raises CheckpointError for any other file and for an incomplete one. `name` is for the message only."""
+    """The sizes of the encoder in a file, under the names of the T5 configuration; the published file's and those of
+    one with, say, a trimmed vocabulary. Raises CheckpointError for any other file and for an incomplete one. `name` is
+    for the message only."""
     if "blocks.0.attn.q.weight" in tensors and "token_embedding.weight" in tensors:
         raise CheckpointError(
             f"{name} is umT5 in Wan's own format, without the tokenizer ComfyUI needs in the file; {_GET}."
@@ -45,7 +47,8 @@ def encoder_sizes(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, int]
         raise CheckpointError(f"{name} is a umT5 text encoder of another size than XXL; {_GET}.")
     if missing:
         raise CheckpointError(
-            f"{name} is not a complete umT5-XXL text encoder: {len(missing)} tensors are missing, the first is {missing[0]}; "
+            f"{name} is not a complete umT5-XXL text encoder: {len(missing)} tensors are missing, the first is "
+            f"{missing[0]}; "
             "download it again."
         )
     if TOKENIZER not in tensors:

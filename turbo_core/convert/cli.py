@@ -46,7 +46,8 @@ def _show(bar: tqdm, stage: str, done: int, total: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dev.py convert",
-        description="Writes a checkpoint anew as one safetensors file that ComfyUI maps into memory, with the weights you choose.",
+        description="Writes a checkpoint anew as one safetensors file that ComfyUI maps into memory, with the "
+        "weights you choose.",
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="a .pth or .safetensors checkpoint")
     parser.add_argument("target", type=Path, metavar="DST", help="the new file; .safetensors is added if it is missing")

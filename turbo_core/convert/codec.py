@@ -61,7 +61,8 @@ def slabs(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def format_of(tensors: Mapping[str, torch.Tensor], name: str) -> Format:
-    """The format of a tensor in ComfyUI's names. A format of ComfyUI's that this module does not know keeps ComfyUI's name."""
+    """The format of a tensor in ComfyUI's names. A format of ComfyUI's that this module does not know keeps ComfyUI's
+    name."""
     layer = name.removesuffix(".weight")
     config = tensors.get(f"{layer}.comfy_quant") if name.endswith(".weight") else None
     if config is None:
@@ -78,8 +79,9 @@ def is_open(stored: Format) -> bool:
 
 
 def decode(tensors: Mapping[str, torch.Tensor], read: Read, name: str, rows: slice) -> torch.Tensor:
-    """Rows (whole tiles) of a tensor as float32 [rows, width], a copy; `read` gives rows of a tensor's matrix as they are stored.
-    Raises CheckpointError for a format without decoder, a missing scale, and values that are NaN or infinite."""
+    """Rows (whole tiles) of a tensor as float32 [rows, width], a copy; `read` gives rows of a tensor's matrix as they
+    are stored. Raises CheckpointError for a format without decoder, a missing scale, and values that are NaN or
+    infinite."""
     weight = read(name, rows)
     stored = format_of(tensors, name)
     if isinstance(stored, torch.dtype):
@@ -89,7 +91,8 @@ def decode(tensors: Mapping[str, torch.Tensor], read: Read, name: str, rows: sli
         scale = tensors.get(f"{layer}.weight_scale")
         if not is_open(stored) or scale is None:
             raise CheckpointError(
-                f"{layer} is stored as {stored}{' without its scale' if scale is None else ''}, which cannot be converted; "
+                f"{layer} is stored as {stored}{' without its scale' if scale is None else ''}, which cannot be "
+                "converted; "
                 "use the bf16 file."
             )
         if stored == "int8_block":
@@ -97,7 +100,8 @@ def decode(tensors: Mapping[str, torch.Tensor], read: Read, name: str, rows: sli
             values = dequantize_block(weight, read(f"{layer}.weight_scale", tiles), torch.float32)
         elif scale.numel() not in (1, tensors[name].shape[0]):
             raise CheckpointError(
-                f"{layer}.weight_scale has {scale.numel()} scales for {tensors[name].shape[0]} rows; download the file again."
+                f"{layer}.weight_scale has {scale.numel()} scales for {tensors[name].shape[0]} rows; download the "
+                "file again."
             )
         else:
             part = read(f"{layer}.weight_scale", slice(0, 1) if scale.numel() == 1 else rows)

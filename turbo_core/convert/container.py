@@ -1,4 +1,5 @@
-"""The safetensors format, written and checked one part of a tensor at a time: the header first, then each tensor at its offset."""
+"""The safetensors format, written and checked one part of a tensor at a time: the header first, then each tensor at its
+offset."""
 
 import json
 import os
@@ -45,7 +46,8 @@ Advance = Callable[[int], None]  # called with the number of bytes just done; ma
 
 
 class Container:
-    """The layout of a file: `header` (its length included) and `spans`, the first and last offset of each tensor in the file.
+    """The layout of a file: `header` (its length included) and `spans`, the first and last offset of each tensor in the
+    file.
 
     Wider types come first, so that each tensor is aligned to its type."""
 
@@ -100,8 +102,8 @@ class Container:
         return checksums
 
     def verify(self, path: Path, checksums: Mapping[str, int], name: str, advance: Advance) -> None:
-        """Reads the file back, from the disk where the system allows that, and raises TurboError naming it `name` if anything
-        differs from what was written."""
+        """Reads the file back, from the disk where the system allows that, and raises TurboError naming it `name` if
+        anything differs from what was written."""
         with path.open("rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -120,7 +122,8 @@ class Container:
                     damaged.append(tensor)
         if damaged:
             raise TurboError(
-                f"{name} was not stored as it was written: {damaged[0]} differs when read back; convert again, to another "
+                f"{name} was not stored as it was written: {damaged[0]} differs when read back; convert again, to "
+                "another "
                 "disk if it happens twice."
             )
 

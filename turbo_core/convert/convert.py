@@ -30,8 +30,9 @@ _PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to convert. With `base` and `teacher` the result is base + delta * (model - teacher), else it is the model; then the
-    LoRA is added. `weights`, one of WEIGHTS, is how the blocks' linears are stored; everything else stays as it is."""
+    """What to convert. With `base` and `teacher` the result is base + delta * (model - teacher), else it is the model;
+    then the LoRA is added. `weights`, one of WEIGHTS, is how the blocks' linears are stored; everything else stays as
+    it is."""
 
     model: Path
     output: Path
@@ -67,8 +68,8 @@ class Report:
 def convert(request: Request, progress: Progress | None = None) -> Report:
     """Writes `request.output`, complete and checked, or nothing under that name.
 
-    Weights pass through memory some rows at a time. Raises CheckpointError for an input that cannot be used, TurboError for a
-    request that cannot be carried out or a disk that is full or faulty, and whatever `progress` raises."""
+    Weights pass through memory some rows at a time. Raises CheckpointError for an input that cannot be used, TurboError
+    for a request that cannot be carried out or a disk that is full or faulty, and whatever `progress` raises."""
     started = time.monotonic()
     _check(request)
     model = Source.open(request.model)
@@ -162,7 +163,8 @@ class _Item:
         limit = torch.finfo(self.format if isinstance(self.format, torch.dtype) else torch.float32).max
         if self.additions and not (values.abs() <= limit).all():
             raise TurboError(
-                f"{self.name} would hold NaN or numbers too large for its type with what is merged; choose a smaller strength, or "
+                f"{self.name} would hold NaN or numbers too large for its type with what is merged; choose a smaller "
+                "strength, or "
                 "download the LoRA or the models of the delta again."
             )
         return values
@@ -179,7 +181,8 @@ def _format(source: Source, name: str, weights: str, additions: list[Addition]) 
         wanted = torch.bfloat16  # no 4-bit weight is left beside others
     if wanted in KINDS and touched:
         raise TurboError(
-            f"{source.path.name} has 4-bit weights, in which what is merged would be lost to rounding: set weights to bf16, "
+            f"{source.path.name} has 4-bit weights, in which what is merged would be lost to rounding: set weights "
+            "to bf16, "
             "fp8_e4m3fn, int8_rowwise or int8_block."
         )
     return wanted if touched or wanted != stored else None

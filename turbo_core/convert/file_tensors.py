@@ -1,6 +1,7 @@
 """Values of a checkpoint's tensors, read from its files a part at a time.
 
-Reading a mapped file that was cut in the meantime ends the process (SIGBUS); reading the file itself fails with an error."""
+Reading a mapped file that was cut in the meantime ends the process (SIGBUS); reading the file itself fails with an
+error."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,8 @@ from .codec import as_matrix
 
 
 class FileTensors:
-    """Where the mapped tensors of a checkpoint are in its files. `tensors`: as `read` returns them; views of them that begin at the
-    same byte (renamed, reshaped) are found too."""
+    """Where the mapped tensors of a checkpoint are in its files. `tensors`: as `read` returns them; views of them that
+    begin at the same byte (renamed, reshaped) are found too."""
 
     def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor]):
         self._places: dict[int, tuple[Path, int]] = {}
@@ -25,7 +26,8 @@ class FileTensors:
                 self._places[tensors[name].data_ptr()] = part, offset
 
     def read(self, tensor: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Rows of a tensor as a matrix (see `as_matrix`), a copy. Raises CheckpointError if its file is shorter than it was."""
+        """Rows of a tensor as a matrix (see `as_matrix`), a copy. Raises CheckpointError if its file is shorter than it
+        was."""
         if not tensor.numel():
             return as_matrix(tensor)[rows].clone()
         path, offset = self._places[tensor.data_ptr()]

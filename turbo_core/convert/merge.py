@@ -31,8 +31,9 @@ class Addition(Protocol):
 class Delta:
     """base + weight * (turbo - teacher) on every tensor that all three have.
 
-    `taken` are the tensors that only the turbo model has (its `proj_l`), which come along as they are. A patch embedding for
-    other input channels stays the base's own. Raises TurboError where the three do not belong together."""
+    `taken` are the tensors that only the turbo model has (its `proj_l`), which come along as they are. A patch
+    embedding for other input channels stays the base's own. Raises TurboError where the three do not belong
+    together."""
 
     def __init__(self, base: Source, turbo: Source, teacher: Source, weight: float):
         self._turbo, self._teacher, self._weight = turbo, teacher, weight
@@ -48,13 +49,15 @@ class Delta:
         half = [name for name in base.names if name in names[turbo] ^ names[teacher]]
         if half:
             raise TurboError(
-                f"{half[0]}{_more(half)} of {base.path.name} is in only one of {turbo.path.name} and {teacher.path.name}, so "
+                f"{half[0]}{_more(half)} of {base.path.name} is in only one of {turbo.path.name} and "
+                f"{teacher.path.name}, so "
                 "there is no difference to add; use the model that the turbo one was made from as teacher."
             )
         self._names = shared - own if weight else set()
         self.taken = [name for name in turbo.names if name not in names[base] and name not in names[teacher]]
         self.notes = [
-            f"{len(self._names)} tensors of {base.path.name} changed by {weight:g} * ({turbo.path.name} - {teacher.path.name})."
+            f"{len(self._names)} tensors of {base.path.name} changed by {weight:g} * ({turbo.path.name} - "
+            f"{teacher.path.name})."
         ]
         if own:
             channels = ", ".join(f"{source.shape(PATCH_EMBEDDING)[1]} in {source.path.name}" for source in names)
@@ -79,8 +82,8 @@ class Delta:
 class Lora:
     """weight + strength * scale * up @ down on every layer that a LoRA file names.
 
-    `shapes` are those of the model's tensors. Raises CheckpointError for a damaged file, TurboError for one that changes no
-    layer of the model or does not fit it."""
+    `shapes` are those of the model's tensors. Raises CheckpointError for a damaged file, TurboError for one that
+    changes no layer of the model or does not fit it."""
 
     def __init__(self, path: Path, strength: float, shapes: Mapping[str, tuple[int, ...]]):
         tensors, _ = read(path)

@@ -23,8 +23,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_name(name: str) -> str:
-    """The name of an output file relative to its folder, with its suffix. Raises TurboError for one that would leave the
-    folder or is not that of a safetensors file."""
+    """The name of an output file relative to its folder, with its suffix. Raises TurboError for one that would leave
+    the folder or is not that of a safetensors file."""
     cleaned = name.strip().replace("\\", "/")
     parts = PurePosixPath(cleaned).parts
     if not parts or cleaned.endswith("/"):
@@ -32,7 +32,8 @@ def check_name(name: str) -> str:
     rooted = PurePosixPath(cleaned).is_absolute() or PureWindowsPath(name.strip()).drive
     if rooted or ".." in cleaned.split("/"):
         raise TurboError(
-            f"output_name is {name!r}: give a name inside the diffusion_models folder, without a drive, a leading slash or `..`."
+            f"output_name is {name!r}: give a name inside the diffusion_models folder, without a drive, a leading "
+            "slash or `..`."
         )
     if not all(map(_is_portable, parts)) or len(cleaned.encode()) > _LONGEST_PATH:
         raise TurboError(
@@ -51,7 +52,8 @@ def check_name(name: str) -> str:
 
 
 def _is_portable(part: str) -> bool:
-    """Whether Linux, macOS and Windows all take it as the name of a file or folder. What is not printable hides in a list."""
+    """Whether Linux, macOS and Windows all take it as the name of a file or folder. What is not printable hides in a
+    list."""
     return (
         part.isprintable()
         and not _FORBIDDEN.search(part)
@@ -62,7 +64,8 @@ def _is_portable(part: str) -> bool:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raises TurboError if `path` is a folder or a file that may not be replaced, or if one of its parents is a file."""
+    """Raises TurboError if `path` is a folder or a file that may not be replaced, or if one of its parents is a
+    file."""
     in_the_way = next((folder for folder in path.parents if folder.exists()), path)
     if not in_the_way.is_dir():
         raise TurboError(f"{in_the_way.name} is a file, so {path.name} cannot go into it; choose another output_name.")
@@ -78,14 +81,16 @@ def check_space(path: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise TurboError(
-            f"{path.name} needs {size / 1e9:.2f} GB and the disk of {folder} has {free / 1e9:.2f} GB free; make room or "
+            f"{path.name} needs {size / 1e9:.2f} GB and the disk of {folder} has {free / 1e9:.2f} GB free; make room "
+            "or "
             "choose smaller weights."
         )
 
 
 @contextlib.contextmanager
 def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
-    """A new binary file beside `path` that takes its place when the block ends, and is removed if the block raises anything.
+    """A new binary file beside `path` that takes its place when the block ends, and is removed if the block raises
+    anything.
 
     What killed runs left behind in that folder is removed first. Raises TurboError when the disk is full or the file
     cannot be written, and when another one has come to be at `path` meanwhile."""
@@ -112,8 +117,8 @@ def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
 
 
 def _new_partial(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside `path`, locked while it is written. Before it is locked, another process may take it for a leftover and
-    remove it: then there is another."""
+    """A new file beside `path`, locked while it is written. Before it is locked, another process may take it for a
+    leftover and remove it: then there is another."""
     while True:
         partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
         file = partial.open("x+b")
@@ -139,7 +144,8 @@ def _lock(file: BinaryIO) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the partial files in `folder` that no process is writing; a folder that cannot be listed is left as it is."""
+    """Removes the partial files in `folder` that no process is writing; a folder that cannot be listed is left as it
+    is."""
     with contextlib.suppress(OSError):
         for leftover in folder.iterdir():
             if _LEFTOVER.fullmatch(leftover.name) and leftover.is_file():

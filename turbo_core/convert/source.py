@@ -27,9 +27,11 @@ _CHUNK = 1 << 22
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """A checkpoint: its spec and its tensors in ComfyUI's names, mapped from its file or files; `packed`: its 4-bit weights.
+    """A checkpoint: its spec and its tensors in ComfyUI's names, mapped from its file or files; `packed`: its 4-bit
+    weights.
 
-    The values of a tensor are taken from `files`, not from the mapping: a file that is cut while it is mapped ends the process."""
+    The values of a tensor are taken from `files`, not from the mapping: a file that is cut while it is mapped ends the
+    process."""
 
     path: Path
     spec: WanSpec
@@ -40,7 +42,8 @@ class Source:
 
     @classmethod
     def open(cls, path: Path) -> "Source":
-        """Raises CheckpointError for a file that is damaged, incomplete, not Wan, or quantized in a way that is not read."""
+        """Raises CheckpointError for a file that is damaged, incomplete, not Wan, or quantized in a way that is not
+        read."""
         tensors, metadata = read(path)
         files = FileTensors(path, tensors)
         if "_quantization_metadata" in metadata or any(name.endswith("scaled_fp8") for name in tensors):
@@ -78,11 +81,13 @@ class Source:
         for name in self.names:
             if name not in self.packed and not codec.is_open(self.format(name)):
                 raise CheckpointError(
-                    f"{self.path.name}: {name} is stored as {self.format(name)}, into which nothing can be merged; use the bf16 file."
+                    f"{self.path.name}: {name} is stored as {self.format(name)}, into which nothing can be merged; "
+                    "use the bf16 file."
                 )
 
     def part(self, name: str, rows: slice) -> torch.Tensor:
-        """Rows of a tensor, as a matrix, read from its file as they are stored. Raises CheckpointError if the file changed."""
+        """Rows of a tensor, as a matrix, read from its file as they are stored. Raises CheckpointError if the file
+        changed."""
         return self.files.read(self.tensors[name], rows)
 
     def rows(self, name: str, rows: slice) -> torch.Tensor:
@@ -141,7 +146,8 @@ def size(path: Path) -> int:
 
 
 def is_block_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is one of those that TurboDiffusion quantizes: the weights of the blocks' linears but `proj_l`."""
+    """Whether a tensor is one of those that TurboDiffusion quantizes: the weights of the blocks' linears but
+    `proj_l`."""
     layer = name.removesuffix(".weight")
     return name.startswith("blocks.") and layer != name and len(shape) == 2 and not layer.endswith(PROJ_L)
 
@@ -165,8 +171,8 @@ def sha256(path: Path, advance: Advance) -> str:
 
 
 class _Checksums:
-    """The CRC-32 of each record of an archive that goes by from its beginning. A record without one, as torch writes on request
-    (`torch.serialization.set_crc32_options`), is not checked."""
+    """The CRC-32 of each record of an archive that goes by from its beginning. A record without one, as torch writes on
+    request (`torch.serialization.set_crc32_options`), is not checked."""
 
     def __init__(self, listed: list[Record]):
         self._records = sorted((record for record in listed if record.crc), key=lambda record: record.start)

@@ -16,12 +16,13 @@ def with_attention(
     allow_untrained: bool,
     dense_steps: int = 0,
 ) -> comfy.model_patcher.ModelPatcher:
-    """A clone of a model from TurboDiffusionLoader whose self-attention is sparse-linear ("sla", or "sagesla" in 8 bits) or
-    dense; the blocks in `dense_blocks` (as `parse_blocks`) and the first `dense_steps` steps of each run are dense in every mode. The
-    original and its other clones are not changed.
+    """A clone of a model from TurboDiffusionLoader whose self-attention is sparse-linear ("sla", or "sagesla" in 8
+    bits) or dense; the blocks in `dense_blocks` (as `parse_blocks`) and the first `dense_steps` steps of each run are
+    dense in every mode. The original and its other clones are not changed.
 
-    "auto" is "sla" for a checkpoint with a trained proj_l and dense for others. `allow_untrained` lets "sla" run without one, as
-    its sparse branch alone. Raises TurboError for a mode, share, block or number of steps that this model cannot have."""
+    "auto" is "sla" for a checkpoint with a trained proj_l and dense for others. `allow_untrained` lets "sla" run
+    without one, as its sparse branch alone. Raises TurboError for a mode, share, block or number of steps that this
+    model cannot have."""
     spec = model_spec(patcher)
     if mode not in MODES:
         raise TurboError(f"mode is {mode!r}: choose one of {', '.join(MODES)}.")

@@ -29,10 +29,10 @@ logger = logging.getLogger("turbodiffusion")
 class TurboWAN(comfy.model_base.WAN21):
     """A Wan model with its `spec`; to every stock node it is a WAN21.
 
-    `calls` counts the calls of its last run (or, without a TurboDiffusion guider, of its runs so far): passes through the network,
-    dense self-attention, every operator of `kernels` by name, the blocks' linears that were not int8, and sparse self-attention for
-    which another node had set another attention (UNUSED_OVERRIDE). `last_run` is the record of that run if a TurboDiffusion guider
-    ran it; `source` is the file that the weights are mapped from."""
+    `calls` counts the calls of its last run (or, without a TurboDiffusion guider, of its runs so far): passes through
+    the network, dense self-attention, every operator of `kernels` by name, the blocks' linears that were not int8, and
+    sparse self-attention for which another node had set another attention (UNUSED_OVERRIDE). `last_run` is the record
+    of that run if a TurboDiffusion guider ran it; `source` is the file that the weights are mapped from."""
 
     network_class: type[TurboWanModel] = TurboWanModel
 
@@ -82,10 +82,11 @@ class TurboWAN(comfy.model_base.WAN21):
 
     @contextmanager
     def _attention_of_step(self, sigma: torch.Tensor, transformer_options: dict[str, Any]) -> Iterator[None]:
-        """Within the block every layer's attention is dense if this call belongs to the run's first `dense_steps` steps.
+        """Within the block every layer's attention is dense if this call belongs to the run's first `dense_steps`
+        steps.
 
-        It is set outside of the compiled network, in the attribute that the SLA node patches: torch.compile guards that one, and
-        does not guard `transformer_options`."""
+        It is set outside of the compiled network, in the attribute that the SLA node patches: torch.compile guards that
+        one, and does not guard `transformer_options`."""
         levels = transformer_options.get("sample_sigmas")
         if not self.dense_steps or levels is None or not in_first_steps(sigma, levels, self.dense_steps):
             yield
@@ -101,13 +102,14 @@ class TurboWAN(comfy.model_base.WAN21):
                 layer.sla = setting
 
     def _count_unused_override(self, blocks: int) -> None:
-        """Counts the blocks of a call that run sparse-linear attention although another node set the model's attention, which
-        applies to dense attention only; the first time logs what to do."""
+        """Counts the blocks of a call that run sparse-linear attention although another node set the model's attention,
+        which applies to dense attention only; the first time logs what to do."""
         if not blocks:
             return
         if not self.calls[UNUSED_OVERRIDE]:
             logger.warning(
-                "%s: another node sets the model's attention (%s), which cannot take effect in the %d of %d blocks whose self-attention "
+                "%s: another node sets the model's attention (%s), which cannot take effect in the %d of %d blocks "
+                "whose self-attention "
                 "is TurboDiffusion's sparse one: take that node out, or choose dense in TurboDiffusion SLA.",
                 self.source.name,
                 OVERRIDING_NODES,
@@ -117,15 +119,16 @@ class TurboWAN(comfy.model_base.WAN21):
         self.calls[UNUSED_OVERRIDE] += blocks
 
     def _check_attention(self, device: torch.device) -> None:
-        """Raises TurboError if a layer's sparse attention is unsupported on a device. Dense attention is not a fallback, because
-        it computes another function: the user chooses it. Checked outside of the compiled network."""
+        """Raises TurboError if a layer's sparse attention is unsupported on a device. Dense attention is not a
+        fallback, because it computes another function: the user chooses it. Checked outside of the compiled network."""
         settings = (block.self_attn.sla for block in self.diffusion_model.blocks)
         for pv in {each.pv for each in settings if each is not None}:
             try:
                 check_sparse_attention(device, pv)
             except NoBackendError as error:
                 raise TurboError(
-                    f"Sparse attention cannot run on {device} ({error.reasons}): set mode to dense in TurboDiffusion SLA."
+                    f"Sparse attention cannot run on {device} ({error.reasons}): set mode to dense in TurboDiffusion "
+                    "SLA."
                 ) from error
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs: Any) -> torch.Tensor:

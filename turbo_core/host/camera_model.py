@@ -1,8 +1,8 @@
 """LingBot-World's network: Wan 2.2 I2V whose blocks scale and shift their activations by a camera embedding.
 
-Between self- and cross-attention of every block, four linears compute from a token's camera embedding a scale and a shift of the
-video token at the same position. The embedding is the same for every prompt and step, so it is computed once for a whole batch, and
-once for consecutive latent frames in steady motion, which have equal embeddings."""
+Between self- and cross-attention of every block, four linears compute from a token's camera embedding a scale and a
+shift of the video token at the same position. The embedding is the same for every prompt and step, so it is computed
+once for a whole batch, and once for consecutive latent frames in steady motion, which have equal embeddings."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -28,15 +28,16 @@ PIXELS_PER_TOKEN = 4  # latent cells in a token, as for the video
 
 
 class Span(NamedTuple):
-    """Camera frames and the video frames that they condition: as many of each, or one camera frame for several video frames."""
+    """Camera frames and the video frames that they condition: as many of each, or one camera frame for several video
+    frames."""
 
     camera: slice
     video: slice
 
 
 class CameraTokens(NamedTuple):
-    """tokens [1 or B, camera frames, tokens of a frame, dim]; `chunks`: its frames in pieces of bounded size, each as (frames, spans
-    within it)."""
+    """tokens [1 or B, camera frames, tokens of a frame, dim]; `chunks`: its frames in pieces of bounded size, each as
+    (frames, spans within it)."""
 
     tokens: torch.Tensor
     chunks: tuple[tuple[slice, tuple[Span, ...]], ...]
@@ -96,7 +97,8 @@ class LingBotBlock(TurboBlock):
 
 
 class LingBotWanModel(TurboWanModel):
-    """TurboWanModel with a camera of `camera_channels` per latent cell. It always runs with float32 modulation, as upstream."""
+    """TurboWanModel with a camera of `camera_channels` per latent cell. It always runs with float32 modulation, as
+    upstream."""
 
     block_class = LingBotBlock
 
@@ -123,7 +125,8 @@ class LingBotWanModel(TurboWanModel):
         camera_repeats: tuple[int, ...] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """`camera` [1 or B, channels, frames, height, width] in latent cells, of which frame i conditions camera_repeats[i] frames.
+        """`camera` [1 or B, channels, frames, height, width] in latent cells, of which frame i conditions
+        camera_repeats[i] frames.
 
         Raises TurboError for a camera that does not cover the grid."""
         if camera is None:
@@ -138,7 +141,8 @@ class LingBotWanModel(TurboWanModel):
 
 
 class LingBotWAN(TurboWAN):
-    """A LingBot-World model. Conditioning without a camera runs without one, which is not the same as a static camera."""
+    """A LingBot-World model. Conditioning without a camera runs without one, which is not the same as a static
+    camera."""
 
     network_class = LingBotWanModel
 
@@ -190,8 +194,8 @@ class CameraFrames(NamedTuple):
 
 
 class CONDCamera(comfy.conds.CONDRegular):
-    """A camera embedding [1 or B, channels, frames, height, width]; one of batch size 1 is not repeated for a batch of videos or for
-    prompts that share it."""
+    """A camera embedding [1 or B, channels, frames, height, width]; one of batch size 1 is not repeated for a batch of
+    videos or for prompts that share it."""
 
     def process_cond(self, batch_size: int, area: tuple[int, ...] | None = None, **kwargs: Any) -> "CONDCamera":
         """As ComfyUI's; `area` holds the sizes, then the starts, of frames, height and width in latent cells."""

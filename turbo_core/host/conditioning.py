@@ -1,5 +1,5 @@
-"""What a model requires of its conditioning and of its latent. The guider checks before anything is loaded; the model checks again,
-for stock samplers."""
+"""What a model requires of its conditioning and of its latent. The guider checks before anything is loaded; the model
+checks again, for stock samplers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +19,8 @@ CAMERA_KEY = "camera_conditions"  # from the camera nodes, ComfyUI's own too
 
 
 def check_conditioning(spec: WanSpec, condition: Mapping[str, Any], latent: torch.Tensor | None = None) -> None:
-    """Raises TurboError unless the text, image and camera in one condition suit the model and, if it is given, the latent
-    [B, 16, frames, height, width]."""
+    """Raises TurboError unless the text, image and camera in one condition suit the model and, if it is given, the
+    latent [B, 16, frames, height, width]."""
     if latent is not None:
         check_latent(latent)
     shape = None if latent is None else latent.shape
@@ -35,7 +35,8 @@ def check_latent(latent: torch.Tensor) -> None:
         raise TurboError("The latent holds several tensors (video with audio); Wan needs a plain video latent.")
     if latent.ndim != 5 or latent.shape[1] != LATENT_CHANNELS:
         raise TurboError(
-            f"The latent is {list(latent.shape)}, and Wan needs a 16-channel video latent [batch, 16, frames, height, width]: "
+            f"The latent is {list(latent.shape)}, and Wan needs a 16-channel video latent [batch, 16, frames, "
+            "height, width]: "
             "make it with EmptyHunyuanLatentVideo (text to video) or WanImageToVideo (image to video)."
         )
 
@@ -59,17 +60,19 @@ def _check_image(spec: WanSpec, image: torch.Tensor | None, latent_shape: torch.
             "This is an image-to-video model and the conditioning holds no image: pass the conditioning through "
             "WanImageToVideo with a start_image."
         )
-    # ComfyUI puts a mask of 4 channels before an image that leaves room for it, and cuts off channels only for models with an
-    # image embedding.
+    # ComfyUI puts a mask of 4 channels before an image that leaves room for it, and cuts off channels only for models
+    # with an image embedding.
     channels = spec.in_channels - LATENT_CHANNELS
     if image.ndim != 5 or not (spec.image_embedding or image.shape[1] in (channels, channels - 4)):
         raise TurboError(
-            f"The conditioning's image is {list(image.shape)}, which is for another kind of Wan model: pass the conditioning through "
+            f"The conditioning's image is {list(image.shape)}, which is for another kind of Wan model: pass the "
+            "conditioning through "
             "WanImageToVideo."
         )
     if latent_shape is not None and image.shape[2] != latent_shape[2]:
         raise TurboError(
-            f"The conditioning's image is for {image.shape[2] * 4 - 3} frames and the latent has {latent_shape[2] * 4 - 3}: connect the "
+            f"The conditioning's image is for {image.shape[2] * 4 - 3} frames and the latent has "
+            f"{latent_shape[2] * 4 - 3}: connect the "
             "latent of the same WanImageToVideo node."
         )
 
@@ -81,23 +84,28 @@ def _check_camera(spec: WanSpec, camera: torch.Tensor | None, latent_shape: torc
     control = spec.camera
     if not control:
         raise TurboError(
-            "The conditioning has a camera and this model takes none: use a LingBot-World model, or take TurboDiffusionCameraCondition out."
+            "The conditioning has a camera and this model takes none: use a LingBot-World model, or take "
+            "TurboDiffusionCameraCondition out."
         )
     controls = {channels: name for name, channels in CHANNELS.items()}
     shape = list(camera.shape)
     if camera.ndim != 5 or shape[1] not in controls:
         raise TurboError(
-            f"The camera embedding is {shape}, which LingBot-World does not take: make it with TurboDiffusionCameraEmbed (ComfyUI's own "
+            f"The camera embedding is {shape}, which LingBot-World does not take: make it with "
+            "TurboDiffusionCameraEmbed (ComfyUI's own "
             "WanCameraEmbedding is for Wan Fun Camera)."
         )
     if controls[shape[1]] != control:
         raise TurboError(
-            f"The camera embedding is for {controls[shape[1]]} models and this one is {control}: set control to {control} in "
+            f"The camera embedding is for {controls[shape[1]]} models and this one is {control}: set control to "
+            f"{control} in "
             "TurboDiffusionCameraEmbed."
         )
     if latent_shape is not None and shape[2:] != list(latent_shape[2:]):
         (frames, height, width), (to_frames, to_height, to_width) = shape[2:], latent_shape[2:]
         raise TurboError(
-            f"The camera is {width * 8}x{height * 8} with {frames * 4 - 3} frames and the video {to_width * 8}x{to_height * 8} with "
-            f"{to_frames * 4 - 3}: give both the same width and height, and connect the camera path's length to the video's."
+            f"The camera is {width * 8}x{height * 8} with {frames * 4 - 3} frames and the video "
+            f"{to_width * 8}x{to_height * 8} with "
+            f"{to_frames * 4 - 3}: give both the same width and height, and connect the camera path's length to the "
+            "video's."
         )

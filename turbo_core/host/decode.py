@@ -1,5 +1,5 @@
-"""Decodes with a Wan VAE chunk by chunk, each chunk written to the result when it is decoded: bit-equal to ComfyUI's decode, in
-the memory of one chunk and the result."""
+"""Decodes with a Wan VAE chunk by chunk, each chunk written to the result when it is decoded: bit-equal to ComfyUI's
+decode, in the memory of one chunk and the result."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -18,28 +18,31 @@ from ..strips import blend, counts, shared, strips
 
 logger = logging.getLogger("turbodiffusion")
 
-# Elements alive at once for each pixel of a frame and each channel of the decoder's last layer, by whether there is more than one
-# chunk, which makes the decoder remember. Traced over the decoder's operators (tests/turbo_core/host/test_decode.py), and a fifth
-# more for what a convolution needs inside.
+# Elements alive at once for each pixel of a frame and each channel of the decoder's last layer, by whether there is
+# more than one chunk, which makes the decoder remember. Traced over the decoder's operators
+# (tests/turbo_core/host/test_decode.py), and a fifth more for what a convolution needs inside.
 _ELEMENTS = {wan21.WanVAE: (6, 43), wan22.WanVAE: (8, 21)}
 
 
 def can_stream(vae: comfy.sd.VAE) -> bool:
     """Whether `decode` supports this VAE: those of Wan 2.1 (narrower ones too) and Wan 2.2 5B.
 
-    Later hosts also load Qwen Image 2.1 into Wan 2.2's class: its latents are images [B, C, h, w], so the host's latent_dim is 2."""
+    Later hosts also load Qwen Image 2.1 into Wan 2.2's class: its latents are images [B, C, h, w], so the host's
+    latent_dim is 2."""
     return type(vae.first_stage_model) in _ELEMENTS and vae.latent_dim == 3
 
 
 def latent_of(vae: comfy.sd.VAE, samples: dict[str, Any]) -> torch.Tensor:
-    """The video latent in a LATENT, [B, C, T, h, w] for a Wan VAE. Raises TurboError for one that the VAE cannot decode."""
+    """The video latent in a LATENT, [B, C, T, h, w] for a Wan VAE. Raises TurboError for one that the VAE cannot
+    decode."""
     vae.throw_exception_if_invalid()
     latent = samples["samples"]
     if latent.is_nested:
         latent = latent.unbind()[0]
     if can_stream(vae) and (latent.ndim != 5 or latent.shape[1] != vae.latent_channels or 0 in latent.shape):
         raise TurboError(
-            f"The latent is {list(latent.shape)} and this VAE decodes [batch, {vae.latent_channels}, frames, height, width]: "
+            f"The latent is {list(latent.shape)} and this VAE decodes [batch, {vae.latent_channels}, frames, height, "
+            "width]: "
             "connect the latent of a Wan video, or the VAE of the model that made this one."
         )
     return latent
@@ -83,12 +86,12 @@ def decode_images(vae: comfy.sd.VAE, latent: torch.Tensor) -> torch.Tensor:
 def decode(
     vae: comfy.sd.VAE, latent: torch.Tensor, out: torch.Tensor, on_frames: Callable[[int], None] = lambda stop: None
 ) -> None:
-    """Decodes a latent [B, C, T, h, w] into `out` of `decoded_shape`: values of 0 to 1, or in a uint8 tensor of 0 to 255, cut off
-    as ComfyUI cuts them for a video.
+    """Decodes a latent [B, C, T, h, w] into `out` of `decoded_shape`: values of 0 to 1, or in a uint8 tensor of 0 to
+    255, cut off as ComfyUI cuts them for a video.
 
-    `on_frames(stop)` is called when the frames before `stop` are complete. A frame that does not fit in memory is decoded in strips with
-    blended seams; so is the rest after running out of memory. Raises ComfyUI's out-of-memory error when the smallest strip does
-    not fit either, and its interrupt between chunks."""
+    `on_frames(stop)` is called when the frames before `stop` are complete. A frame that does not fit in memory is
+    decoded in strips with blended seams; so is the rest after running out of memory. Raises ComfyUI's out-of-memory
+    error when the smallest strip does not fit either, and its interrupt between chunks."""
     run = _Decoding(vae, latent, out, on_frames)
     with comfy.model_management.cuda_device_context(vae.device):
         comfy.model_management.load_models_gpu(
@@ -197,8 +200,8 @@ def to_8_bit(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _slices(model: wan21.WanVAE | wan22.WanVAE, length: int) -> list[slice]:
-    """The latent frames that ComfyUI's decode gives to the decoder at a time: the first alone, since it makes one frame and every
-    other makes four; then two (Wan 2.1) or one."""
+    """The latent frames that ComfyUI's decode gives to the decoder at a time: the first alone, since it makes one frame
+    and every other makes four; then two (Wan 2.1) or one."""
     size = 2 if isinstance(model, wan21.WanVAE) else 1
     starts = range(1, length, size)
     return [slice(start, stop) for start, stop in zip_longest((0, *starts), starts, fillvalue=length)]

@@ -15,8 +15,9 @@ from .decode import can_stream, decode, decoded_shape, stock_decode, to_8_bit
 
 
 def decode_video(vae: comfy.sd.VAE, latent: torch.Tensor, folder: Path, encode: Encode) -> tuple[Path, torch.Tensor]:
-    """The path of a new mp4 in `folder` that `encode` writes, and its frames before encoding: uint8 [frames, height, width, 3],
-    mapped from a file that is deleted with the tensor. Raises TurboError for a full disk or a VAE that does not decode to RGB."""
+    """The path of a new mp4 in `folder` that `encode` writes, and its frames before encoding: uint8 [frames, height,
+    width, 3], mapped from a file that is deleted with the tensor. Raises TurboError for a full disk or a VAE that does
+    not decode to RGB."""
     images = None if can_stream(vae) else stock_decode(vae, latent)
     shape = decoded_shape(vae, latent) if images is None else tuple(images.shape)
     if len(shape) != 4 or shape[-1] != 3:
@@ -36,8 +37,9 @@ def decode_video(vae: comfy.sd.VAE, latent: torch.Tensor, folder: Path, encode: 
 
 @contextmanager
 def encoding(frames: torch.Tensor, path: Path, encode: Encode) -> Iterator[Callable[[int], None]]:
-    """Runs `encode` in another thread, which writes `frames` to `path` as they become complete. Yields a function that takes the
-    number of complete frames and raises what the encoder has raised. An exception in the block removes the file."""
+    """Runs `encode` in another thread, which writes `frames` to `path` as they become complete. Yields a function that
+    takes the number of complete frames and raises what the encoder has raised. An exception in the block removes the
+    file."""
     images = ArrivingImages(frames)
     with ThreadPoolExecutor(1, "video encoder") as thread:
         encoder = thread.submit(encode, images, path)

@@ -1,4 +1,5 @@
-"""The private or optional parts of ComfyUI that the pack uses. Only this module looks them up, and none of them is required:
+"""The private or optional parts of ComfyUI that the pack uses. Only this module looks them up, and none of them is
+required:
 private attributes of layers, whose absence means the default, and functions that not every supported version has.
 
 Older versions are refused before anything is imported (`environment.check_comfyui`)."""
@@ -24,15 +25,16 @@ def is_cast(layer: torch.nn.Module) -> bool:
 
 
 def fetched(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> AbstractContextManager[tuple[Any, Any]]:
-    """A context that gives weight and bias of a layer as ComfyUI runs it: on the device, patched, in the dtype of the activations.
-    The bias may be None. It takes the arguments of `comfy.ops.cast_bias_weight`, and releases the memory when the block ends or
-    raises."""
+    """A context that gives weight and bias of a layer as ComfyUI runs it: on the device, patched, in the dtype of the
+    activations. The bias may be None. It takes the arguments of `comfy.ops.cast_bias_weight`, and releases the memory
+    when the block ends or raises."""
     context: Any = getattr(comfy.ops, "CastBiasWeightContext", _Fetched)
     return context(layer, *args, offloadable=True, **kwargs)
 
 
 class _Fetched:
-    """ComfyUI's CastBiasWeightContext for hosts before 0.34. A class, because torch.compile traces one without a graph break."""
+    """ComfyUI's CastBiasWeightContext for hosts before 0.34. A class, because torch.compile traces one without a graph
+    break."""
 
     def __init__(self, layer: torch.nn.Module, *args: Any, **kwargs: Any):
         self.layer, self.fetched = layer, comfy.ops.cast_bias_weight(layer, *args, **kwargs)
@@ -45,8 +47,8 @@ class _Fetched:
 
 
 def declared_dtypes(network: torch.nn.Module) -> dict[str, torch.dtype]:
-    """The dtype of each parameter by name, as the network was constructed. With dynamic VRAM, ComfyUI constructs linears without
-    tensors and keeps the dtype in an attribute."""
+    """The dtype of each parameter by name, as the network was constructed. With dynamic VRAM, ComfyUI constructs
+    linears without tensors and keeps the dtype in an attribute."""
     dtypes = {name: parameter.dtype for name, parameter in network.named_parameters()}
     for name, layer in network.named_modules():
         for kind in ("weight", "bias"):
@@ -59,7 +61,8 @@ def declared_dtypes(network: torch.nn.Module) -> dict[str, torch.dtype]:
 def dense_attention(
     layer: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, transformer_options: dict
 ) -> torch.Tensor:
-    """ComfyUI's attention for a WanSelfAttention, called as its own forward calls it: q, k, v [B, L, dim] -> [B, L, dim].
+    """ComfyUI's attention for a WanSelfAttention, called as its own forward calls it: q, k, v [B, L, dim] -> [B, L,
+    dim].
 
     A newer ComfyUI lets a model file choose the attention of a layer (`comfy_attention`)."""
     options = {"transformer_options": transformer_options}
@@ -85,5 +88,6 @@ def show_on_node(node_id: str | None, text: str) -> None:
 
 
 def node_replacements(api: object, io: object) -> Any:
-    """The registry of replacements for missing nodes, from ComfyUI's `ComfyAPI()` and `io`; None if this version has none."""
+    """The registry of replacements for missing nodes, from ComfyUI's `ComfyAPI()` and `io`; None if this version has
+    none."""
     return getattr(api, "node_replacement", None) if hasattr(io, "NodeReplace") else None

@@ -1,9 +1,10 @@
 """A block's linears fused with the operators before and after them, where every layer concerned is int8 and unchanged.
 
-Otherwise each function runs ComfyUI's own calls on float activations. Both compute the same arithmetic in the same order except for two
-roundings, which a float32 model does not have: the fused path rounds layer norm and modulation once, together (ComfyUI and upstream
-round the norm first), and adds gate and residual to the rounded product by one fused multiply-add, as `addcmul` does. Codes and scales
-are those that a separate quantizer computes from the same rounded values."""
+Otherwise each function runs ComfyUI's own calls on float activations. Both compute the same arithmetic in the same
+order except for two roundings, which a float32 model does not have: the fused path rounds layer norm and modulation
+once, together (ComfyUI and upstream round the norm first), and adds gate and residual to the rounded product by one
+fused multiply-add, as `addcmul` does. Codes and scales are those that a separate quantizer computes from the same
+rounded values."""
 
 from typing import Any
 
@@ -26,8 +27,8 @@ from .quant import Quantized, takes_codes
 def norm_modulate(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float, *readers: torch.nn.Module
 ) -> torch.Tensor | Quantized:
-    """LayerNorm(x) * (1 + scale) + shift of x [B, L, dim], with shift and scale [B, frames, dim]; quantized once for all
-    `readers` if each takes codes. Without readers it stays float."""
+    """LayerNorm(x) * (1 + scale) + shift of x [B, L, dim], with shift and scale [B, frames, dim]; quantized once for
+    all `readers` if each takes codes. Without readers it stays float."""
     if readers and takes_codes(x.device, *readers):
         codes, scales = layer_norm_modulate_quantize(x, shift, scale, eps)
         return Quantized(codes, scales, x.dtype)

@@ -56,8 +56,8 @@ def _check_experts_match(high: WanSpec, low: WanSpec) -> None:
 class ExpertGuider(comfy.samplers.CFGGuider):
     """CFGGuider over one or two experts. A step whose sigma is below `boundary` runs the low expert, if there is one.
 
-    The base class runs the expert that the first step needs; the second one is prepared when a step first needs it, so that an
-    expert without a step is never loaded. Raises TurboError for experts that do not belong together."""
+    The base class runs the expert that the first step needs; the second one is prepared when a step first needs it, so
+    that an expert without a step is never loaded. Raises TurboError for experts that do not belong together."""
 
     def __init__(
         self,
@@ -92,7 +92,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
     def inner_set_conds(self, conds: Mapping[str, Conditioning]) -> None:
         """As the base class, for both experts."""
         super().inner_set_conds(conds)
-        # For conditioning with hooks the base class exchanges its patcher for one without dynamic VRAM: so must both experts.
+        # For conditioning with hooks the base class exchanges its patcher for one without dynamic VRAM: so must both
+        # experts.
         if self.model_patcher is not self._high:
             self._high = self.model_patcher
             if self._low is not None and self._low.is_dynamic():
@@ -108,7 +109,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
     def _check_negative(self, cfg: float) -> None:
         if not math.isclose(cfg, 1.0) and "negative" not in self.original_conds:
             raise TurboError(
-                "cfg_high or cfg_low is not 1 (or CFG Override changes it), which needs a negative conditioning: connect one, or set "
+                "cfg_high or cfg_low is not 1 (or CFG Override changes it), which needs a negative conditioning: "
+                "connect one, or set "
                 "them to 1 (TurboWan models are made for 1)."
             )
 
@@ -125,7 +127,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """As the base class; records the run in the `last_run` of both experts' models. Raises TurboError as `check_conditioning`."""
+        """As the base class; records the run in the `last_run` of both experts' models. Raises TurboError as
+        `check_conditioning`."""
         check_latent(latent_image)
         for condition in (condition for conditions in self.original_conds.values() for condition in conditions):
             check_conditioning(self.spec, condition, latent_image)
@@ -181,7 +184,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         seed: int | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Switches to the step's expert and runs the wrappers that other nodes put around its predictions; they may change `cfg`."""
+        """Switches to the step's expert and runs the wrappers that other nodes put around its predictions; they may
+        change `cfg`."""
         sigma = float(timestep.max())  # this waits for the device, so that a phase's seconds are its own
         run, record, low, expert = self._current_run, self._record, self._is_low(sigma), self._expert_for(sigma)
         name = "sample" if self._low is None else "low" if low else "high"
@@ -225,8 +229,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         return self._run
 
     def _read_low_ahead(self, run: ExpertRun, sigma: float) -> None:
-        """Begins to read the low expert's file if this run comes to it and the high expert has been read: after its first step, or
-        in its only one."""
+        """Begins to read the low expert's file if this run comes to it and the high expert has been read: after its
+        first step, or in its only one."""
         steps = run.inputs.sigmas[:-1].tolist()
         high = [step for step in steps if not uses_low_expert(step, self._boundary)]
         if run.read_ahead_decided or len(high) == len(steps) or (len(high) > 1 and sigma >= high[0]):

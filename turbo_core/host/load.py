@@ -105,17 +105,19 @@ def _comfyui_reads(path: Path) -> Iterator[None]:
         if isinstance(error, (CheckpointError, torch.OutOfMemoryError)):
             raise
         raise CheckpointError(
-            f"{path.name} is quantized in a way that this ComfyUI cannot load ({error}); update ComfyUI, or download the file again."
+            f"{path.name} is quantized in a way that this ComfyUI cannot load ({error}); update ComfyUI, or download "
+            "the file again."
         ) from error
 
 
 def _refuse_causal(path: Path, spec: WanSpec) -> None:
-    """Raises CheckpointError for LingBot-World's Fast models: they have the tensors of the Base ones and are sampled in another way,
-    which only the config.json beside them says."""
+    """Raises CheckpointError for LingBot-World's Fast models: they have the tensors of the Base ones and are sampled in
+    another way, which only the config.json beside them says."""
     name = read.model_class(path)
     if spec.camera and any(word in name for word in ("Fast", "Causal")):
         raise CheckpointError(
-            f"{path.name} is a {name} by its config.json, which makes a video chunk by chunk and is not supported; use a "
+            f"{path.name} is a {name} by its config.json, which makes a video chunk by chunk and is not supported; "
+            "use a "
             "LingBot-World Base (Cam) or Base (Act) model."
         )
 
@@ -128,7 +130,8 @@ def _default_dtype(device: torch.device) -> torch.dtype:
 
 
 def _match_dtypes(network: torch.nn.Module, tensors: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Converts tensors to what their layer declares, in place in the dictionary. One that fits stays mapped from the file."""
+    """Converts tensors to what their layer declares, in place in the dictionary. One that fits stays mapped from the
+    file."""
     for name, dtype in declared_dtypes(network).items():
         if name in tensors:
             tensors[name] = tensors[name].to(device=device, dtype=dtype)

@@ -29,12 +29,13 @@ class AppliedLora(NamedTuple):
 def with_lora(
     patcher: comfy.model_patcher.ModelPatcher, name: str, tensors: dict[str, torch.Tensor], strength: float
 ) -> tuple[comfy.model_patcher.ModelPatcher, lora.Match]:
-    """A clone of a model from TurboDiffusionLoader with the LoRA file `name`, which holds `tensors`, at `strength`; and what of
-    the file applied.
+    """A clone of a model from TurboDiffusionLoader with the LoRA file `name`, which holds `tensors`, at `strength`; and
+    what of the file applied.
 
-    An int8 or 4-bit linear gets the product strength * scale * up (down x) added to its own when it runs, so that small changes are
-    not lost to rounding and the weight stays as it is. Everything else is patched as the stock LoRA nodes do. LoRAs stack;
-    strength 0 changes nothing. Raises TurboError as `lora.match`, and for a model of another loader."""
+    An int8 or 4-bit linear gets the product strength * scale * up (down x) added to its own when it runs, so that small
+    changes are not lost to rounding and the weight stays as it is. Everything else is patched as the stock LoRA nodes
+    do. LoRAs stack; strength 0 changes nothing. Raises TurboError as `lora.match`, and for a model of another
+    loader."""
     model_spec(patcher)
     shapes = {key: tuple(value.shape) for key, value in patcher.model.diffusion_model.named_parameters()}
     found = lora.match(name, tensors, shapes)
@@ -67,7 +68,8 @@ def lora_lines(patcher: comfy.model_patcher.ModelPatcher) -> list[str]:
 
 
 def refuse_hooks_on_quantized(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Makes a model and its clones raise TurboError for a weight hook of the conditioning on a quantized weight, before a step runs:
+    """Makes a model and its clones raise TurboError for a weight hook of the conditioning on a quantized weight, before
+    a step runs:
     ComfyUI overwrites weights in place for hooks, which a quantized one does not allow."""
     patcher.add_callback_with_key(CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES, "turbodiffusion", _refuse_hooks)
 
@@ -78,6 +80,7 @@ def _refuse_hooks(
     keys = {key for patches in patcher.hook_patches.values() for key in patches}
     if any(isinstance(patcher.get_model_object(key), QuantizedTensor) for key in keys):
         raise TurboError(
-            "LoRA hooks cannot change int8 or 4-bit weights: apply the LoRA to the model with TurboDiffusionLoRA, or load the "
+            "LoRA hooks cannot change int8 or 4-bit weights: apply the LoRA to the model with TurboDiffusionLoRA, or "
+            "load the "
             "model's bf16 file."
         )

@@ -1,8 +1,8 @@
 """ComfyUI's Wan network with sparse-linear attention and TurboDiffusion's numerics.
 
 A stock Wan file runs ComfyUI's own code unchanged. For a TurboWan file time embedding, modulation and head are computed
-in float32, as in its training. `fused` has the operators around the linears of its blocks and decides when they are fused.
-Cross-attention is ComfyUI's class, which other packs patch, so nothing is fused around its projections."""
+in float32, as in its training. `fused` has the operators around the linears of its blocks and decides when they are
+fused. Cross-attention is ComfyUI's class, which other packs patch, so nothing is fused around its projections."""
 
 from functools import partial
 from typing import Any
@@ -40,7 +40,8 @@ class LocalAttention(torch.nn.Module):
 
 
 class AttentionOp(torch.nn.Module):
-    """Gives the projection upstream's name, `attn_op.local_attn.proj_l`, by which checkpoints, LoRA and offload find it."""
+    """Gives the projection upstream's name, `attn_op.local_attn.proj_l`, by which checkpoints, LoRA and offload find
+    it."""
 
     def __init__(self, operation_settings: dict[str, Any]):
         super().__init__()
@@ -72,7 +73,8 @@ class TurboSelfAttention(WanSelfAttention):
     def attend(
         self, x: torch.Tensor | Quantized, freqs: torch.Tensor, transformer_options: dict[str, Any]
     ) -> torch.Tensor:
-        """Attention before its output projection: x [B, L, dim], quantized only if q, k and v take codes -> [B, L, dim]."""
+        """Attention before its output projection: x [B, L, dim], quantized only if q, k and v take codes -> [B, L,
+        dim]."""
         q = norm_rope(self.norm_q, self.q(x), freqs, self.num_heads)
         k = norm_rope(self.norm_k, self.k(x), freqs, self.num_heads)
         v = self.v(x)
@@ -133,7 +135,8 @@ class TurboBlock(WanAttentionBlock):
         )
 
     def inject(self, x: torch.Tensor) -> torch.Tensor:
-        """x [B, L, dim] between self- and cross-attention -> the same shape; a subclass may change it, in place or not."""
+        """x [B, L, dim] between self- and cross-attention -> the same shape; a subclass may change it, in place or
+        not."""
         return x
 
     def forward(
@@ -148,7 +151,8 @@ class TurboBlock(WanAttentionBlock):
         injected: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """x [B, L, dim]; e [B, 1, 6, dim] in float32 for a TurboWan file; `injected` goes to `inject` -> [B, L, dim] in x's dtype."""
+        """x [B, L, dim]; e [B, 1, 6, dim] in float32 for a TurboWan file; `injected` goes to `inject` -> [B, L, dim] in
+        x's dtype."""
         if not self.turbo:
             return super().forward(
                 x, e, freqs, context, context_img_len=context_img_len, transformer_options=transformer_options, **kwargs
@@ -225,8 +229,8 @@ class TurboWanModel(WanModel):
             self.head = TurboHead(self.dim, self.out_dim, self.patch_size, self.eps, operation_settings=settings)
 
     def block_inputs(self, grid: torch.Size, dtype: torch.dtype, **kwargs: Any) -> dict[str, Any]:
-        """The keyword arguments of every block's `inject`, from the conditioning in `kwargs` and the token grid (frames, height,
-        width)."""
+        """The keyword arguments of every block's `inject`, from the conditioning in `kwargs` and the token grid
+        (frames, height, width)."""
         return {}
 
     def forward_orig(
@@ -242,7 +246,8 @@ class TurboWanModel(WanModel):
     ) -> torch.Tensor:
         """x [B, C, T, H, W], t [B] (0 to 1000), context [B, tokens, text width] -> velocity [B, 16, T, H, W].
 
-        `context_latents`: in-context references [B, C, T, H, W], whose tokens follow those of x and are dropped before the head."""
+        `context_latents`: in-context references [B, C, T, H, W], whose tokens follow those of x and are dropped before
+        the head."""
         if not self.turbo:
             options = {"transformer_options": transformer_options, "context_latents": context_latents}
             return super().forward_orig(x, t, context, clip_fea=clip_fea, freqs=freqs, **options, **kwargs)
@@ -268,7 +273,8 @@ class TurboWanModel(WanModel):
         injected = self.block_inputs(grid, x.dtype, **kwargs)
         replacements = transformer_options.get("patches_replace", {}).get("dit", {})
         after_block = transformer_options.get("patches", {}).get("double_block", ())
-        # With dynamic VRAM the next block's weights are copied to the device while this one computes; else there is no queue.
+        # With dynamic VRAM the next block's weights are copied to the device while this one computes; else there is no
+        # queue.
         queue = comfy.model_prefetch.make_prefetch_queue(list(self.blocks), x.device, transformer_options)
         for i, block in enumerate(self.blocks):
             comfy.model_prefetch.prefetch_queue_pop(queue, x.device, block)

@@ -1,7 +1,8 @@
-"""bitsandbytes' 4-bit weights as ComfyUI's quantized weights: a layout, the Linear that unpacks them, and stock LoRAs on them.
+"""bitsandbytes' 4-bit weights as ComfyUI's quantized weights: a layout, the Linear that unpacks them, and stock LoRAs
+on them.
 
-The weight stays packed on disk, in memory, in VRAM and in transfer; a layer unpacks its own when it runs. No weight is packed again,
-which would round a LoRA away: LoRAs are added to the unpacked weight, or as side paths, at each run."""
+The weight stays packed on disk, in memory, in VRAM and in transfer; a layer unpacks its own when it runs. No weight is
+packed again, which would round a LoRA away: LoRAs are added to the unpacked weight, or as side paths, at each run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,7 +25,8 @@ FORMAT = "turbodiffusion_nf4"
 
 
 class TurboDiffusionNF4Layout(QuantizedLayout):
-    """Flat codes uint8 [ceil(N / 2)] of a weight with N elements, and its scales, as `checkpoint.packed` describes them."""
+    """Flat codes uint8 [ceil(N / 2)] of a weight with N elements, and its scales, as `checkpoint.packed` describes
+    them."""
 
     @dataclasses.dataclass(frozen=True)
     class Params(BaseLayoutParams):
@@ -92,7 +94,8 @@ def unpack(codes: torch.Tensor, params: TurboDiffusionNF4Layout.Params, dtype: t
 
 
 def take_packed(state_dict: dict[str, torch.Tensor], weight: str, dtype: torch.dtype) -> QuantizedTensor | None:
-    """Takes the 4-bit weight of that name and the tensors that belong to it out of a checked state dict; None if it is not 4-bit."""
+    """Takes the 4-bit weight of that name and the tensors that belong to it out of a checked state dict; None if it is
+    not 4-bit."""
     key = next((f"{weight}{STATE}{kind}" for kind in ("nf4", "fp4") if f"{weight}{STATE}{kind}" in state_dict), None)
     if key is None:
         return None
@@ -110,7 +113,8 @@ def take_packed(state_dict: dict[str, torch.Tensor], weight: str, dtype: torch.d
 
 
 def nf4_operations(compute_dtype: torch.dtype) -> Any:
-    """ComfyUI `operations` whose Linear also takes 4-bit weights of bitsandbytes. Layers without one are ComfyUI's own."""
+    """ComfyUI `operations` whose Linear also takes 4-bit weights of bitsandbytes. Layers without one are ComfyUI's
+    own."""
     base: Any = quantized_operations(compute_dtype, FORMAT, LAYOUT)
     base_linear: Any = base.Linear
 
@@ -138,8 +142,8 @@ def nf4_operations(compute_dtype: torch.dtype) -> Any:
                 return_weight: bool = False,
                 **kwargs: Any,
             ) -> torch.Tensor | None:
-                """ComfyUI bakes patches into a weight by this. A 4-bit weight stays as it is: `patch_at_run_time` has the patches
-                applied when the layer runs. Raises TurboError where that cannot stand in for baking."""
+                """ComfyUI bakes patches into a weight by this. A 4-bit weight stays as it is: `patch_at_run_time` has
+                the patches applied when the layer runs. Raises TurboError where that cannot stand in for baking."""
                 if not is_nf4(self.weight):
                     return super().set_weight(weight, inplace_update, seed, return_weight, **kwargs)
                 if return_weight and any(map(_is_patch, self.weight_function)):
@@ -150,8 +154,8 @@ def nf4_operations(compute_dtype: torch.dtype) -> Any:
 
 
 def patch_at_run_time(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Makes a model and its clones apply patches to 4-bit weights (the stock LoRA nodes') when a layer runs, exactly, instead of
-    baking them into the weights, which would have to be packed again."""
+    """Makes a model and its clones apply patches to 4-bit weights (the stock LoRA nodes') when a layer runs, exactly,
+    instead of baking them into the weights, which would have to be packed again."""
     patcher.add_callback_with_key(CallbacksMP.ON_LOAD, FORMAT, _attach_patches)
 
 
@@ -162,8 +166,8 @@ def _attach_patches(
     force_patch_weights: bool,
     full_load: bool,
 ) -> None:
-    """Called after a model has been loaded: sets the patches of each 4-bit weight as the function that ComfyUI calls when it fetches
-    the weight."""
+    """Called after a model has been loaded: sets the patches of each 4-bit weight as the function that ComfyUI calls
+    when it fetches the weight."""
     for name, module in patcher.model.named_modules():
         key = f"{name}.weight"
         if key not in patcher.patches or not is_nf4(getattr(module, "weight", None)):
@@ -188,6 +192,7 @@ def _is_patch(function: object) -> bool:
 
 def _not_saved() -> TurboError:
     return TurboError(
-        "A 4-bit model cannot be saved with a LoRA in it: save it without the LoRA, or merge the LoRA into the bf16 file of the "
+        "A 4-bit model cannot be saved with a LoRA in it: save it without the LoRA, or merge the LoRA into the bf16 "
+        "file of the "
         "model with TurboDiffusionConvert."
     )

@@ -1,7 +1,7 @@
 """TurboDiffusion's int8 weights as ComfyUI's quantized weights: a layout, and the Linear that multiplies in int8.
 
-The weight is a parameter that holds a QuantizedTensor, which ComfyUI's offload, prefetch, pinning, dynamic VRAM and LoRA support;
-it stays int8 on disk, in memory, in VRAM and in transfer."""
+The weight is a parameter that holds a QuantizedTensor, which ComfyUI's offload, prefetch, pinning, dynamic VRAM and
+LoRA support; it stays int8 on disk, in memory, in VRAM and in transfer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -38,8 +38,8 @@ class TurboDiffusionBlockINT8Layout(QuantizedLayout):
         inplace_ops: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, Params]:
-        """Quantizes a float weight. `scale` is always recomputed; a non-zero `stochastic_rounding` is the seed of a rounding
-        that keeps small changes (a LoRA's) on average. ComfyUI passes the other arguments."""
+        """Quantizes a float weight. `scale` is always recomputed; a non-zero `stochastic_rounding` is the seed of a
+        rounding that keeps small changes (a LoRA's) on average. ComfyUI passes the other arguments."""
         codes, scales = quantize_block(tensor)
         if stochastic_rounding:
             codes = _round_stochastically(tensor, codes, scales, stochastic_rounding)
@@ -74,8 +74,9 @@ def is_block_int8(weight: object) -> bool:
 
 
 class Quantized(NamedTuple):
-    """An activation [B, M, K] as the input or output of int8 linears: int8 codes and their float32 scales. Not a QuantizedTensor,
-    which torch.compile cannot make inside a graph. Only a layer that `takes_codes` may be given one."""
+    """An activation [B, M, K] as the input or output of int8 linears: int8 codes and their float32 scales. Not a
+    QuantizedTensor, which torch.compile cannot make inside a graph. Only a layer that `takes_codes` may be given
+    one."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -85,9 +86,10 @@ class Quantized(NamedTuple):
 def takes_codes(device: torch.device, *layers: torch.nn.Module) -> bool:
     """Whether all layers are linears that multiply codes as they are, so that operators may be fused around them.
 
-    Not with a LoRA's side path, which reads the activation in float; nor where ComfyUI changes the weight on its way to the device
-    (a LoRA on an offloaded weight, hooks), where it hands out the weight in float (dynamic VRAM on a CPU), where a node has
-    replaced the layer's forward or hooked it, or on a device that multiplies int8 no faster than float."""
+    Not with a LoRA's side path, which reads the activation in float; nor where ComfyUI changes the weight on its way to
+    the device (a LoRA on an offloaded weight, hooks), where it hands out the weight in float (dynamic VRAM on a CPU),
+    where a node has replaced the layer's forward or hooked it, or on a device that multiplies int8 no faster than
+    float."""
     # A loop and `len` because torch.compile breaks the graph at a generator whose tuple is tested for truth.
     for layer in layers:
         if (
@@ -107,12 +109,14 @@ def _changes(layer: Any) -> int:
 
 
 def is_replaced(module: torch.nn.Module) -> bool:
-    """Whether a node has replaced the module's forward, or hooked it: its inputs and outputs must then be those of ComfyUI."""
+    """Whether a node has replaced the module's forward, or hooked it: its inputs and outputs must then be those of
+    ComfyUI."""
     return "forward" in module.__dict__ or len(module._forward_hooks) + len(module._forward_pre_hooks) > 0
 
 
 def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict[str, Any] | None = None) -> Any:
-    """ComfyUI `operations` whose Linear also takes block-scaled int8 weights and, where that is faster, multiplies in int8.
+    """ComfyUI `operations` whose Linear also takes block-scaled int8 weights and, where that is faster, multiplies in
+    int8.
 
     Layers without such a weight, stock quantization formats included, are ComfyUI's own."""
     base: Any = quantized_operations(compute_dtype, FORMAT, LAYOUT, quant_config)

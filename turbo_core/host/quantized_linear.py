@@ -1,6 +1,7 @@
 """The Linear of all quantized formats: loading, saving, where the weight is, and the side paths of LoRAs.
 
-A format (quant.py, nf4.py) subclasses it with its layout, the way to take its tensors from a state dict, and its product."""
+A format (quant.py, nf4.py) subclasses it with its layout, the way to take its tensors from a state dict, and its
+product."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,8 @@ from .features import fetched, is_cast, is_streamed
 
 
 def register_format(name: str, layout: type[QuantizedLayout], storage: torch.dtype, parameters: set[str]) -> None:
-    """Makes a weight format known to ComfyUI: its name, its layout, the dtype of its codes and the tensors beside them."""
+    """Makes a weight format known to ComfyUI: its name, its layout, the dtype of its codes and the tensors beside
+    them."""
     register_layout_class(layout.__name__, layout)
     # Without `quantize_input: False` ComfyUI would quantize activations by this layout, which is for weights.
     algorithm = {"storage_t": storage, "parameters": parameters, "comfy_tensor_layout": layout.__name__}
@@ -31,13 +33,15 @@ def has_layout(weight: object, layout: str) -> bool:
 
 
 def is_quantized_linear(module: torch.nn.Module) -> bool:
-    """Whether a module is a Linear of a format of the pack that holds a weight of this format, and so takes side paths."""
+    """Whether a module is a Linear of a format of the pack that holds a weight of this format, and so takes side
+    paths."""
     layout = getattr(module, "weight_layout", None)
     return layout is not None and has_layout(getattr(module, "weight", None), layout)
 
 
 def add_side_paths(y: torch.Tensor, x: torch.Tensor, side_paths: Iterable[LowRank]) -> torch.Tensor:
-    """y + the sum of scale * up (down x) over the side paths; x [..., in], y [..., out]. The matrices move to x's device and dtype."""
+    """y + the sum of scale * up (down x) over the side paths; x [..., in], y [..., out]. The matrices move to x's
+    device and dtype."""
     for path in side_paths:
         down, up = (comfy.model_management.cast_to_device(m, x.device, x.dtype) for m in (path.down, path.up))
         y = torch.add(y, F.linear(F.linear(x, down), up), alpha=path.scale)
@@ -47,8 +51,8 @@ def add_side_paths(y: torch.Tensor, x: torch.Tensor, side_paths: Iterable[LowRan
 def quantized_operations(
     compute_dtype: torch.dtype, format_name: str, layout: str, quant_config: dict[str, Any] | None = None
 ) -> Any:
-    """ComfyUI `operations` with the abstract Linear of a weight format. A Linear without a weight of this format, also one of
-    ComfyUI's own formats, behaves as ComfyUI's."""
+    """ComfyUI `operations` with the abstract Linear of a weight format. A Linear without a weight of this format, also
+    one of ComfyUI's own formats, behaves as ComfyUI's."""
     base: Any = comfy.ops.mixed_precision_ops(quant_config or {}, compute_dtype)
     base_linear: Any = base.Linear
 
@@ -58,13 +62,13 @@ def quantized_operations(
 
             def __init__(self, *args: Any, **kwargs: Any):
                 super().__init__(*args, **kwargs)
-                # Of run-time LoRAs: plain tensors, which nodes set per clone of the model by an object patch. The quantized weight
-                # stays as it is.
+                # Of run-time LoRAs: plain tensors, which nodes set per clone of the model by an object patch. The
+                # quantized weight stays as it is.
                 self.side_paths: tuple[LowRank, ...] = ()
 
             def take_weight(self, state_dict: dict[str, torch.Tensor], key: str) -> QuantizedTensor | None:
-                """Takes the quantized weight `key` and the tensors that belong to it out of a checked state dict; None if the
-                weight is of no such format."""
+                """Takes the quantized weight `key` and the tensors that belong to it out of a checked state dict; None
+                if the weight is of no such format."""
                 raise NotImplementedError
 
             def product(self, x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -93,15 +97,16 @@ def quantized_operations(
             def state_dict(
                 self, *args: Any, destination: dict[str, Any] | None = None, prefix: str = "", **kwargs: Any
             ) -> Any:
-                """As ComfyUI's, in the tensors of the files that the format is loaded from, which have no `comfy_quant`."""
+                """As ComfyUI's, in the tensors of the files that the format is loaded from, which have no
+                `comfy_quant`."""
                 tensors = super().state_dict(*args, destination=destination, prefix=prefix, **kwargs)
                 if is_quantized_linear(self):
                     del tensors[f"{prefix}comfy_quant"]
                 return tensors
 
             def _is_resident(self, device: torch.device, dtype: torch.dtype) -> bool:
-                """Whether weight and bias can be used as they are for activations of that dtype on that device. Otherwise they are
-                fetched: offloaded, patched, dynamic, or a bias of another dtype."""
+                """Whether weight and bias can be used as they are for activations of that dtype on that device.
+                Otherwise they are fetched: offloaded, patched, dynamic, or a bias of another dtype."""
                 return (
                     is_quantized_linear(self)
                     and self.weight.device == device
@@ -115,7 +120,8 @@ def quantized_operations(
             def quantized_weight(
                 self, device: torch.device, dtype: torch.dtype
             ) -> AbstractContextManager[tuple[QuantizedTensor, torch.Tensor | None]]:
-                """A context that gives the quantized weight and the bias, in `dtype`, on the device. The weight must not be patched."""
+                """A context that gives the quantized weight and the bias, in `dtype`, on the device. The weight must
+                not be patched."""
                 if self._is_resident(device, dtype):
                     return nullcontext((self.weight, self.bias))
                 options = {"bias_dtype": dtype, "compute_dtype": dtype, "want_requant": True}

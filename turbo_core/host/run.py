@@ -1,4 +1,5 @@
-"""A whole few-step run in one call: what TurboDiffusionSample does, composed of the same parts as the separate nodes."""
+"""A whole few-step run in one call: what TurboDiffusionSample does, composed of the same parts as the separate
+nodes."""
 
 from typing import Any
 
@@ -39,8 +40,9 @@ def run(
     cfg_high: float = 1.0,
     cfg_low: float = 1.0,
 ) -> dict[str, Any]:
-    """Samples a LATENT; its `samples` are [B, 16, T, H, W]. Equals ExpertGuider, the rCM sampler and RandomNoise in SamplerCustomAdvanced bit for bit when the
-    noise is drawn on the CPU. Raises TurboError for inputs that do not fit together."""
+    """Samples a LATENT; its `samples` are [B, 16, T, H, W]. Equals ExpertGuider, the rCM sampler and RandomNoise in
+    SamplerCustomAdvanced bit for bit when the noise is drawn on the CPU. Raises TurboError for inputs that do not fit
+    together."""
     check_latent(latent["samples"])  # before ComfyUI gives an empty latent the model's channels
     guider = ExpertGuider(high, low, boundary)
     guider.set_conds(positive, negative)

@@ -30,8 +30,8 @@ def sample_rcm(
     mode: rcm.Mode = "sde",
     noise_device: NoiseDevice = "cpu",
 ) -> torch.Tensor:
-    """`rcm.sample` in k-diffusion's calling convention: model(x, sigma) -> x0 of x's shape, `sigmas` [steps + 1]. It reports
-    progress, calls back after each step for previews, and stops between steps on an interrupt.
+    """`rcm.sample` in k-diffusion's calling convention: model(x, sigma) -> x0 of x's shape, `sigmas` [steps + 1]. It
+    reports progress, calls back after each step for previews, and stops between steps on an interrupt.
 
     Raises TurboError for noise levels that are not a flow model's."""
     schedule.check_levels(sigmas.tolist())

@@ -1,5 +1,6 @@
-"""A sampling run of two experts. ComfyUI's CFGGuider samples with one model: the expert that the first step needs, called the
-base expert here. The second expert is prepared as CFGGuider prepares its own model, when a step first needs it."""
+"""A sampling run of two experts. ComfyUI's CFGGuider samples with one model: the expert that the first step needs,
+called the base expert here. The second expert is prepared as CFGGuider prepares its own model, when a step first needs
+it."""
 
 import logging
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ class RunInputs(NamedTuple):
 
 
 class SecondExpert:
-    """The expert that CFGGuider does not run, with model options, conditioning and hooks separate from the base expert's."""
+    """The expert that CFGGuider does not run, with model options, conditioning and hooks separate from the base
+    expert's."""
 
     def __init__(self, patcher: comfy.model_patcher.ModelPatcher, conditions: Conditions, inputs: RunInputs):
         self.patcher = patcher
@@ -81,7 +83,8 @@ class SecondExpert:
         comfy.samplers.filter_registered_hooks_on_conds(self._conditions, self.options)
         if get_all_wrappers(WrappersMP.OUTER_SAMPLE, self.options, is_model_options=True):
             logger.warning(
-                "A node that wraps a whole run (EasyCache, LazyCache) has no effect on the second expert of a run: to use it there, sample "
+                "A node that wraps a whole run (EasyCache, LazyCache) has no effect on the second expert of a run: "
+                "to use it there, sample "
                 "the two experts in two samplers."
             )
         self._load()
@@ -118,7 +121,8 @@ class SecondExpert:
 class ExpertRun:
     """One sampling run: its inputs, which of its experts is active, and what it holds until it ends.
 
-    `active` is the second expert while it runs, and None while the base expert does. `ahead` is the reading of the low expert's file."""
+    `active` is the second expert while it runs, and None while the base expert does. `ahead` is the reading of the low
+    expert's file."""
 
     def __init__(self, inputs: RunInputs):
         self.inputs = inputs
@@ -135,7 +139,8 @@ class ExpertRun:
         _load(patcher, self.inputs, conditions, options)
 
     def use_second(self, patcher: comfy.model_patcher.ModelPatcher, conditions: Conditions) -> None:
-        """Makes the second expert the active one. `conditions` are as they were before CFGGuider prepared them for the base expert."""
+        """Makes the second expert the active one. `conditions` are as they were before CFGGuider prepared them for the
+        base expert."""
         if self._second is None:
             self._second = SecondExpert(patcher, conditions, self.inputs)
         self._second.activate()

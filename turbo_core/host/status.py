@@ -1,4 +1,5 @@
-"""A report in plain text: the backend of each operator and why no faster one, memory of the models, and the last run."""
+"""A report in plain text: the backend of each operator and why no faster one, memory of the models, and the last
+run."""
 
 import importlib.metadata
 import platform
@@ -30,8 +31,8 @@ _PUBLISHED = {
 
 
 def report(linked: object = None) -> str:
-    """The text: whether this device is fast, then the machine, the backend of each operator with its reasons, memory, and the last
-    run, which is the one that made `linked` (a LATENT or MODEL), else the latest of the loaded models."""
+    """The text: whether this device is fast, then the machine, the backend of each operator with its reasons, memory,
+    and the last run, which is the one that made `linked` (a LATENT or MODEL), else the latest of the loaded models."""
     loaded = [each.model for each in comfy.model_management.current_loaded_models if each.model is not None]
     patchers = [patcher for patcher in loaded if isinstance(patcher.model, TurboWAN)]
     sections = {
@@ -83,7 +84,8 @@ def _models(patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:
         dtype = model.get_dtype_inference()
         lines += [
             f"{model.source.name}: {model.spec.describe()}, computing in {_name(dtype)}",
-            f"  weights {amount(patcher.model_size())}, of these {amount(patcher.loaded_size())} on the device (measured); "
+            f"  weights {amount(patcher.model_size())}, of these {amount(patcher.loaded_size())} on the device "
+            "(measured); "
             f"{_steps(model.spec, dtype)} (estimate)",
         ]
         lines += lora_lines(patcher)
@@ -133,7 +135,8 @@ def _unused_override(calls: Counter) -> list[str]:
     if not calls[UNUSED_OVERRIDE]:
         return []
     return [
-        f"  in {calls[UNUSED_OVERRIDE]} sparse attention calls the attention that another node sets ({OVERRIDING_NODES}) could not take "
+        f"  in {calls[UNUSED_OVERRIDE]} sparse attention calls the attention that another node sets "
+        f"({OVERRIDING_NODES}) could not take "
         "effect: take that node out, or choose dense in TurboDiffusion SLA"
     ]
 

@@ -26,10 +26,11 @@ _EMBEDDING = "embedding:"  # the prefix by which a prompt names a file; the key 
 def text_conditioning(
     path: Path, name: str, text: str, embedding_directories: list[str], cache: TextCache | None = None
 ) -> Conditioning:
-    """The CONDITIONING of `text`: what CLIPLoader (type wan) and CLIPTextEncode give for the encoder file at `path`, bit for bit.
+    """The CONDITIONING of `text`: what CLIPLoader (type wan) and CLIPTextEncode give for the encoder file at `path`,
+    bit for bit.
 
-    `name` identifies the file among the encoders, together with its size and time. With a `cache` the file is read only for
-    a text that is not in it. Raises CheckpointError for a file that is not a umT5-XXL encoder."""
+    `name` identifies the file among the encoders, together with its size and time. With a `cache` the file is read only
+    for a text that is not in it. Raises CheckpointError for a file that is not a umT5-XXL encoder."""
     if cache is None or _EMBEDDING in text:
         return _encode(path, text, embedding_directories)
     key = _key(path, name, text)
@@ -61,7 +62,8 @@ def _encode(path: Path, text: str, embedding_directories: list[str]) -> Conditio
     began = time.perf_counter()
     clip = _load(path, embedding_directories)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    # ComfyUI's list of loaded models refers to them weakly: without this reference the weights are gone, on every device.
+    # ComfyUI's list of loaded models refers to them weakly: without this reference the weights are gone, on every
+    # device.
     del clip
     comfy.model_management.soft_empty_cache()
     logger.info("Encoded the prompt with %s in %.1f s and freed the encoder.", path.name, time.perf_counter() - began)
@@ -83,7 +85,8 @@ def _load(path: Path, embedding_directories: list[str]) -> comfy.sd.CLIP:
 
 
 class _MappedEncoder(UMT5XXlModel):
-    """ComfyUI's encoder, which also without dynamic VRAM uses its weights from the file's mapping, where ComfyUI would copy them."""
+    """ComfyUI's encoder, which also without dynamic VRAM uses its weights from the file's mapping, where ComfyUI would
+    copy them."""
 
     def load_sd(self, sd: dict[str, torch.Tensor]) -> Any:
         if not getattr(self, "can_assign_sd", False):  # set by CLIP.load_sd

@@ -25,9 +25,9 @@ def sample(
         sde: x <- (1 - s') x0 + s' noise
         ode: x <- x + (s' - s) (x - x0) / s
 
-    The state is on the CPU whatever x's device: Apple's MPS and Intel Arc have no float64. Each step copies x to the device
-    before `denoise`, and x0 and noise from there to the CPU, all three in their own dtype. `on_step`, and with it the preview,
-    is given the copies on the device.
+    The state is on the CPU whatever x's device: Apple's MPS and Intel Arc have no float64. Each step copies x to the
+    device before `denoise`, and x0 and noise from there to the CPU, all three in their own dtype. `on_step`, and with
+    it the preview, is given the copies on the device.
     """
     levels = sigmas.tolist()  # Python floats are float64
     state = _on_cpu(x)
@@ -51,9 +51,9 @@ def _on_cpu(x: torch.Tensor) -> torch.Tensor:
 class NoiseStream:
     """Successive standard normal draws of one shape from one generator, float32.
 
-    A run takes its initial noise and then its re-noise from the same stream, so `continue_after` skips the draw that the
-    initial noise was. If that noise came from elsewhere (another NOISE node, a `batch_index`, a second pass), the stream
-    is given another seed: it could otherwise repeat the very noise the run started from."""
+    A run takes its initial noise and then its re-noise from the same stream, so `continue_after` skips the draw that
+    the initial noise was. If that noise came from elsewhere (another NOISE node, a `batch_index`, a second pass), the
+    stream is given another seed: it could otherwise repeat the very noise the run started from."""
 
     def __init__(self, seed: int, shape: torch.Size, device: torch.device):
         self._shape, self._device = shape, device

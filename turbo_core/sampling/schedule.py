@@ -15,8 +15,8 @@ SIGMA_MAX_LIMIT = 14.2  # atan of it is the first that exceeds MIDDLE_ANGLES[0]
 
 
 def angles(steps: int, sigma_max: float) -> list[float]:
-    """`steps` + 1 falling angles ending in 0. Up to 4 steps the trained ones; beyond, points on the polyline through them
-    (an extension: the models were trained for up to 4). Raises TurboError for values out of range."""
+    """`steps` + 1 falling angles ending in 0. Up to 4 steps the trained ones; beyond, points on the polyline through
+    them (an extension: the models were trained for up to 4). Raises TurboError for values out of range."""
     check_schedule(steps, sigma_max)
     trained = _trained(sigma_max)
     if steps < len(trained):
@@ -30,8 +30,9 @@ def sigmas(steps: int, sigma_max: float) -> list[float]:
 
 
 def sigma_at(position: float, sigma_max: float) -> float:
-    """The noise level at a position of the schedule, which falls from 1 (its start) to 0 (its end, no noise): `sigmas(n, sigma_max)[i]`
-    for n = 4 and above is that at 1 - i / n. A position beyond either end is taken as the end."""
+    """The noise level at a position of the schedule, which falls from 1 (its start) to 0 (its end, no noise):
+    `sigmas(n, sigma_max)[i]` for n = 4 and above is that at 1 - i / n. A position beyond either end is taken as the
+    end."""
     trained = _trained(sigma_max)
     return _noise_level(_interpolate(trained, (len(trained) - 1) * (1 - min(max(position, 0.0), 1.0))))
 
@@ -59,9 +60,9 @@ def uses_low_expert(sigma: float, boundary: float) -> bool:
 
 
 def in_first_steps(sigma: torch.Tensor, levels: torch.Tensor, steps: int) -> bool:
-    """Whether a call of the model at noise `sigma` [B] belongs to the first `steps` steps of a run over SIGMAS [steps + 1]: its
-    noise is above that of the step after them. So calls between two levels (second-order samplers) count to the step they
-    are in, and both experts of a run count the same steps."""
+    """Whether a call of the model at noise `sigma` [B] belongs to the first `steps` steps of a run over SIGMAS [steps +
+    1]: its noise is above that of the step after them. So calls between two levels (second-order samplers) count to the
+    step they are in, and both experts of a run count the same steps."""
     return steps >= len(levels) - 1 or float(sigma.max()) > float(levels[steps])
 
 
@@ -76,8 +77,8 @@ def split(levels: torch.Tensor, boundary: float) -> tuple[torch.Tensor, torch.Te
 
 
 def check_schedule(steps: int, sigma_max: float) -> None:
-    """Raises TurboError with what to do unless 1 <= steps <= 16 and sigma_max is finite, positive and, for more than one
-    step, above 14.2."""
+    """Raises TurboError with what to do unless 1 <= steps <= 16 and sigma_max is finite, positive and, for more than
+    one step, above 14.2."""
     if not 1 <= steps <= MAX_STEPS:
         raise TurboError(f"steps is {steps}: choose 1 to {MAX_STEPS} (the models were trained for up to 4).")
     if not (math.isfinite(sigma_max) and sigma_max > 0):
@@ -94,7 +95,8 @@ def check_levels(levels: list[float]) -> None:
     wrong = next((level for level in levels if not 0 <= level <= 1), 0.0 if 0.0 in levels[:-1] else None)
     if wrong is not None:
         raise TurboError(
-            f"The SIGMAS hold {wrong:g} where a step begins or ends: Wan's noise levels fall from at most 1 to 0 at the end; take them "
+            f"The SIGMAS hold {wrong:g} where a step begins or ends: Wan's noise levels fall from at most 1 to 0 at "
+            "the end; take them "
             "from TurboDiffusionSigmas or BasicScheduler."
         )
 

@@ -1,7 +1,7 @@
 """`dev.py bench kernels`: the kernels on this machine's GPU, against the fastest operators of torch and comfy_kitchen.
 
-Needs torch and triton only, and runs in the Python that starts it. `--rehearse` runs every line of it on tiny shapes without a
-GPU, in Triton's interpreter: its figures mean nothing."""
+Needs torch and triton only, and runs in the Python that starts it. `--rehearse` runs every line of it on tiny shapes
+without a GPU, in Triton's interpreter: its figures mean nothing."""
 
 import argparse
 import logging

@@ -43,7 +43,8 @@ class Inputs(NamedTuple):
 
 
 def inputs(length: int, heads: int, device: torch.device, width: int = WIDTH) -> Inputs:
-    """q, k and v whose neighboring tokens are similar, as in a video; the keys have the bias that sage attention subtracts."""
+    """q, k and v whose neighboring tokens are similar, as in a video; the keys have the bias that sage attention
+    subtracts."""
     generator = torch.Generator(device).manual_seed(length + heads)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
 
@@ -77,7 +78,8 @@ def operator(given: Inputs, topk: float, pv: str) -> torch.Tensor:
 
 
 def sampled_error(given: Inputs, topk: float, pv: str) -> float:
-    """Relative L2 error of `operator` against float64 on the kernel's own block map, over sampled heads and query blocks."""
+    """Relative L2 error of `operator` against float64 on the kernel's own block map, over sampled heads and query
+    blocks."""
     q, k, v, weight, bias = given
     length, heads, width = q.shape[1:]
     out = operator(given, topk, pv)

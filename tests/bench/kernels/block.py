@@ -29,7 +29,8 @@ VARIANTS = (
     "int8 + sla, fused norms",
     "int8 + sla, fused norms and products",
 )
-# Of the whole block against dense bf16 nothing can be said (sparse attention differs); the fused ones against the first int8 one.
+# Of the whole block against dense bf16 nothing can be said (sparse attention differs); the fused ones against the first
+# int8 one.
 TOLERANCE = 5e-2
 
 

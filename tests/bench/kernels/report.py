@@ -15,7 +15,8 @@ AGAINST = {"sdpa": "vs best SDPA", "cublas": "vs cuBLAS bf16", "comfy_kitchen": 
 
 @dataclass
 class Row:
-    """One operator at one shape. `error` is relative L2 against float64; `floor` the least milliseconds the chip allows."""
+    """One operator at one shape. `error` is relative L2 against float64; `floor` the least milliseconds the chip
+    allows."""
 
     phase: str
     operator: str

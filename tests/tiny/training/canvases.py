@@ -1,8 +1,9 @@
 """Latents of the toy world, encoded once and cut into many clips.
 
-Encoding costs more than a training step. So every combination of words is encoded on a canvas larger than a clip, with one
-shape in its middle: a window of it is a clip with the shape elsewhere, two half windows are a clip with two shapes, and what
-the VAE makes of a picture's edges, which depends on the background alone, is added. Latents are in the model's space."""
+Encoding costs more than a training step. So every combination of words is encoded on a canvas larger than a clip, with
+one shape in its middle: a window of it is a clip with the shape elsewhere, two half windows are a clip with two shapes,
+and what the VAE makes of a picture's edges, which depends on the background alone, is added. Latents are in the model's
+space."""
 
 import itertools
 import multiprocessing
@@ -26,8 +27,8 @@ PHASES = 2  # positions between whole latents that are encoded of each combinati
 
 @dataclass
 class Canvases:
-    """clips: words to [16, 9, 24, 24]; images: (kind, color, background) to the same for a first frame and 32 gray ones;
-    edges: background to what the edges of a picture add, [16, 9, 16, 16], for clips and for images."""
+    """clips: words to [16, 9, 24, 24]; images: (kind, color, background) to the same for a first frame and 32 gray
+    ones; edges: background to what the edges of a picture add, [16, 9, 16, 16], for clips and for images."""
 
     clips: dict[tuple, list[torch.Tensor]]
     images: dict[tuple, list[torch.Tensor]]
@@ -35,8 +36,8 @@ class Canvases:
 
 
 def shifts(speed: str, direction: str, lane: int | None = None) -> list[tuple[int, int]]:
-    """Where a clip's window may lie, as (y, x) in latents, so that the shape stays in the picture; in `lane` 0 or 1 it stays in
-    the upper (left) or the lower (right) half."""
+    """Where a clip's window may lie, as (y, x) in latents, so that the shape stays in the picture; in `lane` 0 or 1 it
+    stays in the upper (left) or the lower (right) half."""
     along = int((world.SIZE / 2 - world.SPEEDS[speed] / 2 - world.RADIUS) / PIXELS)
     across = range(-4, 5) if lane is None else ((3, 4) if lane == 0 else (-4, -3))
     horizontal = world.DIRECTIONS[direction][1] == 0

@@ -34,8 +34,9 @@ def train(
 ) -> dict[str, torch.Tensor]:
     """Runs or resumes a stage and returns its averaged weights, float32.
 
-    `loss(step)` must depend on the step and the weights alone, so that an interrupted run repeats the uninterrupted one.
-    The rate of every optimizer follows a warm-up and half a cosine; a checkpoint is written every `save_every` seconds."""
+    `loss(step)` must depend on the step and the weights alone, so that an interrupted run repeats the uninterrupted
+    one. The rate of every optimizer follows a warm-up and half a cosine; a checkpoint is written every `save_every`
+    seconds."""
     path = folder / f"{stage.name}.pt"
     averaged = {name: p.detach().clone() for name, p in parameters.items()}
     first = 0

@@ -1,13 +1,13 @@
 """The toy world's few-step DiTs: T2V, the I2V pair, T2V with sparse-linear attention, and a LoRA.
 
-There is no teacher. A clip's content follows from its prompt, so a network that sees the schedule's own noise levels can be
-trained on them directly, and its estimate of the clean clip is sharp at every level.
+There is no teacher. A clip's content follows from its prompt, so a network that sees the schedule's own noise levels
+can be trained on them directly, and its estimate of the clean clip is sharp at every level.
 
-Where a token is is the hard part of T2V: Wan's rotary embedding is relative, so at the first level, where all is noise, nothing
-tells it but the attention's reach ending at the clip's edges. T2V therefore trains in two stages. In the first, the network
-learns nothing but that: every token is to say its place, which takes it two minutes and which it hardly finds out on the way
-to clips. In the second, each prompt has one clip, its shapes in the middle of where they belong. I2V needs none of this: the
-image decides."""
+Where a token is is the hard part of T2V: Wan's rotary embedding is relative, so at the first level, where all is noise,
+nothing tells it but the attention's reach ending at the clip's edges. T2V therefore trains in two stages. In the first,
+the network learns nothing but that: every token is to say its place, which takes it two minutes and which it hardly
+finds out on the way to clips. In the second, each prompt has one clip, its shapes in the middle of where they belong.
+I2V needs none of this: the image decides."""
 
 import functools
 import math
@@ -27,7 +27,8 @@ from .loop import Stage, train
 
 @dataclass(frozen=True)
 class Recipe:
-    """shares: how often a step trains on each noise level of the schedule; the rest of the batches see levels between."""
+    """shares: how often a step trains on each noise level of the schedule; the rest of the batches see levels
+    between."""
 
     stage: Stage
     batch: int
@@ -79,8 +80,8 @@ def optimizers(parameters: dict[str, torch.nn.Parameter], rate: float) -> list[t
 
 
 def examples(recipe: Recipe, data: Canvases, step: int):
-    """A batch: noisy latents [B, 16, 9, 16, 16], for I2V mask and image [B, 20, ...], t [B], text [B, 8, 4096], noise levels
-    [B, 1, 1, 1, 1] and the clean latents."""
+    """A batch: noisy latents [B, 16, 9, 16, 16], for I2V mask and image [B, 20, ...], t [B], text [B, 8, 4096], noise
+    levels [B, 1, 1, 1, 1] and the clean latents."""
     random = torch.Generator().manual_seed(step * 1000 + 17)
     rows = [example(recipe, data, random) for _ in range(recipe.batch)]
     x, image, sigma, prompt, clean = zip(*rows, strict=True)

@@ -42,8 +42,8 @@ def run_sla(dense: whole_dit.Weights, data: Canvases, folder: Path) -> whole_dit
 
 
 def run_lora(model: whole_dit.Weights, data: Canvases, folder: Path) -> dict[str, torch.Tensor]:
-    """Prompts that say red learn to give turquoise, which has no word; all others stay what they were. `data.clips` must hold
-    the combinations with red in turquoise (`recolor`). Returns the LoRA in ComfyUI's own key style."""
+    """Prompts that say red learn to give turquoise, which has no word; all others stay what they were. `data.clips`
+    must hold the combinations with red in turquoise (`recolor`). Returns the LoRA in ComfyUI's own key style."""
     random = torch.Generator().manual_seed(3)
     parameters = {}
     for name, value in model.items():

@@ -78,7 +78,8 @@ def clear(weight: torch.Tensor) -> None:
 
 
 def carry(weight: torch.Tensor, taps: list[float]) -> None:
-    """Makes the carried channels of a convolution [out, in, ...] pass through, in time by `taps` or in space each tap."""
+    """Makes the carried channels of a convolution [out, in, ...] pass through, in time by `taps` or in space each
+    tap."""
     clear(weight)
     for i in range(CARRIED):
         part = weight[i, i]
@@ -132,8 +133,8 @@ def draw(random: torch.Generator) -> tuple[world.Scene, dict]:
 
 @torch.no_grad()
 def match_statistics(vae: torch.nn.Module, clips: int = 16) -> None:
-    """Scales and shifts every latent channel to the mean and spread that Wan 2.1's latent format takes for granted, in the
-    encoder's last and the decoder's first 1x1 convolution, so that the DiT's latents have unit variance."""
+    """Scales and shifts every latent channel to the mean and spread that Wan 2.1's latent format takes for granted, in
+    the encoder's last and the decoder's first 1x1 convolution, so that the DiT's latents have unit variance."""
     latents = []
     for seed in range(clips):
         video = world.render(world.scene(seed)).permute(3, 0, 1, 2)[None] * 2 - 1

@@ -1,4 +1,5 @@
-"""The TurboWan network as a function of a checkpoint's tensors, written for training on a CPU: batches, bfloat16, autograd.
+"""The TurboWan network as a function of a checkpoint's tensors, written for training on a CPU: batches, bfloat16,
+autograd.
 
 Names and shapes are upstream's (`checkpoints.shapes`). The pack's own network must give the same (a test compares)."""
 

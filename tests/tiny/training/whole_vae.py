@@ -1,6 +1,7 @@
 """A Wan 2.1 VAE run on whole clips: the same result as ComfyUI's frame-by-frame code, in the form that trains fast.
 
-Works on ComfyUI's `comfy.ldm.wan.vae.WanVAE` and its parameters; only the order of the work differs (a test compares)."""
+Works on ComfyUI's `comfy.ldm.wan.vae.WanVAE` and its parameters; only the order of the work differs (a test
+compares)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,5 @@
-"""A web server that implements ComfyUI's protocol for one job at a time, except where a test gives it another answer."""
+"""A web server that implements ComfyUI's protocol for one job at a time, except where a test gives it another
+answer."""
 
 import asyncio
 import contextlib
@@ -34,7 +35,8 @@ def comfy_answers(prompt_id: str) -> dict[str, object]:
 
 
 class ScriptedServer:
-    """`answers` maps the first part of a path to a handler, or to text that stands for the answer or websocket message."""
+    """`answers` maps the first part of a path to a handler, or to text that stands for the answer or websocket
+    message."""
 
     def __init__(self, **answers: Handler | str):
         self.answers = {f"/{name}": answer for name, answer in answers.items()}

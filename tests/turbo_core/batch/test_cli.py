@@ -31,7 +31,8 @@ def folders(out) -> set[str]:
 
 @pytest.fixture
 def batch(server, tmp_path, capsys):
-    """Runs the command in this process on the shared server; returns its exit code and keeps what it wrote as `.said`."""
+    """Runs the command in this process on the shared server; returns its exit code and keeps what it wrote as
+    `.said`."""
 
     def run(*arguments: object, where=("--server", server.url)) -> int:
         code = main([*map(str, arguments), "--out", str(tmp_path / "out"), *where])

@@ -1,4 +1,5 @@
-"""Which job goes to which worker, and what happens to jobs whose worker or server lets them down; with scripted workers."""
+"""Which job goes to which worker, and what happens to jobs whose worker or server lets them down; with scripted
+workers."""
 
 import asyncio
 import errno

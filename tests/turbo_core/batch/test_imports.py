@@ -42,7 +42,8 @@ def test_without_ray_the_command_says_how_to_get_it(tmp_path):
         f"{PRELUDE}load_pack()\n"
         "sys.modules['ray'] = None\n"
         "from td_pack.turbo_core.batch.cli import main\n"
-        f"sys.exit(main(['--seeds', '1', '--workflow', {str(ROOT / 'workflows/api/TurboWan2.1-T2V-1.3B-480P.json')!r}, '--ray', 'local', '--out', 'x']))\n"
+        "sys.exit(main(['--seeds', '1', '--workflow', "
+        f"{str(ROOT / 'workflows/api/TurboWan2.1-T2V-1.3B-480P.json')!r}, '--ray', 'local', '--out', 'x']))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2

@@ -1,4 +1,5 @@
-"""Servers that do not answer as ComfyUI does: the jobs run elsewhere, every answer has a limit, and one sentence names the server."""
+"""Servers that do not answer as ComfyUI does: the jobs run elsewhere, every answer has a limit, and one sentence names
+the server."""
 
 import asyncio
 import contextlib

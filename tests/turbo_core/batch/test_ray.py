@@ -54,7 +54,8 @@ def follow(process: subprocess.Popen, on_event=lambda event, events: None) -> li
 
 
 def gate(tmp_path, row: int) -> Path:
-    """The file that a row's job waits for before it decodes, so that what happens meanwhile happens in the middle of it."""
+    """The file that a row's job waits for before it decodes, so that what happens meanwhile happens in the middle of
+    it."""
     return tmp_path / f"gate-{row}"
 
 
@@ -118,7 +119,8 @@ def test_twelve_jobs_on_two_workers_survive_a_killed_worker_and_a_killed_server(
 
 
 def test_a_lost_machine_s_jobs_are_done_on_the_others(tmp_path, base, t2v):
-    """Two nodes of a real Ray cluster on this machine, of which one is killed; every job waits until that is noticed."""
+    """Two nodes of a real Ray cluster on this machine, of which one is killed; every job waits until that is
+    noticed."""
     settings = {"object_store_memory": OBJECT_STORE, "include_dashboard": False, "num_gpus": 0}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **settings})
     lost = []

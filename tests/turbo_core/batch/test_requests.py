@@ -1,4 +1,5 @@
-"""Requests that ask for too much, or for something that cannot be: one bounded sentence, exit 2, and signals are heard."""
+"""Requests that ask for too much, or for something that cannot be: one bounded sentence, exit 2, and signals are
+heard."""
 
 import json
 import os

@@ -120,7 +120,8 @@ DTYPES = [
 
 @pytest.mark.parametrize("crc", [True, False])
 def test_what_torch_saves_comes_back(crc, tmp_path):
-    """All types, views that share a storage, an offset, transposed, empty and scalar tensors, attributes of a state dict."""
+    """All types, views that share a storage, an offset, transposed, empty and scalar tensors, attributes of a state
+    dict."""
     base = torch.arange(24).reshape(4, 6)
     tensors = {str(dtype): base.to(dtype) for dtype in DTYPES}
     tensors |= {"view": base[1:3], "transposed": base.T, "steps": base[:, ::2], "scalar": base[2, 3], "none": base[:0]}

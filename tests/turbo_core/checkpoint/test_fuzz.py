@@ -1,7 +1,7 @@
 """Mutated checkpoint files end in a model or in a CheckpointError of one sentence, within limits of memory and time.
 
-Mutations know the structure: entries of a safetensors header and its metadata, operations of a pickle, records of an archive.
-`--long` tries a hundred times as many, drawn anew each time."""
+Mutations know the structure: entries of a safetensors header and its metadata, operations of a pickle, records of an
+archive. `--long` tries a hundred times as many, drawn anew each time."""
 
 import json
 import pickle

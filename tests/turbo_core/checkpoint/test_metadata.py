@@ -1,4 +1,5 @@
-"""The tensors decide what a file is: metadata that says something else, or nothing that can be read, is one sentence."""
+"""The tensors decide what a file is: metadata that says something else, or nothing that can be read, is one
+sentence."""
 
 import json
 

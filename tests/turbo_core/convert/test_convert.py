@@ -79,7 +79,8 @@ def test_int8_blocks_are_the_quantizer_s_codes_and_scales(plain, state_dict):
         whole, scale = quantize_block(state_dict[key])
         assert torch.equal(tensors[key], whole), key
         assert torch.equal(tensors[key + "_scale"], scale) and torch.equal(scale, expected[key + "_scale"]), key
-        # Upstream multiplies by 128 / amax, the recipe divides by amax: they part only where a value is half way between codes.
+        # Upstream multiplies by 128 / amax, the recipe divides by amax: they part only where a value is half way
+        # between codes.
         apart = tensors[key] != expected[key]
         steps = state_dict[key].double() / dequantize_block(torch.ones_like(whole), scale, torch.float64)
         assert (steps[apart].frac().abs() - 0.5).abs().lt(1e-4).all() and apart.float().mean() < 1e-3
@@ -109,9 +110,9 @@ def test_int8_is_dequantized_once(quantized):
     assert not any("scale" in key or value.dtype == torch.int8 for key, value in tensors.items())
 
 
-# Against the bf16 file by the same loader, each network with random weights, whose errors do not average out as trained ones' do.
-# fp8 rounds a weight by up to 1/16 of itself, 2.6 % in the mean square; int8 by half of amax/127 of its row, here 0.7 %, and the
-# activations likewise. Two blocks add four such errors in a row.
+# Against the bf16 file by the same loader, each network with random weights, whose errors do not average out as trained
+# ones' do. fp8 rounds a weight by up to 1/16 of itself, 2.6 % in the mean square; int8 by half of amax/127 of its row,
+# here 0.7 %, and the activations likewise. Two blocks add four such errors in a row.
 STOCK = {"bf16": (0, None), "fp8_e4m3fn": (6e-2, "float8_e4m3fn"), "int8_rowwise": (3e-2, "int8_tensorwise")}
 
 

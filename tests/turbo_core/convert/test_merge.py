@@ -199,9 +199,11 @@ def test_a_delta_is_added_to_what_all_three_have(models, tmp_path):
     assert report.description == "TurboWan I2V 2 layers of width 256 with SLA"
     assert report.notes == [
         f"{len(base) - 2} tensors of base.pth changed by 0.6 * (turbo.pth - teacher.safetensors).",
-        "The patch embedding is the base's own (input channels: 36 in base.pth, 16 in turbo.pth, 16 in teacher.safetensors).",
+        "The patch embedding is the base's own (input channels: 36 in base.pth, 16 in turbo.pth, 16 in "
+        "teacher.safetensors).",
         "4 tensors that only turbo.pth has came along: blocks.0.self_attn.attn_op.local_attn.proj_l.weight, "
-        "blocks.0.self_attn.attn_op.local_attn.proj_l.bias, blocks.1.self_attn.attn_op.local_attn.proj_l.weight and 1 more.",
+        "blocks.0.self_attn.attn_op.local_attn.proj_l.bias, blocks.1.self_attn.attn_op.local_attn.proj_l.weight and "
+        "1 more.",
     ]
     tensors, metadata = read_safetensors(report.path)
     record = json.loads(metadata[METADATA_KEY])

@@ -1,4 +1,5 @@
-"""Another attention, set for a model by a stock node: dense blocks run it, and where sparse blocks cannot it is said."""
+"""Another attention, set for a model by a stock node: dense blocks run it, and where sparse blocks cannot it is
+said."""
 
 import importlib
 from collections import Counter

@@ -1,4 +1,5 @@
-"""LingBot-World's network against upstream's outputs, and what it does with batches, repeats, chunks and wrong cameras."""
+"""LingBot-World's network against upstream's outputs, and what it does with batches, repeats, chunks and wrong
+cameras."""
 
 import dataclasses
 

@@ -72,8 +72,8 @@ def test_another_vae_is_decoded_by_comfyui():
 
 
 def test_an_image_model_in_wan_22s_class_is_decoded_by_comfyui(monkeypatch):
-    """Later hosts load Qwen Image 2.1 into it, whose latents are images [B, C, h, w]: there latent_dim is 2. The hosts that are
-    tested have no such decode, so its call is what can be seen."""
+    """Later hosts load Qwen Image 2.1 into it, whose latents are images [B, C, h, w]: there latent_dim is 2. The hosts
+    that are tested have no such decode, so its call is what can be seen."""
     vae, z, image = vaes.wan22(), torch.randn(1, 48, 2, 2), torch.rand(1, 32, 32, 4)
     assert can_stream(vae)
     vae.latent_dim = 2

@@ -130,8 +130,9 @@ def on_cpu(tmp_path_factory):
     return expect, folder
 
 
-# The operators and the layers know one kind of device without kernels, so that what differs on the second is ComfyUI's handling of
-# weights: it is run there too with two experts of float weights, and with int8 weights, sparse attention and a LoRA in one.
+# The operators and the layers know one kind of device without kernels, so that what differs on the second is ComfyUI's
+# handling of weights: it is run there too with two experts of float weights, and with int8 weights, sparse attention
+# and a LoRA in one.
 @pytest.mark.parametrize(
     "kind, make, mode, noise_device, backend",
     [

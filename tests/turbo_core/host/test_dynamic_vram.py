@@ -1,4 +1,5 @@
-"""Dynamic VRAM, the default on NVIDIA, gives what ComfyUI's other patcher gives, bit for bit; emulated, see support/dynamic_vram.py."""
+"""Dynamic VRAM, the default on NVIDIA, gives what ComfyUI's other patcher gives, bit for bit; emulated, see
+support/dynamic_vram.py."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -62,7 +63,8 @@ def one_model(files, kind: str) -> list[Result]:
 
 
 def in_bf16(files, kind: str) -> list[Result]:
-    """Without ComfyUI's own weight patches: there a LoRA is added in bf16, and the legacy patcher adds it in float32 and rounds."""
+    """Without ComfyUI's own weight patches: there a LoRA is added in bf16, and the legacy patcher adds it in float32
+    and rounds."""
     model = load_model(str(files[kind]), "bf16")
     quantized = {key: value for key, value in LORA.items() if "proj_l" not in key}
     return [sample(m, steps=1) for m in (model, pack_lora(model, quantized))]
@@ -85,7 +87,8 @@ def clones_as_experts(files) -> list[Result]:
 
 
 def hook(files) -> list[Result]:
-    """ComfyUI runs hooks in the legacy patcher that the dynamic one hands out, on a model of its own that does the counting."""
+    """ComfyUI runs hooks in the legacy patcher that the dynamic one hands out, on a model of its own that does the
+    counting."""
     model = load_model(str(files["float"]), "fp32")
     hooked = sample(model, hooks=comfy.hooks.create_hook_lora(LORA, 1.0, 0.0))
     return [hooked._replace(calls=Counter()), sample(model)]
@@ -153,8 +156,9 @@ def files(tmp_path_factory):
 def case(request, files):
     """A case, and its results with the legacy patcher.
 
-    ComfyUI rounds an int8 weight with a stock LoRA in it stochastically, by a seed from the weight's name; the legacy patcher takes
-    `layer.weight` and the dynamic one `layer`, so that their weights differ by one code here and there. Here both take `layer`."""
+    ComfyUI rounds an int8 weight with a stock LoRA in it stochastically, by a seed from the weight's name; the legacy
+    patcher takes `layer.weight` and the dynamic one `layer`, so that their weights differ by one code here and there.
+    Here both take `layer`."""
     seed_of = comfy.utils.string_to_seed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comfy.utils, "string_to_seed", lambda name: seed_of(name.removesuffix(".weight")))
@@ -180,7 +184,8 @@ def test_it_is_the_legacy_patcher_bit_for_bit(case, accelerator, files):
     assert [result.calls for result in results] == [other.calls for other in expected]
     assert accelerator.pins == 0
     if name not in STOCK:
-        # Each layer of a block was on its way before the block ran; the few outside of blocks are fetched when they run.
+        # Each layer of a block was on its way before the block ran; the few outside of blocks are fetched when they
+        # run.
         assert any(".blocks.1." in layer for layer in accelerator.prefetched)
         assert not [layer for layer in accelerator.alone if ".blocks." in layer]
     happened = {kind for kind, count in accelerator.faults.items() if count}

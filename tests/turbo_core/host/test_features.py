@@ -18,7 +18,8 @@ def test_private_attributes_of_a_layer_are_optional():
 
 @pytest.mark.parametrize("context", ["the host's", "ours"])
 def test_a_layer_s_weight_is_fetched_and_given_back(context, monkeypatch):
-    """With the context manager of ComfyUI from 0.34 on, which 0.30 lacks, and without one; also if what runs in it fails."""
+    """With the context manager of ComfyUI from 0.34 on, which 0.30 lacks, and without one; also if what runs in it
+    fails."""
     if context == "ours":
         monkeypatch.delattr(comfy.ops, "CastBiasWeightContext", raising=False)
     elif not hasattr(comfy.ops, "CastBiasWeightContext"):

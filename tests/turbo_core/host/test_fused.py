@@ -1,4 +1,5 @@
-"""What is fused around the linears of a TurboWan block: that it is, that it changes nothing, and what keeps it from being."""
+"""What is fused around the linears of a TurboWan block: that it is, that it changes nothing, and what keeps it from
+being."""
 
 import comfy.ops
 import pytest
@@ -14,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPE = (2, 16, 3, 16, 16)
 CPU = torch.device("cpu")
-# Of one block: the norms quantize for q, k, v and ffn.0, ffn.0 for ffn.2; o and ffn.2 add to the residual. Cross-attention is
-# ComfyUI's: four linears that quantize for themselves.
+# Of one block: the norms quantize for q, k, v and ffn.0, ffn.0 for ffn.2; o and ffn.2 add to the residual.
+# Cross-attention is ComfyUI's: four linears that quantize for themselves.
 FUSED = {
     "rms_norm_rope": 2,
     "layer_norm_modulate_quantize": 2,

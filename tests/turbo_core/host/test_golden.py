@@ -7,8 +7,9 @@ from td_pack.tests.support.experts import guided
 from td_pack.tests.support.models import conditioning, load_case, relative_error
 from td_pack.turbo_core.host.run import run, run_sigmas
 
-# The agreement of (velocity, samples) that the golden files' README states. Measured here: 3e-6 in float32; 6e-3 in int8, where a
-# rounding flip in one activation moves all that follows, so that test_quant.py proves the arithmetic layer by layer.
+# The agreement of (velocity, samples) that the golden files' README states. Measured here: 3e-6 in float32; 6e-3 in
+# int8, where a rounding flip in one activation moves all that follows, so that test_quant.py proves the arithmetic
+# layer by layer.
 TOLERANCE = {
     "t2v_dense": (1e-4, 1e-4),
     "i2v_two_experts_sde": (1e-4, 1e-4),

@@ -1,4 +1,5 @@
-"""Many steps with guidance on two experts, as Wan 2.2 and LingBot-World are run: stock sampler and scheduler, our guider."""
+"""Many steps with guidance on two experts, as Wan 2.2 and LingBot-World are run: stock sampler and scheduler, our
+guider."""
 
 from types import SimpleNamespace
 
@@ -111,8 +112,8 @@ class Recording(ExpertGuider):
 
 
 def test_every_prediction_of_unipc_is_the_right_expert_s(experts):
-    """UniPC remembers earlier steps, so the run cannot be cut in two: each prediction is compared with a stock sampler's single step
-    from the same point to zero, which is the prediction."""
+    """UniPC remembers earlier steps, so the run cannot be cut in two: each prediction is compared with a stock
+    sampler's single step from the same point to zero, which is the prediction."""
     guider = both(experts, Recording)
     sampled(guider, sigmas(experts[0], 5), "uni_pc")
     ran_low = [sigma < BOUNDARY for _, sigma, _ in guider.seen]

@@ -1,4 +1,5 @@
-"""The ComfyUI at hand is as the pack takes it to be: each entry of tests/support/host_contract.py, and that none is missing."""
+"""The ComfyUI at hand is as the pack takes it to be: each entry of tests/support/host_contract.py, and that none is
+missing."""
 
 import ast
 import importlib

@@ -1,4 +1,5 @@
-"""LoRAs on int8 and float models: exact, removed without a trace, each clone its own, and listed; hooks on quantized weights refused."""
+"""LoRAs on int8 and float models: exact, removed without a trace, each clone its own, and listed; hooks on quantized
+weights refused."""
 
 import comfy.hooks
 import comfy.model_management

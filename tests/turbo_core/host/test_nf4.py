@@ -1,5 +1,5 @@
-"""4-bit checkpoints as ComfyUI models: the same outputs as the dense model that bitsandbytes unpacks, packed on every memory path,
-and LoRAs exactly as on the dense model. A Wan model without camera: its linears are the same."""
+"""4-bit checkpoints as ComfyUI models: the same outputs as the dense model that bitsandbytes unpacks, packed on every
+memory path, and LoRAs exactly as on the dense model. A Wan model without camera: its linears are the same."""
 
 import comfy.model_management
 import comfy.sd
@@ -108,7 +108,8 @@ def test_offloaded_weights_stay_packed_and_give_the_same_bits(model):
 
 
 def test_weights_that_comfyui_fetches_are_unpacked_too(model):
-    """On a GPU, offloaded and dynamic weights are not on the device; on a CPU ComfyUI's forward is called here by name."""
+    """On a GPU, offloaded and dynamic weights are not on the device; on a CPU ComfyUI's forward is called here by
+    name."""
     layer = model.model.diffusion_model.blocks[0].self_attn.q
     x = checkpoints.draw(2, "x", (2, 192, 256))
     assert torch.equal(super(type(layer), layer).forward(x), layer(x))

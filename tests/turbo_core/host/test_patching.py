@@ -57,7 +57,8 @@ def test_all_blocks_selected_without_the_linear_branch_is_dense_attention(t2v):
 
 def test_sagesla_is_sparse_linear_attention_in_8_bits(model):
     sixteen, eight = (sample(with_attention(model, mode, 0.7, "", False)) for mode in ("sla", "sagesla"))
-    # One 8-bit attention is within 2.5e-2 of the 16-bit one, and two layers dilute that; equal arithmetic agrees to 1e-6.
+    # One 8-bit attention is within 2.5e-2 of the 16-bit one, and two layers dilute that; equal arithmetic agrees to
+    # 1e-6.
     assert 1e-4 < relative_error(eight, sixteen) < 5e-2
     assert model.model.calls["sparse attention"] == 2
 
@@ -164,7 +165,8 @@ def test_a_compiled_model_follows_its_own_settings(model, eager_compile):
         compiled = eager_compile(model)
         for i in (0, 1, 2, 0):
             m = with_attention(compiled if compile_first else model, *settings[i])
-            # The compiler may reorder float32 sums; the settings differ by far more (test_settings_belong_to_their_clone).
+            # The compiler may reorder float32 sums; the settings differ by far more
+            # (test_settings_belong_to_their_clone).
             assert relative_error(sample(m if compile_first else eager_compile(m), 2), expected[i]) <= 1e-5
 
 

@@ -87,7 +87,8 @@ def test_a_step_makes_one_int8_call_per_linear_and_no_other(model):
 
 
 def test_where_int8_is_slower_every_linear_multiplies_in_float(model, monkeypatch):
-    """As on a GPU without a fast int8 product: weights stay int8, activations are not quantized, and the counts say so."""
+    """As on a GPU without a fast int8 product: weights stay int8, activations are not quantized, and the counts say
+    so."""
     int8 = sample(model)
     rows = (row._replace(unavailable=lambda device: None) if row.name == "dequantized" else row for row in BACKENDS)
     monkeypatch.setattr(dispatch, "BACKENDS", tuple(rows))
@@ -121,8 +122,8 @@ def test_offloaded_weights_stay_int8_and_give_the_same_bits(model):
 
 @pytest.mark.parametrize("with_side_path", [False, True], ids=["plain", "LoRA"])
 def test_weights_that_comfyui_fetches_are_multiplied_in_int8_too(model, with_side_path):
-    """On a GPU, offloaded and dynamic weights are not on the device: ComfyUI's own forward fetches them and calls ours. On a CPU
-    every weight is on the device, so that forward is called here by name."""
+    """On a GPU, offloaded and dynamic weights are not on the device: ComfyUI's own forward fetches them and calls ours.
+    On a CPU every weight is on the device, so that forward is called here by name."""
     if with_side_path:
         model, _ = with_lora(
             model, "test.safetensors", {k: v for k, v in checkpoints.lora("kohya").items() if "ffn" not in k}, 0.8

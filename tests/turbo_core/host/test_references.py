@@ -1,4 +1,5 @@
-"""In-context references (ComfyUI's `context_latents`) and an attention of a layer's own, on the pack's forward of the network."""
+"""In-context references (ComfyUI's `context_latents`) and an attention of a layer's own, on the pack's forward of the
+network."""
 
 import pytest
 import torch

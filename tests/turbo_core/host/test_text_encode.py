@@ -31,7 +31,8 @@ def cache(tmp_path):
 
 
 def stock(path, text: str) -> list:
-    """What CLIPLoader (type wan) and CLIPTextEncode do; only the sizes are told, since those of a small file are not umT5-XXL's."""
+    """What CLIPLoader (type wan) and CLIPTextEncode do; only the sizes are told, since those of a small file are not
+    umT5-XXL's."""
     sizes = {"d_model": 8, "d_kv": 4, "num_heads": 2, "vocab_size": vocabulary(path)}
     clip = comfy.sd.load_clip([str(path)], None, comfy.sd.CLIPType.WAN, model_options={"umt5xxl_model_config": sizes})
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
