@@ -1,5 +1,4 @@
-"""Nodes that replace those of older TurboDiffusion packs (replacements.py): each expands to a graph of current
-nodes."""
+"""Replacements for nodes of older TurboDiffusion packs (replacements.py): each expands to current nodes."""
 
 import logging
 from typing import Any
