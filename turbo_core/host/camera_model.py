@@ -20,7 +20,8 @@ from ..checkpoint.layout import WanSpec
 from ..errors import TurboError
 from .base_model import TurboWAN
 from .conditioning import CAMERA_KEY
-from .model import TurboBlock, TurboWanModel, build_linear
+from .model import TurboBlock, TurboWanModel
+from .self_attention import build_linear
 
 SHIFT = 10.0
 CHUNK_TOKENS = 32768  # a scale or shift of so many tokens takes 335 MB in 14B's width, less than the feed-forward

@@ -9,93 +9,12 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_prefetch
-import comfy.ops
 import torch
-from comfy.ldm.wan.model import Head, WanAttentionBlock, WanModel, WanSelfAttention, repeat_e, sinusoidal_embedding_1d
+from comfy.ldm.wan.model import Head, WanAttentionBlock, WanModel, repeat_e, sinusoidal_embedding_1d
 
-from ...kernels import sparse_linear_attention
-from ..attention import SLA
-from ..checkpoint.layout import HEAD_DIM
-from ..errors import TurboError
-from .features import dense_attention, fetched
-from .fused import add_gated, add_gated_linear, linear_gelu, norm_modulate, norm_rope
-from .quant import Quantized, is_replaced
-
-
-def build_linear(in_features: int, out_features: int, operation_settings: dict[str, Any]) -> torch.nn.Linear:
-    """A linear of ComfyUI's `operations`."""
-    device, dtype = operation_settings.get("device"), operation_settings.get("dtype")
-    layer: torch.nn.Linear = operation_settings["operations"].Linear(
-        in_features, out_features, device=device, dtype=dtype
-    )
-    return layer
-
-
-class LocalAttention(torch.nn.Module):
-    """The projection of the linear branch."""
-
-    def __init__(self, operation_settings: dict[str, Any]):
-        super().__init__()
-        self.proj_l = build_linear(HEAD_DIM, HEAD_DIM, operation_settings)
-
-
-class AttentionOp(torch.nn.Module):
-    """Gives the projection upstream's name, `attn_op.local_attn.proj_l`, by which checkpoints, LoRA and offload find it."""
-
-    def __init__(self, operation_settings: dict[str, Any]):
-        super().__init__()
-        self.local_attn = LocalAttention(operation_settings)
-
-
-class TurboSelfAttention(WanSelfAttention):
-    """Self-attention that is dense while `sla` is None, else sparse-linear.
-
-    `sla` is plain data: nodes change it per model clone by an object patch, which torch.compile's guards see."""
-
-    def __init__(self, *args: Any, trained_sla: bool, operation_settings: dict[str, Any], **kwargs: Any):
-        super().__init__(*args, operation_settings=operation_settings, **kwargs)
-        self.sla = SLA() if trained_sla else None
-        self.attn_op = AttentionOp(operation_settings) if trained_sla else None
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        freqs: torch.Tensor,
-        transformer_options: dict[str, Any] = {},  # noqa: B006 - ComfyUI's signature
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """x [B, L, dim] -> [B, L, dim]; freqs as from `rope_encode`."""
-        if self.sla is None:
-            return super().forward(x, freqs, transformer_options=transformer_options, **kwargs)
-        return self.o(self.attend(x, freqs, transformer_options))
-
-    def attend(
-        self, x: torch.Tensor | Quantized, freqs: torch.Tensor, transformer_options: dict[str, Any]
-    ) -> torch.Tensor:
-        """Attention before its output projection: x [B, L, dim], quantized only if q, k and v take codes -> [B, L, dim]."""
-        q = norm_rope(self.norm_q, self.q(x), freqs, self.num_heads)
-        k = norm_rope(self.norm_k, self.k(x), freqs, self.num_heads)
-        v = self.v(x)
-        if self.sla is None:
-            out = dense_attention(self, q.flatten(2), k.flatten(2), v, transformer_options)
-        else:
-            out = self._sparse_linear_attention(q, k, v.view(q.shape), self.sla).flatten(2)
-        for patch in transformer_options.get("patches", {}).get("attn1_patch", ()):
-            out = patch({"x": out, "q": q, "k": k, "transformer_options": transformer_options})
-        return out
-
-    def _sparse_linear_attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sla: SLA) -> torch.Tensor:
-        """q, k, v [B, L, heads, head_dim] -> the same shape."""
-        if not sla.linear:
-            return sparse_linear_attention(q, k, v, None, None, sla.topk, sla.pv)
-        if self.attn_op is None:
-            raise TurboError(
-                "Sparse-linear attention needs a checkpoint with trained proj_l weights, and this one has none."
-            )
-        comfy.ops.run_every_op()
-        # The operator fuses the projection, so its weights are fetched (offload, LoRA) as the layer itself would.
-        with fetched(self.attn_op.local_attn.proj_l, q) as (weight, bias):
-            return sparse_linear_attention(q, k, v, weight, bias, sla.topk, sla.pv)
+from .fused import add_gated, add_gated_linear, linear_gelu, norm_modulate
+from .quant import is_replaced
+from .self_attention import TurboSelfAttention
 
 
 class TurboBlock(WanAttentionBlock):
