@@ -9,7 +9,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_prefetch
-import comfy.ops
 import torch
 from comfy.ldm.wan.model import Head, WanAttentionBlock, WanModel, repeat_e, sinusoidal_embedding_1d
 
