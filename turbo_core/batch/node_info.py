@@ -10,6 +10,10 @@ from .text import brief, encodable
 
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a COMBO whose options bring inputs of their own
 _UPLOADS = ("image_upload", "video_upload", "audio_upload")
+_EXPANDED = (
+    "COMFY_DYNAMIC",
+    "COMFY_AUTOGROW",
+)  # types that ComfyUI replaces by the inputs which are given: none is missed
 _MOST_LEVELS = 8  # of dynamic combos within each other
 
 
@@ -106,7 +110,7 @@ def _spec(declaration: object, required: bool, where: str, level: int) -> Spec:
         choices = [encodable(c) if isinstance(c, str) else c for c in options if isinstance(c, (str, int, float))]
     return Spec(
         encodable(kind),
-        required,
+        required and not kind.startswith(_EXPANDED),
         choices,
         _number(given.get("min")),
         _number(given.get("max")),
