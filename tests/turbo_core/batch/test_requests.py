@@ -148,6 +148,13 @@ def test_equal_faults_are_one_line_with_their_rows(batch, tmp_path):
     ]
 
 
+def test_a_report_has_a_hundred_lines(batch, tmp_path):
+    (tmp_path / "jobs.csv").write_text("\n".join(["seed", *(f"x{i}" for i in range(150))]))
+    code, said = batch("jobs.csv", *W)
+    lines = said.splitlines()
+    assert code == 2 and lines[100:] == ["and 50 more faults", "0 jobs, 150 faults", "Nothing was run."]
+
+
 def test_jobs_are_counted_without_being_made():
     rows = [table.Row(2, {"seed": [0] * 10**5, "a": [0] * 10**5}), table.Row(3, {"seed": 1})]
     assert table.count_jobs(rows, {"b": [1, 2, 3]}, 10**6) == (10**10 + 1) * 3 * 10**6
