@@ -63,7 +63,16 @@ def event(kind: str, **data: object) -> str:
     return json.dumps({"type": kind, "data": {"prompt_id": "PROMPT_ID", **data}})
 
 
+def combos(levels: int) -> str:
+    """Dynamic combos within each other."""
+    inputs: dict[str, object] = {}
+    for _ in range(levels):
+        inputs = {"required": {"a": ["COMFY_DYNAMICCOMBO_V3", {"options": [{"key": "a", "inputs": inputs}]}]}}
+    return json.dumps({"SaveLatent": {"input": inputs, "output": []}})
+
+
 UNUSABLE_PLANS = {
+    "nested": {"object_info": combos(100)},
     "list": {"object_info": "[]"},
     "null": {"object_info": "null"},
     "deep": {"object_info": DEEP},
