@@ -32,7 +32,6 @@ def _none_as_empty(value: object) -> object:
 
 
 Text = Annotated[str, BeforeValidator(_clean)]
-Scalar = Annotated[str | int | float, BeforeValidator(_clean)]
 
 
 class _Answer(BaseModel):
