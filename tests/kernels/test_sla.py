@@ -227,13 +227,17 @@ def test_no_listed_block_gives_zeros():
 @pytest.mark.parametrize("length", [300, 448])
 def test_chunks_do_not_change_the_result(monkeypatch, length, elements):
     q, k, v = draw(length, heads=3, batch=2, dtype=torch.float64)
+    weight, bias = torch.randn(64, 64, dtype=torch.float64), q[0, 0, 0]
     sparse_whole, linear_whole = branches(q, k, v)
+    both = batched.sparse_linear_attention(q, k, v, weight, bias, topk=0.5)
     monkeypatch.setattr(sla, "_CHUNK_ELEMENTS", elements)
     monkeypatch.setattr(batched, "_CHUNK_ELEMENTS", elements)
     sparse_chunked, linear_chunked = branches(q, k, v)
     assert torch.equal(sparse_chunked, sparse_whole)
-    # A matrix product of fewer heads at once sums in another order, in float64.
+    # A matrix product of fewer heads or tokens at once sums in another order, in float64.
     torch.testing.assert_close(linear_chunked, linear_whole, rtol=1e-9, atol=1e-12)
+    chunked = batched.sparse_linear_attention(q, k, v, weight, bias, topk=0.5)
+    torch.testing.assert_close(chunked, both, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -4,7 +4,7 @@
 
 Sequences are [B, L, H, D] (batch, tokens, heads, head_dim), strided views included; any L >= 1 and any float dtype.
 This is the definition. Where no kernel runs, the same is computed in a few large operations (batched/sla.py), which take the
-block map and the linear branch from here: their temporaries are bounded by `_CHUNK_ELEMENTS`.
+block map from here.
 """
 
 import itertools
