@@ -35,13 +35,6 @@ def on_rdna(x: torch.Tensor) -> bool:
     return torch.version.hip is not None and x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 11
 
 
-def no_sage(device: torch.device) -> str | None:
-    """Why sage attention does not run on a device, or None if it can be tried."""
-    if torch.version.hip is None or device.type != "cuda" or not _is_rdna(architecture := architecture_of(device)):
-        return None
-    return f"its sage attention is not made for AMD's RDNA chips ({architecture}): choose sla, which runs in 16 bits"
-
-
 def architecture_of(device: torch.device) -> str:
     """The instruction set of an AMD GPU, for example "gfx1100"."""
     return torch.cuda.get_device_properties(device).gcnArchName

@@ -44,13 +44,12 @@ class Operator:
     title: str = ""  # in a status report; without one it is not reported
     self_test: str = ""  # the function in the folder's `self_test_cases` that covers it; the folder's name if empty
     never: Mapping[str, str] = field(default_factory=dict)  # by backend, the reason that holds on every device
-    unsupported: Callable[[torch.device], Mapping[str, str]] = lambda device: {}  # the same for one device
 
     def choose(self, device: torch.device, unfit: Mapping[str, str] | None = None) -> Choice:
         """The backend for a request on `device`; `unfit` says by backend why its tensors do not suit it.
 
         Raises NoBackendError if there is none, and torch.OutOfMemoryError if there is no memory for a self-test."""
-        rejected, unfit = {}, {**self.unsupported(device), **(unfit or {})}
+        rejected, unfit = {}, unfit or {}
         for backend in BACKENDS:
             if backend.name in self.never:
                 rejected[backend.name] = self.never[backend.name]

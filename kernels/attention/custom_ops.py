@@ -2,7 +2,6 @@
 
 import torch
 
-from .. import amd
 from ..call_counter import count
 from ..dispatch import Operator, unfit_dtype
 from .format import BLOCK_K, BLOCK_Q
@@ -11,16 +10,8 @@ from .pv_format import PV_FORMATS
 HEAD_DIMS = (64, 128)
 
 
-def _sage_unsupported(device: torch.device) -> dict[str, str]:
-    """Which backends have no sage attention on a device, and why."""
-    reason = amd.no_sage(device)
-    return {} if reason is None else {"triton": reason}
-
-
 SPARSE_LINEAR = Operator("sparse_linear_attention", "attention", "sparse attention")
-SAGE_SPARSE_LINEAR = Operator(
-    "sage_sparse_linear_attention", "attention", "sage attention", self_test="sage", unsupported=_sage_unsupported
-)
+SAGE_SPARSE_LINEAR = Operator("sage_sparse_linear_attention", "attention", "sage attention", self_test="sage")
 
 
 def _operator(pv: str) -> Operator:

@@ -54,6 +54,6 @@ def sage_pv_format(device: torch.device) -> tuple[str, str]:
     if reason is not None:
         return "fp16", f"the most exact, since Triton does not run: {reason}"
     if torch.version.hip is not None:
-        return "fp16", "the others are not tried on this kind of GPU"
+        return "fp16", "the others are not compiled for AMD GPUs"
     default = default_pv(torch.cuda.get_device_capability(device), triton_version())
     return default.name or "fp16", default.reason

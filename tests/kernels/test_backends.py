@@ -7,6 +7,7 @@ import pytest
 import torch
 from td_pack import kernels
 from td_pack.kernels import backends, self_test
+from td_pack.kernels.attention.pv_format import sage_pv_format
 from td_pack.kernels.backends import triton_unavailable
 from td_pack.kernels.norm import custom_ops as norm
 from td_pack.tests.support.fresh import fresh
@@ -70,7 +71,7 @@ def test_rocm(monkeypatch, architecture, reason):
 
 
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx1151"])
-def test_rdna_needs_a_triton_that_was_tried_and_has_no_sage_attention(monkeypatch, architecture):
+def test_rdna_needs_a_triton_that_was_tried(monkeypatch, architecture):
     monkeypatch.setattr(torch.version, "hip", "7.0")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=architecture))
     monkeypatch.setattr(backends, "triton_version", lambda: (3, 5, 1))
@@ -79,12 +80,9 @@ def test_rdna_needs_a_triton_that_was_tried_and_has_no_sage_attention(monkeypatc
     assert triton_unavailable(GPU) == (None if architecture == "gfx942" else reason)
     monkeypatch.setattr(backends, "triton_version", lambda: (3, 9, 0))
     chosen = {title: operator.choose(GPU) for title, operator in kernels.OPERATORS.items()}
-    assert chosen["sparse attention"].backend == chosen["int8 linear"].backend == "triton"
-    sage = chosen["sage attention"]
-    assert sage.backend == ("triton" if architecture == "gfx942" else "torch")
-    assert (
-        architecture == "gfx942" or "is not made for AMD's RDNA chips (gfx1151): choose sla" in sage.rejected["triton"]
-    )
+    for operator in ("sparse attention", "sage attention", "int8 linear"):
+        assert chosen[operator].backend == "triton"
+    assert sage_pv_format(GPU)[0] == "fp16"
 
 
 def test_old_cards(monkeypatch):

@@ -254,7 +254,7 @@ def test_a_channel_no_key_uses_has_no_weight():
 # --- launch options ---------------------------------------------------------------------------------------------------
 
 
-def test_the_compiled_tiles_are_the_launched_ones():
+def test_the_compiled_cases_are_what_is_launched():
     for case in aot_cases.CASES[:4]:
         assert case.function == "_attention_kernel"
         for target, build in case.targets.items():

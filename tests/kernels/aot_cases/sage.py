@@ -1,9 +1,9 @@
-"""8-bit sparse attention on bfloat16 tensors. fp8 needs sm_89, and AMD has the 16-bit kernel. fp16 is left out where
-it is not the default: int8 is faster there, and on sm_86 and sm_89 one register spills in fp16's loop.
+"""Sage attention on bfloat16 tensors. fp8 needs sm_89, and AMD has fp16 alone. fp16 is left out where it is not the
+default: int8 is faster there, and on sm_86 and sm_89 one register spills in fp16's loop.
 
-The launch options are those of the launchers; test_triton_sage.py compares them."""
+The launch configs are those of the launchers; test_triton_sage.py compares them."""
 
-from td_pack.tests.support.aot import Build, KernelCase
+from td_pack.tests.support.aot import RDNA, TARGETS, Build, KernelCase
 
 INT8 = {"sm_90": "IGMMA.*S8", **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), r"IMMA\.16832\.S8")}
 INT8["sm_100"] = r"UTCIMMA|IMMA\.16832\.S8"  # the first from Triton 3.9 on
@@ -13,7 +13,9 @@ FP8 = {
     "sm_100": "UTCQMMA",
     "sm_120": r"QMMA\.16832\.F16\.E4M3",
 }
+AMD = ("gfx942", *RDNA)
 FP16 = {"sm_80": r"HMMA\.16816\.F32\b(?!\.BF16)", "sm_90": r"HGMMA\S*F32\b(?!\.BF16)", "sm_100": "UTCHMMA"}
+FP16 |= {"gfx942": r"mfma_f32\S*_f16", **dict.fromkeys(RDNA, r"wmma_f32\S*_f16")}
 MMA = {"fp16": FP16, "int8": INT8, "fp8": FP8}
 V8 = {"fp16": "*fp16", "int8": "*i8", "fp8": "*fp8e4nv"}
 
@@ -22,7 +24,16 @@ def _strides(names: str) -> tuple[str, ...]:
     return tuple(f"{x}_{axis}" for x in names for axis in "blh")
 
 
-def _attention(pv: str, d: int, loops: dict[str, int], linear: bool = True) -> KernelCase:
+def _launch(target: str, d: int) -> tuple[int, int]:
+    """num_warps and num_stages."""
+    if target in AMD:
+        return 16 if target in RDNA and d == 128 else 8, 1
+    return 8 if d == 128 else 4, 3
+
+
+def _attention(
+    pv: str, d: int, loops: dict[str, int], linear: bool = True, only: tuple[str, ...] = tuple(TARGETS)
+) -> KernelCase:
     absent = ["p_values", "p_k_sum", "p_bias"] * (not linear) + ["p_v_scale"] * (pv == "fp16")
     pointers = {
         "p_q": "*bf16", "p_k8": "*i8", "p_k_scale": "*fp32", "p_v8": V8[pv], "p_v_scale": "*fp32", "p_blocks": "*i32",
@@ -42,9 +53,10 @@ def _attention(pv: str, d: int, loops: dict[str, int], linear: bool = True) -> K
         constexprs=constexprs | dict.fromkeys(absent),
         targets={
             target: Build(
-                8 if d == 128 else 4, 3, mma, loops.get(target), constexprs={"SUM16": target in ("sm_89", "sm_120")}
+                *_launch(target, d), mma, loops.get(target), constexprs={"SUM16": target in ("sm_89", "sm_120")}
             )
             for target, mma in MMA[pv].items()
+            if target in only
         },
         divisible=_strides("q"),
     )
@@ -82,5 +94,6 @@ CASES = [
         linear=False,
     ),
     _attention("fp8", 128, {"sm_89": 547, "sm_90": 390, "sm_100": 495, "sm_120": 518}, linear=False),
+    *(_attention("fp16", d, {}, linear=False, only=AMD) for d in (128, 64)),
     *(_quantize(pv) for pv in MMA),
 ]

@@ -1,6 +1,6 @@
 """Sparse-linear attention on bfloat16 tensors: attention, preparation of k and v, block map.
 
-The launch options are those of the launchers; test_triton_sla.py compares `_attention` with `tile`."""
+The launch configs are those of the launchers; test_triton_sla.py compares them."""
 
 from td_pack.tests.support.aot import RDNA, Build, KernelCase
 
