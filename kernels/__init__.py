@@ -1,5 +1,6 @@
-"""Operators of TurboDiffusion on tensors, one folder each: `custom_ops` is the entry, `reference` says in plain torch what it
-computes, `self_test_cases` compare the two, and each other module is a backend (see `backends`; `dispatch` chooses)."""
+"""Operators of TurboDiffusion on tensors, one folder each: `custom_ops` is the entry, `reference` says in plain torch
+what it computes, `self_test_cases` compare the two, and each other module is a backend (see `backends`; `dispatch`
+chooses)."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,10 +1,12 @@
-"""Which AMD GPUs the Triton kernels are compiled for, and why not others: decided by what the compiler made of them (the sweep in
-tests/kernels/test_aot.py), since none could be run on yet. The self-test on the user's own GPU has the last word.
+"""Which AMD GPUs the Triton kernels are compiled for, and why not others: decided by what the compiler made of them
+(the sweep in tests/kernels/test_aot.py), since none could be run on yet. The self-test on the user's own GPU has the
+last word.
 """
 
 import torch
 
-# gfx9: CDNA and older, compiled for gfx942. RDNA 3, 3.5 and 4 by their instruction sets, compiled for gfx1100, gfx1151, gfx1201.
+# gfx9: CDNA and older, compiled for gfx942. RDNA 3, 3.5 and 4 by their instruction sets, compiled for gfx1100, gfx1151,
+# gfx1201.
 _RDNA = ("gfx110", "gfx115", "gfx120")
 _OLDEST_TRITON = (3, 6, 0)  # on RDNA: the oldest that was tried
 
@@ -31,7 +33,8 @@ def too_old(architecture: str, triton: tuple[int, ...]) -> str | None:
 
 
 def on_rdna(x: torch.Tensor) -> bool:
-    """Whether a tensor is on an AMD GPU of the RDNA line, from RDNA 3 (gfx11) on: 32 lanes a warp and 256 registers a lane."""
+    """Whether a tensor is on an AMD GPU of the RDNA line, from RDNA 3 (gfx11) on: 32 lanes a warp and 256 registers a
+    lane."""
     return torch.version.hip is not None and x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 11
 
 

@@ -1,5 +1,5 @@
-"""The backends, fastest first. A backend implements an operator by a module of its name in the operator's folder, for example
-`int8/triton` or `norm/comfy_kitchen.py`, that has a function of the operator's name and signature."""
+"""The backends, fastest first. A backend implements an operator by a module of its name in the operator's folder, for
+example `int8/triton` or `norm/comfy_kitchen.py`, that has a function of the operator's name and signature."""
 
 import functools
 import importlib
@@ -27,8 +27,9 @@ class Fixable(str):
 
 
 class Backend(NamedTuple):
-    """`unavailable` gives the reason why the backend cannot run on a device (`Fixable` where a change of its package helps), or None. A module of the backend may have a
-    function `unavailable(device)` too, for what holds for that operator alone."""
+    """`unavailable` gives the reason why the backend cannot run on a device (`Fixable` where a change of its package
+    helps), or None. A module of the backend may have a function `unavailable(device)` too, for what holds for that
+    operator alone."""
 
     name: str
     module: str  # in each operator's folder
@@ -60,7 +61,8 @@ def triton_unavailable(device: torch.device) -> str | None:
         if reason is not None:
             return reason
     elif torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
-        return f"{torch.cuda.get_device_name(device)} has no bfloat16 tensor cores (compute capability 8.0 or newer is needed)"
+        name = torch.cuda.get_device_name(device)
+        return f"{name} has no bfloat16 tensor cores (compute capability 8.0 or newer is needed)"
     try:
         importlib.import_module("triton")
     except (ImportError, OSError, RuntimeError) as error:

@@ -1,7 +1,8 @@
 """Which backend runs an operator: decided from declared constraints before the call, never by trying and failing.
 
-The device's part of the decision (is the backend available, does it pass its self-test) is made once per device, the tensors'
-part at each call. All backends of an operator compute the same function: one that computes another is never chosen here."""
+The device's part of the decision (is the backend available, does it pass its self-test) is made once per device, the
+tensors' part at each call. All backends of an operator compute the same function: one that computes another is never
+chosen here."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,8 @@ class Choice(NamedTuple):
 
 
 class NoBackendError(RuntimeError):
-    """No backend can run the request, or not the one that was demanded. `rejected` has the reason of each, `reasons` all as a text."""
+    """No backend can run the request, or not the one that was demanded. `rejected` has the reason of each, `reasons`
+    all as a text."""
 
     def __init__(self, function: str, rejected: Mapping[str, str]):
         self.rejected = dict(rejected)
@@ -85,8 +87,8 @@ _demanded: ContextVar[str | None] = ContextVar("turbodiffusion_demanded_backend"
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the block every operator runs on backend `name` or raises NoBackendError: for tests and benchmarks. "triton"
-    then also takes CPU tensors, for Triton's interpreter."""
+    """Within the block every operator runs on backend `name` or raises NoBackendError: for tests and benchmarks.
+    "triton" then also takes CPU tensors, for Triton's interpreter."""
     token = _demanded.set(name)
     try:
         yield
@@ -96,9 +98,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 @functools.cache
 def unavailable(backend: Backend, folder: str, cases: str, device: torch.device) -> str | None:
-    """Why a backend does not run a folder's operators on a device, or None if it does: what it declares, or what its self-test
-    finds. Raises torch.OutOfMemoryError or MemoryError for a lack of memory: it says nothing about the backend, so nothing is
-    remembered and the next call tests again."""
+    """Why a backend does not run a folder's operators on a device, or None if it does: what it declares, or what its
+    self-test finds. Raises torch.OutOfMemoryError or MemoryError for a lack of memory: it says nothing about the
+    backend, so nothing is remembered and the next call tests again."""
     reason = backend.unavailable(device)
     if reason is not None:
         return reason
@@ -120,7 +122,8 @@ def unavailable(backend: Backend, folder: str, cases: str, device: torch.device)
 
 
 def unfit_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why kernels made for 16-bit tensors cannot take a dtype, or None. On a CPU they run in Triton's interpreter, in any."""
+    """Why kernels made for 16-bit tensors cannot take a dtype, or None. On a CPU they run in Triton's interpreter, in
+    any."""
     if dtype in (torch.float16, torch.bfloat16) or device.type == "cpu":
         return None
     return f"its kernels compute in float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"

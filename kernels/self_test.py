@@ -13,8 +13,9 @@ _TOLERANCE = 2e-2
 
 
 class Case(NamedTuple):
-    """One call. Tensors are float32 on the CPU; they are rounded to the dtype that the backend is tested in, but for those of
-    the arguments in `exact`, which are float32 in a bf16 model too. A result of integers must be equal, one of floats close."""
+    """One call. Tensors are float32 on the CPU; they are rounded to the dtype that the backend is tested in, but for
+    those of the arguments in `exact`, which are float32 in a bf16 model too. A result of integers must be equal, one of
+    floats close."""
 
     function: str
     arguments: Mapping[str, object]
@@ -23,8 +24,8 @@ class Case(NamedTuple):
 
 
 def fault(backend: Backend, folder: str, cases: str, device: torch.device) -> str | None:
-    """What a backend computes wrong on a device, or None. `cases` is the function in the folder's `self_test_cases` that makes
-    the calls. NaN is wrong too; what the backend raises is left to the caller."""
+    """What a backend computes wrong on a device, or None. `cases` is the function in the folder's `self_test_cases`
+    that makes the calls. NaN is wrong too; what the backend raises is left to the caller."""
     if backend.in_torch and device.type in ("cpu", "meta"):
         return None  # the tests compare it with the definition there
     module, reference = backend.load(folder), REFERENCE.load(folder)

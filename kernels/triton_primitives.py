@@ -3,16 +3,16 @@
 import triton
 import triton.language as tl
 
-# 1.5 * 2^23. The sum of it and x, |x| < 2^22, holds x rounded to an integer, halves to even, in the low bits of its mantissa:
-# a conversion between float32 and integers without the conversion unit, which is slow.
+# 1.5 * 2^23. The sum of it and x, |x| < 2^22, holds x rounded to an integer, halves to even, in the low bits of its
+# mantissa: a conversion between float32 and integers without the conversion unit, which is slow.
 ROUND = tl.constexpr(12582912.0)
 ROUND_BITS = tl.constexpr(0x4B400000)  # the same number as int32
 
 
 @triton.jit
 def max_abs(x):
-    """max(|x|) of a float32 block, NaN if it has one: a maximum of floats would drop NaN. The bits of magnitudes, as integers,
-    are in the order of the magnitudes, with NaN above all."""
+    """max(|x|) of a float32 block, NaN if it has one: a maximum of floats would drop NaN. The bits of magnitudes, as
+    integers, are in the order of the magnitudes, with NaN above all."""
     return tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF).to(tl.float32, bitcast=True)
 
 

@@ -233,7 +233,8 @@ def _misfit(change: LowRank | Difference, shapes: Mapping[str, tuple[int, ...]])
         expected = shapes.get(f"{change.layer}.{change.kind}")
         if expected is not None and change.value.numel() == math.prod(expected):
             return None
-        return f"its difference for {change.layer}.{change.kind} is {list(change.value.shape)} instead of {list(expected or ())}"
+        given, wanted = list(change.value.shape), list(expected or ())
+        return f"its difference for {change.layer}.{change.kind} is {given} instead of {wanted}"
     out, *inner = shapes[f"{change.layer}.weight"]
     width = math.prod(inner)
     down, up = change.down.flatten(1), change.up.flatten(1)

@@ -53,7 +53,10 @@ def _fast(device: torch.device, int8: Choice) -> str:
         return f"Fast: sparse attention and int8 run in Triton kernels on {name}."
     reason = int8.rejected.get("triton", "")
     remedy = f", {_fix(reason, 'Triton')}" if isinstance(reason, Fixable) else "."
-    return f"Fast: sparse attention runs in Triton kernels on {name}; int8 weights are multiplied in 16 bits ({reason}){remedy}"
+    return (
+        f"Fast: sparse attention runs in Triton kernels on {name}; int8 weights are multiplied in 16 bits "
+        f"({reason}){remedy}"
+    )
 
 
 def _cause(device: torch.device, started_with_cpu: bool, reason: str) -> tuple[str, str]:

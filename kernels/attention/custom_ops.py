@@ -1,4 +1,5 @@
-"""The entry of sparse-linear attention (SLA): which key blocks, attention to them, and the linear branch, in one call."""
+"""The entry of sparse-linear attention (SLA): which key blocks, attention to them, and the linear branch, in one
+call."""
 
 import torch
 
@@ -34,7 +35,8 @@ def _unfit(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, topk: float, pv: str) -> None:
-    """Raises ValueError unless q, k, v are [B, L, H, D] of one dtype and device, with equal B, H, D and at least one token."""
+    """Raises ValueError unless q, k, v are [B, L, H, D] of one dtype and device, with equal B, H, D and at least one
+    token."""
     if q.ndim != 4 or k.shape != v.shape or (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
         raise ValueError(f"q, k, v must be [B, L, H, D] with equal B, H and D: {[list(x.shape) for x in (q, k, v)]}.")
     if 0 in q.shape or 0 in k.shape:
@@ -62,9 +64,9 @@ def sparse_linear_attention(
     """Attention to the `topk` share of key blocks, plus the projected linear attention to all tokens where a projection
     [D, D] and bias [D] are given. Returns a contiguous [B, L, H, D] in q's dtype.
 
-    With `pv` ("fp16", "int8" or "fp8") the sparse branch is sage attention: q k^T in int8 and its product with v in that format;
-    without, in 16 bits (float32 in float32). Raises ValueError for shapes, dtypes or options that do not fit together, and
-    NoBackendError on a device that can run neither the kernels nor the definition."""
+    With `pv` ("fp16", "int8" or "fp8") the sparse branch is sage attention: q k^T in int8 and its product with v in
+    that format; without, in 16 bits (float32 in float32). Raises ValueError for shapes, dtypes or options that do not
+    fit together, and NoBackendError on a device that can run neither the kernels nor the definition."""
     _check(q, k, v, topk, pv)
     run = _operator(pv).find(q.device, _unfit(q, k, v))
     count("sparse attention")

@@ -1,4 +1,5 @@
-"""What the backends of sparse attention agree on: the size of a block of queries and keys, and how many blocks are selected."""
+"""What the backends of sparse attention agree on: the size of a block of queries and keys, and how many blocks are
+selected."""
 
 BLOCK_Q = 128
 BLOCK_K = 64

@@ -15,8 +15,8 @@ class PVFormat(NamedTuple):
     dtype: torch.dtype  # of v
 
 
-# In "fp8" (e4m3) 448 * 2.25 * 64 keys stays below 65504, so a GPU may add up a key block in float16; with 448 instead of 2.25
-# nothing measurable is gained.
+# In "fp8" (e4m3) 448 * 2.25 * 64 keys stays below 65504, so a GPU may add up a key block in float16; with 448 instead
+# of 2.25 nothing measurable is gained.
 PV_FORMATS = {
     "fp16": PVFormat(1.0, None, torch.float16),
     "int8": PVFormat(127.0, 127.0, torch.int8),

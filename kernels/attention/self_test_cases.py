@@ -8,8 +8,8 @@ from ..self_test import Case
 from .format import BLOCK_K, BLOCK_Q
 from .pv_format import sage_pv_format
 
-# Means of the blocks of q and k along one direction: their products are far enough apart that no rounding changes the order
-# of the blocks, and for each query block other key blocks are on top.
+# Means of the blocks of q and k along one direction: their products are far enough apart that no rounding changes the
+# order of the blocks, and for each query block other key blocks are on top.
 _Q_MEANS = (4.0, -4.0, 4.0, -4.0)
 _K_MEANS = (3.0, -1.0, 2.0, 0.0, -3.0, 1.0, -2.0)
 

@@ -1,8 +1,8 @@
 """The entries of int8 linear layers: quantizing an activation, the product, and the product with what follows it in a
 feed-forward or a residual branch.
 
-A weight is int8 [N, K] in the block-scaled format (`format`). An activation is quantized by "block" (as upstream) or by "row"; the
-shape of its scales tells which."""
+A weight is int8 [N, K] in the block-scaled format (`format`). An activation is quantized by "block" (as upstream) or by
+"row"; the shape of its scales tells which."""
 
 import torch
 
@@ -11,7 +11,8 @@ from ..dispatch import Operator, unfit_dtype
 from .format import KINDS, check_kind, empty_codes, scale_shape, tile_count
 
 _NEVER = {
-    "comfy_kitchen": "its int8_linear has one scale for each row of the weight, and these have one for each 128x128 tile"
+    "comfy_kitchen": "its int8_linear has one scale for each row of the weight, and these have one for each 128x128 "
+    "tile"
 }
 QUANTIZE = {by: Operator(f"quantize_{by}", "int8") for by in KINDS}
 LINEAR = Operator("int8_linear", "int8", "int8 linear", never=_NEVER)
@@ -54,7 +55,8 @@ def _check_codes(codes: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor
     _check_weight(codes, weight, weight_scale)
     if codes.dtype != torch.int8 or scales.shape not in (scale_shape(codes.shape, by) for by in KINDS):
         raise ValueError(
-            f"int8 codes [..., M, K] with scales by block [..., M/128, K/128] or row [..., M] are needed: {codes.dtype} "
+            "int8 codes [..., M, K] with scales by block [..., M/128, K/128] or row [..., M] are needed: "
+            f"{codes.dtype} "
             f"{list(codes.shape)}, {list(scales.shape)}."
         )
 
@@ -86,8 +88,8 @@ def int8_linear(
 ) -> torch.Tensor:
     """x [..., M, K], quantized by "block" or "row" on the way, times an int8 weight. Returns [..., M, N] in x's dtype.
 
-    Where int8 would be slower, the product is one in x's dtype, and counted as that. Raises ValueError for shapes or dtypes
-    that do not fit together."""
+    Where int8 would be slower, the product is one in x's dtype, and counted as that. Raises ValueError for shapes or
+    dtypes that do not fit together."""
     _check_weight(x, weight, weight_scale)
     check_kind(activation)
     backend = LINEAR.choose(x.device, _unfit(x.dtype, x.device, weight)).backend
@@ -148,8 +150,8 @@ def int8_matmul_gelu_quantize(
     bias: torch.Tensor | None,
     out_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tanh GELU of `int8_matmul`, quantized by block for the layer that follows: codes [..., M, N] and their scales.
-    Product and GELU are rounded to `out_dtype` on the way, as if they were separate."""
+    """The tanh GELU of `int8_matmul`, quantized by block for the layer that follows: codes [..., M, N] and their
+    scales. Product and GELU are rounded to `out_dtype` on the way, as if they were separate."""
     _check_codes(codes, scales, weight, weight_scale)
     count("int8 linear")
     shape = (*codes.shape[:-1], weight.shape[0])

@@ -1,5 +1,6 @@
-"""An int8 linear layer for devices where an int8 product would be slower: the weight is dequantized for each product and the
-activation is not quantized. The product costs far more than reading the weight twice, and the result is the more exact one."""
+"""An int8 linear layer for devices where an int8 product would be slower: the weight is dequantized for each product
+and the activation is not quantized. The product costs far more than reading the weight twice, and the result is the
+more exact one."""
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ def int8_linear(
     *,
     activation: str = "block",
 ) -> torch.Tensor:
-    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)], in x's dtype; `activation` has no effect."""
+    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)], in x's dtype; `activation` has no
+    effect."""
     weight = dequantize_block(weight, weight_scale, x.dtype)
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))

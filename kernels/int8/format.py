@@ -1,9 +1,9 @@
-"""The block-scaled int8 format: 128x128 tiles of a tensor share one float32 scale. Checkpoints are stored in it, so its numbers
-are fixed; everything that depends on them imports them from here.
+"""The block-scaled int8 format: 128x128 tiles of a tensor share one float32 scale. Checkpoints are stored in it, so its
+numbers are fixed; everything that depends on them imports them from here.
 
-Tiles lie over the last two dimensions, so they never straddle the items of a batch; the last row and column of tiles may be
-ragged. By "block", codes are -128..127 and a scale is amax / 128. By "row" (activations only), each row of the tensor has one
-scale, amax / 127, and codes are -127..127."""
+Tiles lie over the last two dimensions, so they never straddle the items of a batch; the last row and column of tiles
+may be ragged. By "block", codes are -128..127 and a scale is amax / 128. By "row" (activations only), each row of the
+tensor has one scale, amax / 127, and codes are -127..127."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,8 @@ MIN_AMAX = 1e-8  # a tile of zeros gets codes 0 and a scale that is not 0
 KINDS = ("block", "row")
 
 assert TILE == 128, "checkpoints have one scale per 128x128 tile"
-# The kernels add products of one tile of K in int32, then convert the sum by adding it to 1.5 * 2^23 (see triton_primitives).
+# The kernels add products of one tile of K in int32, then convert the sum by adding it to 1.5 * 2^23 (see
+# triton_primitives).
 assert TILE * 128 * 128 < 2**22, "a sum of TILE products of int8 codes must stay below 2^22"
 
 

@@ -1,9 +1,11 @@
-"""Int8 linear layers in plain torch: TurboDiffusion's quantizer and block-scaled product, and the epilogues around them.
+"""Int8 linear layers in plain torch: TurboDiffusion's quantizer and block-scaled product, and the epilogues around
+them.
 
-    y[m, n] = sum over tiles t of 128 along K of  float(sum_{k in t} codes[m, k] weight[n, k]) * (scales[m/128, t] * weight_scale[n/128, t])
+    y[m, n] = sum over tiles t of 128 along K of  float(sum_{k in t} codes[m, k] weight[n, k]) * (scales[m/128, t] *
+    weight_scale[n/128, t])
 
-The tiles and their scales are described in `format`. Activations may instead have one scale per row, which outlier tokens harm
-less. Every temporary is bounded by `_CHUNK_ELEMENTS`.
+The tiles and their scales are described in `format`. Activations may instead have one scale per row, which outlier
+tokens harm less. Every temporary is bounded by `_CHUNK_ELEMENTS`.
 """
 
 import math
@@ -131,7 +133,8 @@ def int8_linear(
     *,
     activation: str = "block",
 ) -> torch.Tensor:
-    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)], x quantized by "block" or "row"."""
+    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)], x quantized by "block" or
+    "row"."""
     quantize = {"block": quantize_block, "row": quantize_row}[activation]
     codes, scales = quantize(x)
     return int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=x.dtype)

@@ -34,9 +34,10 @@ def nf4_dequantize(
     columns: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """A weight [rows, columns] in `dtype` from its 4-bit codes, uint8 [ceil(N / 2)] with N = rows * columns: each stands for a
-    value of `quant_map` float32 [16], scaled by block. The scales `absmax` [B], B = ceil(N / blocksize), are float32, or uint8
-    with `nested_absmax` float32 [ceil(B / nested_blocksize)], `nested_quant_map` float32 [256] and `nested_offset`.
+    """A weight [rows, columns] in `dtype` from its 4-bit codes, uint8 [ceil(N / 2)] with N = rows * columns: each
+    stands for a value of `quant_map` float32 [16], scaled by block. The scales `absmax` [B], B = ceil(N / blocksize),
+    are float32, or uint8 with `nested_absmax` float32 [ceil(B / nested_blocksize)], `nested_quant_map` float32 [256]
+    and `nested_offset`.
 
     Bit-equal to bitsandbytes' dequantization. Raises ValueError for shapes or types that do not fit together."""
     elements = rows * columns
@@ -61,7 +62,8 @@ def nf4_dequantize(
     if not fits:
         sizes = [list(x.shape) for x in (codes, absmax, quant_map, nested_absmax, nested_quant_map) if x is not None]
         raise ValueError(
-            f"A weight [{rows}, {columns}] in blocks of {blocksize} needs codes [N/2], scales [N/{blocksize}], a table [16] and, "
+            f"A weight [{rows}, {columns}] in blocks of {blocksize} needs codes [N/2], scales [N/{blocksize}], a "
+            "table [16] and, "
             f"for scales in uint8, scales of them and a table [256]: {sizes}, {absmax.dtype}."
         )
     count("nf4 dequantize")

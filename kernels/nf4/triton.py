@@ -1,7 +1,7 @@
 """Dequantizing bitsandbytes' 4-bit weights: `nf4_dequantize` of the reference.
 
-A program dequantizes some whole blocks, each of which has one scale. Products must not fuse with additions: a scale is rounded
-between the two, as in bitsandbytes, so that the results are bit-equal."""
+A program dequantizes some whole blocks, each of which has one scale. Products must not fuse with additions: a scale is
+rounded between the two, as in bitsandbytes, so that the results are bit-equal."""
 
 import torch
 import triton
@@ -47,7 +47,8 @@ def nf4_dequantize(
     columns: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """codes uint8 [ceil(N/2)], absmax [ceil(N/blocksize)] uint8 (float32 without nested_*) -> [rows, columns], N = rows * columns."""
+    """codes uint8 [ceil(N/2)], absmax [ceil(N/blocksize)] uint8 (float32 without nested_*) -> [rows, columns], N = rows
+    * columns."""
     out = torch.empty((rows, columns), dtype=dtype, device=codes.device)
     nested = nested_absmax is not None
     blocks = max(1, ELEMENTS // blocksize)

@@ -1,6 +1,7 @@
-"""comfy_kitchen's `adaln` and `apply_rope1`, from its compiled backends alone: they compute the definitions (`reference`) in
-float32, rounded where these round. Its eager and Triton forms round between the steps, or differ by version. Its `rms_rope`
-normalizes each head by itself, which is another function. Imported only where comfy_kitchen is installed."""
+"""comfy_kitchen's `adaln` and `apply_rope1`, from its compiled backends alone: they compute the definitions
+(`reference`) in float32, rounded where these round. Its eager and Triton forms round between the steps, or differ by
+version. Its `rms_rope` normalizes each head by itself, which is another function. Imported only where comfy_kitchen is
+installed."""
 
 import functools
 

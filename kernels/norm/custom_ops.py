@@ -1,7 +1,7 @@
 """The entries of a Wan block's normalizations with what follows them: rotary embedding, modulation, quantization.
 
-Triton comes before comfy_kitchen: it reads strided views and a modulation for each frame as they are, and takes the variance
-about the mean."""
+Triton comes before comfy_kitchen: it reads strided views and a modulation for each frame as they are, and takes the
+variance about the mean."""
 
 import torch
 
@@ -32,11 +32,11 @@ def _unfit(x: torch.Tensor) -> dict[str, str]:
 def rms_norm_rope(
     x: torch.Tensor, weight: torch.Tensor, freqs: torch.Tensor, heads: int, eps: float = 1e-6
 ) -> torch.Tensor:
-    """Rotary embedding of x / rms(x) * weight, where rms spans all heads: x [B, L, H * D], weight [H * D] and float32 freqs
-    [1, L, 1, D/2, 2, 2] as ComfyUI's `rope_encode` makes them -> [B, L, H, D] in x's dtype.
+    """Rotary embedding of x / rms(x) * weight, where rms spans all heads: x [B, L, H * D], weight [H * D] and float32
+    freqs [1, L, 1, D/2, 2, 2] as ComfyUI's `rope_encode` makes them -> [B, L, H, D] in x's dtype.
 
-    The normalized values are rounded to x's dtype before they are rotated, as the separate operators do. Raises ValueError
-    for shapes that do not fit together."""
+    The normalized values are rounded to x's dtype before they are rotated, as the separate operators do. Raises
+    ValueError for shapes that do not fit together."""
     d = x.shape[-1] // max(heads, 1)
     if (
         x.ndim != 3
@@ -83,8 +83,8 @@ def _check_modulation(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor)
 def layer_norm_modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
     """LayerNorm(x) * (1 + scale) + shift in float32, rounded once to x's dtype: [B, L, width].
 
-    shift and scale are [B, frames, width], each for ceil(L / frames) tokens in a row. Raises ValueError for shapes that do
-    not fit together."""
+    shift and scale are [B, frames, width], each for ceil(L / frames) tokens in a row. Raises ValueError for shapes that
+    do not fit together."""
     _check_modulation(x, shift, scale)
     if x.numel() == 0:
         return x.new_empty(x.shape)

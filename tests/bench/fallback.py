@@ -1,4 +1,5 @@
-"""`dev.py bench fallback`: sparse-linear attention in plain torch against full attention, on the same tensors of this CPU."""
+"""`dev.py bench fallback`: sparse-linear attention in plain torch against full attention, on the same tensors of this
+CPU."""
 
 import argparse
 import os
@@ -22,14 +23,16 @@ def main(arguments: list[str]) -> int:
 
     torch.set_num_threads(options.threads)
     print(
-        f"{_processor()}, {options.threads} threads, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; "
+        f"{_processor()}, {options.threads} threads, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the "
+        "start; "
         f"Python {platform.python_version()}, torch {torch.__version__}\n"
     )
     with torch.inference_mode():
         times = measure(options.length, options.repeat)
     dense, dense_cpu = map(statistics.median, zip(*times["dense"], strict=True))
     print(
-        f"| L = {options.length}, {HEADS} heads, D = {HEAD_DIM}, float32 | median s | fastest s | slowest s | dense / this "
+        f"| L = {options.length}, {HEADS} heads, D = {HEAD_DIM}, float32 | median s | fastest s | slowest s | dense "
+        "/ this "
         "| CPU s | dense / this |"
     )
     print("|---|---|---|---|---|---|---|")

@@ -5,7 +5,8 @@ from td_pack.tests.support.aot import Compiler
 
 
 def pytest_collection_modifyitems(items):
-    """`pytest -m gpu tests/kernels` is what to run on a machine with a GPU: there these tests run the kernels for real."""
+    """`pytest -m gpu tests/kernels` is what to run on a machine with a GPU: there these tests run the kernels for
+    real."""
     for item in items:
         if item.path.name.startswith("test_triton_"):
             item.add_marker(pytest.mark.gpu)
@@ -13,7 +14,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def availability(monkeypatch):
-    """Sets by name why backends are not available, None for those that are. What was decided per device before is forgotten."""
+    """Sets by name why backends are not available, None for those that are. What was decided per device before is
+    forgotten."""
 
     def change(**reasons: str | None) -> None:
         rows = (

@@ -1,4 +1,5 @@
-"""Every kernel compiles for every GPU it is meant for, without spills and with the tensor cores, on a machine with none.
+"""Every kernel compiles for every GPU it is meant for, without spills and with the tensor cores, on a machine with
+none.
 
 The cases are in aot_cases/, one file an operator. `TURBODIFFUSION_FULL_AOT=1` adds the targets in `EXTRA`;
 `TURBODIFFUSION_AOT_TRITON=3.7.1` compiles with that version, whose loops may be shorter than recorded, not longer."""

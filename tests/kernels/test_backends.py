@@ -39,7 +39,8 @@ kernels.int8_linear(x, *weight)
 codes = kernels.layer_norm_modulate_quantize(x, *torch.randn(2, 1, 1, 256))
 kernels.int8_matmul_gelu_quantize(*codes, *weight, None, torch.bfloat16)
 loaded = (name.split(".") for name in sys.modules)
-print(*(name for name in loaded if name[0] == "triton" or (name[0] == "td_pack" and {"triton", "comfy_kitchen"} & set(name))))
+ours = {"triton", "comfy_kitchen"}
+print(*(name for name in loaded if name[0] == "triton" or (name[0] == "td_pack" and ours & set(name))))
 print(triton_unavailable(torch.device("cuda")))
 for title, operator in kernels.OPERATORS.items():
     print(operator.choose(torch.device("cpu")))

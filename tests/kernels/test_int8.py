@@ -124,7 +124,8 @@ def test_error_is_half_a_scale(quantize, levels, m, k, magnitude, seed):
     codes, scales = quantize(x)
     assert scales.isfinite().all() and (scales > 0).all()
     assert codes.min() >= -levels
-    # 128 levels have no code for +128, so values above 127.5 scales are off by up to one; 1e-6 covers float32's rounding
+    # 128 levels have no code for +128, so values above 127.5 scales are off by up to one; 1e-6 covers float32's
+    # rounding
     limit = torch.where((levels == 128) & (codes == 127), 1.0, 0.5) + 1e-4
     assert ((decode(codes, scales) - x.double()).abs() <= limit * spread(scales, codes)).all()
 

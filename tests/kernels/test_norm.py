@@ -1,4 +1,5 @@
-"""The norms of a Wan block in plain torch, against the host's own operators and the properties a faster kernel must keep."""
+"""The norms of a Wan block in plain torch, against the host's own operators and the properties a faster kernel must
+keep."""
 
 import pytest
 import torch

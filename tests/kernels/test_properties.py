@@ -1,5 +1,6 @@
 """Properties of the kernels for drawn shapes and seeds, in Triton's interpreter. (Those of the definitions
-are in test_sla.py, test_int8.py and test_norm.py; few small programs each, for the interpreter takes milliseconds for one.)"""
+are in test_sla.py, test_int8.py and test_norm.py; few small programs each, for the interpreter takes milliseconds for
+one.)"""
 
 import pytest
 import torch

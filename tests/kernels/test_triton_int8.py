@@ -228,7 +228,8 @@ def test_gelu_of_extreme_values():
     got = linear.int8_matmul_gelu_quantize(*given, out_dtype=torch.float32)
     want = reference.int8_matmul_gelu_quantize(*given, out_dtype=torch.float32)
     assert (got[0].int() - want[0].int()).abs().max() <= 1
-    # float32's tanh loses all of the tail at -6, where the GELU is -1e-9 or smaller: both scales are then next to the least
+    # float32's tanh loses all of the tail at -6, where the GELU is -1e-9 or smaller: both scales are then next to the
+    # least
     torch.testing.assert_close(got[1], want[1], rtol=1e-5, atol=1e-9)
 
 

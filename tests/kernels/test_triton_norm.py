@@ -92,7 +92,8 @@ def test_quantized_by_block(batch, length, frames, width, dtype):
     inputs = modulate_inputs(batch, length, width, frames, dtype)
     got = quantize_block(*inputs)
     (codes, scales), (want_codes, want_scales) = got, quantize_block(*inputs, reference)
-    # The row sums may come in another order; rounded to a half, a value may then be its neighbour, which can be a scale.
+    # The row sums may come in another order; rounded to a half, a value may then be its neighbour, which can be a
+    # scale.
     torch.testing.assert_close(scales, want_scales, rtol=max(1e-5, torch.finfo(dtype).eps), atol=0)
     difference = (codes.int() - want_codes.int()).abs()
     assert difference.max() <= 1 and difference.float().mean() < 2e-3

@@ -1,5 +1,5 @@
-"""Tensors of more elements than a 32-bit integer counts, without the memory: views over pages that nothing touches, and launches
-on meta tensors, which are recorded and not run."""
+"""Tensors of more elements than a 32-bit integer counts, without the memory: views over pages that nothing touches, and
+launches on meta tensors, which are recorded and not run."""
 
 import importlib
 import math
@@ -20,7 +20,8 @@ LENGTH, STRIDE = 129, 1 << 24
 
 
 def far(*tail: int) -> torch.Tensor:
-    """[1, LENGTH, *tail] in float16 whose last token starts at element 2^31; 4 GB of address space, less than a MB of memory."""
+    """[1, LENGTH, *tail] in float16 whose last token starts at element 2^31; 4 GB of address space, less than a MB of
+    memory."""
     width = math.prod(tail)
     memory = torch.empty((LENGTH - 1) * STRIDE + width, dtype=torch.float16, device=DEVICE)
     x = memory.as_strided((1, LENGTH, width), (0, STRIDE, 1))
@@ -80,7 +81,8 @@ def test_rows_beyond_two_to_the_31(case):
         assert torch.equal(got, want)
 
 
-# --- launches -----------------------------------------------------------------------------------------------------------
+# --- launches
+# -----------------------------------------------------------------------------------------------------------
 
 
 class Recorder:
@@ -163,8 +165,8 @@ def test_launches_on_large_tensors(launches, case):
         tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
         assert tensors and all(value.device.type == "meta" for value in tensors)
         largest = max(largest, *(value.numel() for value in tensors))
-        # Any other number is a length, a count of blocks or the stride of one dimension. Only a batch's stride may need 64
-        # bits, and Triton passes such a one as 64 bits.
+        # Any other number is a length, a count of blocks or the stride of one dimension. Only a batch's stride may need
+        # 64 bits, and Triton passes such a one as 64 bits.
         lengths = [value for value in arguments if type(value) is int and value >= 2**31]
         assert all(any(value in tensor.stride() for tensor in tensors) for value in lengths), lengths
     assert largest > 2**31

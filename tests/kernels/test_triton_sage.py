@@ -34,8 +34,8 @@ CAPABILITY = torch.cuda.get_device_capability() if DEVICE.type == "cuda" else (1
 FORMATS = [pv for pv in PV_FORMATS if pv != "fp8" or CAPABILITY >= (8, 9)]
 # Relative L2 and cosine of 8-bit attention against float64: what the formats cost (measured, times about 1.7).
 BOUNDS = {"fp16": (2.5e-2, 0.9997), "int8": (3.5e-2, 0.9995), "fp8": (6.5e-2, 0.998)}
-# Relative L2 against the reference on the same codes: exp2 differs in its last bit, and a weight then rounds the other way
-# once in a while. The GPU's exp2 is less exact, and its fp8 sums may be rounded to float16.
+# Relative L2 against the reference on the same codes: exp2 differs in its last bit, and a weight then rounds the other
+# way once in a while. The GPU's exp2 is less exact, and its fp8 sums may be rounded to float16.
 SAME = {"fp16": 2e-5, "int8": 1e-4, "fp8": 5e-4} if DEVICE.type == "cpu" else {"fp16": 1e-4, "int8": 2e-3, "fp8": 5e-3}
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 500]
 draw = partial(tensors.draw, device=DEVICE)

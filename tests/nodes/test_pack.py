@@ -12,7 +12,8 @@ ENTRY = """
 import asyncio, gc, importlib
 load_pack()
 importlib.import_module("td_pack.tests.support.host").load_host()
-import comfy.samplers, comfy_extras.nodes_custom_sampler, comfy_extras.nodes_wan, comfy.sd, comfy_api.latest, folder_paths, execution, server
+import comfy.samplers, comfy_extras.nodes_custom_sampler, comfy_extras.nodes_wan, comfy.sd, comfy_api.latest
+import folder_paths, execution, server
 gc.disable()                        # a collection of the host's whole heap can fall anywhere and costs 0.2 s
 before = set(sys.modules)
 start = time.process_time()

@@ -1,8 +1,8 @@
 """Reads the assembly that LLVM writes for an AMD kernel: its instructions, its loops and what its registers spill.
 
-A vector register that does not fit goes to scratch memory (`scratch_load`, `scratch_store` on gfx94x and gfx11 on), a scalar one
-to the lanes of a vector register (`v_writelane`, `v_readlane`). The metadata counts both for the whole kernel; the loop tells
-whether they cost anything.
+A vector register that does not fit goes to scratch memory (`scratch_load`, `scratch_store` on gfx94x and gfx11 on), a
+scalar one to the lanes of a vector register (`v_writelane`, `v_readlane`). The metadata counts both for the whole
+kernel; the loop tells whether they cost anything.
 """
 
 import re
@@ -67,8 +67,8 @@ def amd_loop(code: list[AmdInstruction]) -> list[AmdInstruction]:
 
 
 def count_spills(code: list[AmdInstruction], scalar_spills: int) -> int:
-    """Spill instructions in any loop of the kernel, or in all of it if it has none. Reductions read lanes as well, so these
-    count only where scalars spill at all (`scalar_spills`, of the metadata)."""
+    """Spill instructions in any loop of the kernel, or in all of it if it has none. Reductions read lanes as well, so
+    these count only where scalars spill at all (`scalar_spills`, of the metadata)."""
     repeated = {i.address: i for loop in find_loops(code) or [code] for i in loop}.values()
     lanes = sum(instruction.opcode.startswith(_LANES) for instruction in repeated) if scalar_spills else 0
     return sum(instruction.is_scratch() for instruction in repeated) + lanes

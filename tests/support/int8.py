@@ -16,7 +16,8 @@ def activation_codes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def w8a8(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """The layer written out: x [B, M, K] quantized by 128x128 tile of each item, exact integer products, float64 sums."""
+    """The layer written out: x [B, M, K] quantized by 128x128 tile of each item, exact integer products, float64
+    sums."""
     out = []
     for item in x:
         xq, xs = activation_codes(item)

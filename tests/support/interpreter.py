@@ -1,7 +1,9 @@
-"""Runs Triton kernels without a GPU in Triton's interpreter, with two of its faults corrected. With a GPU it does nothing.
+"""Runs Triton kernels without a GPU in Triton's interpreter, with two of its faults corrected. With a GPU it does
+nothing.
 
-`install` must run before anything imports triton, as comfy_kitchen does. The interpreter (up to 3.6) reads bfloat16 bit patterns as integers in `tl.dot` and
-refuses loops whose bound was loaded from memory. Rounding to bfloat16 and fp8 still truncates: test in float32 and float16.
+`install` must run before anything imports triton, as comfy_kitchen does. The interpreter (up to 3.6) reads bfloat16 bit
+patterns as integers in `tl.dot` and refuses loops whose bound was loaded from memory. Rounding to bfloat16 and fp8
+still truncates: test in float32 and float16.
 """
 
 import os

@@ -40,8 +40,8 @@ def read_sass(text: str) -> list[Instruction]:
 
 
 def _strong_components(nodes: set[int], after: dict[int, list[int]]) -> list[set[int]]:
-    """The parts of a graph in which every node reaches every other, without those of a single node that does not reach itself
-    (Kosaraju's algorithm)."""
+    """The parts of a graph in which every node reaches every other, without those of a single node that does not reach
+    itself (Kosaraju's algorithm)."""
     before = defaultdict(list)
     for node in nodes:
         for follower in after[node]:
@@ -73,10 +73,11 @@ def _strong_components(nodes: set[int], after: dict[int, list[int]]) -> list[set
 
 
 def find_loops(code: list) -> list[list]:
-    """The loops, outer ones before those inside them: what reaches itself, and what still does without the loop's entries.
+    """The loops, outer ones before those inside them: what reaches itself, and what still does without the loop's
+    entries.
 
-    Addresses alone mislead: waits for a barrier are moved behind the end and jump back, and the head of a loop may stand in its
-    middle."""
+    Addresses alone mislead: waits for a barrier are moved behind the end and jump back, and the head of a loop may
+    stand in its middle."""
     by_address = {instruction.address: instruction for instruction in code}
     after = {
         instruction.address: [x for x in instruction.successors(following and following.address) if x in by_address]

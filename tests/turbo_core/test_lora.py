@@ -88,7 +88,10 @@ def pair(down, up, alpha=None) -> dict[str, torch.Tensor]:
 
 K_PAIR = pair(torch.zeros(2, 6), torch.zeros(6, 2))
 UNUSED = {
-    "another model": (Reason.OTHER_MODEL, {"blocks.7.self_attn.q.lora_A.weight": DOWN, "blocks.7.self_attn.q.lora_B.weight": UP}),
+    "another model": (
+        Reason.OTHER_MODEL,
+        {"blocks.7.self_attn.q.lora_A.weight": DOWN, "blocks.7.self_attn.q.lora_B.weight": UP},
+    ),
     "another model, another kind": (Reason.OTHER_MODEL, {"lora_te1_layers_0.hada_w1_a": DOWN}),
     "width": (Reason.OTHER_SIZE, pair(torch.zeros(2, 5), torch.zeros(6, 2))),
     "rows": (Reason.OTHER_SIZE, pair(torch.zeros(2, 6), torch.zeros(8, 2))),

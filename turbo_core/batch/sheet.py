@@ -11,7 +11,8 @@ NAME = "index.html"
 _STYLE = """
 body{font:14px/1.4 system-ui,sans-serif;margin:1.5em;background:#181818;color:#ddd}a{color:#8bc4ff}
 article{margin:0 0 1.5em;padding:.8em;background:#222;border-radius:6px}img{max-width:100%;display:block}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.1em 1em;margin:.5em 0}dt{color:#999}dd{margin:0;overflow-wrap:anywhere}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.1em 1em;margin:.5em 0}
+dt{color:#999}dd{margin:0;overflow-wrap:anywhere}
 .failed{border-left:4px solid #d55}.pending,.running{border-left:4px solid #b90}.error{color:#f99;white-space:pre-wrap}
 """
 
@@ -55,4 +56,5 @@ def _article(record: Record, files: list[str]) -> str:
     )
     error = f'<p class="error">{html.escape(record.error)}</p>' if record.error else ""
     place = f"row {job.row}" if job.row else "command line"
-    return f'<article class="{record.state}"><b>{place}</b> {job.id} {record.state}{"".join(rows)}<dl>{listed}</dl>{error}</article>'
+    head = f'<article class="{record.state}"><b>{place}</b> {job.id} {record.state}'
+    return f"{head}{''.join(rows)}<dl>{listed}</dl>{error}</article>"

@@ -79,7 +79,10 @@ def _diagnosis(spec: WanSpec, problems: dict[str, list[str]]) -> str:
     missing = problems["missing"]
     if kinds == {"missing"}:
         if all(PROJ_L in key for key in missing):
-            return "Some layers lack the trained proj_l: it looks like a plain Wan model merged with parts of a TurboWan one."
+            return (
+                "Some layers lack the trained proj_l: it looks like a plain Wan model merged with parts of a "
+                "TurboWan one."
+            )
         if all(key.endswith(".weight_scale") for key in missing):
             return "It looks like int8 weights without their scales: convert or download it again."
         if count_layers(missing) > 0 or all(key.startswith("head.") for key in missing):

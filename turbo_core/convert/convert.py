@@ -61,7 +61,8 @@ class Report:
     notes: list[str]
 
     def __str__(self) -> str:
-        head = f"{self.path.name}: {self.description}, {self.size / 1e9:.2f} GB, in {self.seconds:.0f} s, read back and checked."
+        size, seconds = f"{self.size / 1e9:.2f} GB", f"{self.seconds:.0f} s"
+        head = f"{self.path.name}: {self.description}, {size}, in {seconds}, read back and checked."
         return "\n".join([head, *self.notes])
 
 
@@ -111,7 +112,10 @@ def _check(request: Request) -> None:
     output.check_free(request.output, request.overwrite)
 
 
-BASE_AND_TEACHER = "A delta needs both base_name, the model to change, and teacher_name, what the turbo model was made from; set both or none."
+BASE_AND_TEACHER = (
+    "A delta needs both base_name, the model to change, and teacher_name, what the turbo model was made from; set both "
+    "or none."
+)
 
 
 def _merges(request: Request, model: Source) -> tuple[Source, list[Addition]]:

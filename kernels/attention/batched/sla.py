@@ -1,8 +1,10 @@
-"""Sparse-linear attention in a few large torch operations: what runs where no kernel does (CPUs, Apple and Intel GPUs, older cards).
+"""Sparse-linear attention in a few large torch operations: what runs where no kernel does (CPUs, Apple and Intel GPUs,
+older cards).
 
-The function is that of reference/sla.py. Query blocks of several heads are the batch of one scaled_dot_product_attention, over keys
-and values that are gathered, as whole blocks, into buffers used again by the next batch: fresh ones would be paged in each time,
-which took as long as the attention itself. Temporaries are bounded by `_CHUNK_ELEMENTS`, on a CPU by what its caches hold.
+The function is that of reference/sla.py. Query blocks of several heads are the batch of one
+scaled_dot_product_attention, over keys and values that are gathered, as whole blocks, into buffers used again by the
+next batch: fresh ones would be paged in each time, which took as long as the attention itself. Temporaries are bounded
+by `_CHUNK_ELEMENTS`, on a CPU by what its caches hold.
 """
 
 import torch
@@ -14,7 +16,8 @@ from ..reference.sla import block_map
 __all__ = ["block_map", "block_sparse_attention", "sparse_linear_attention"]
 
 _CHUNK_ELEMENTS = 1 << 26  # of a temporary: 128 MB in bf16, 256 MB in float32
-# On a CPU: 8 MB in float32, so that the keys and values of one long head stay in its last cache, from which they are gathered.
+# On a CPU: 8 MB in float32, so that the keys and values of one long head stay in its last cache, from which they are
+# gathered.
 _CPU_CHUNK_ELEMENTS = 1 << 21
 _CPU_LINEAR_ELEMENTS = 1 << 17  # of phi(q), phi(k) on a CPU: 512 KB in float32 stay in the cache of a core
 
@@ -29,8 +32,8 @@ def block_sparse_attention(
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v over the keys of the listed blocks.
 
-    q, k, v [B, L, H, D] of any strides and float dtype; blocks integers [B, H, query blocks, T] as from `block_map`, T = 0 gives
-    zeros. Returns a contiguous [B, L, H, D] in q's dtype."""
+    q, k, v [B, L, H, D] of any strides and float dtype; blocks integers [B, H, query blocks, T] as from `block_map`, T
+    = 0 gives zeros. Returns a contiguous [B, L, H, D] in q's dtype."""
     b, length, h, d = q.shape
     n_q, n_k, selected = block_count(length, block_q), block_count(k.shape[1], block_k), blocks.shape[-1]
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
@@ -79,7 +82,8 @@ def add_linear_branch(
 ) -> None:
     """Adds weight [D, D] @ `linear_attention(q, k, v)` + bias [D] to out [B, L, H, D], a chunk of tokens at a time.
 
-    The projection goes into phi(k)^T v [D, D], so that one product with phi(q) is both. Computed in float32 at least."""
+    The projection goes into phi(k)^T v [D, D], so that one product with phi(q) is both. Computed in float32 at
+    least."""
     b, _, h, d = q.shape
     compute = torch.promote_types(q.dtype, torch.float32)
     limit = min(_CHUNK_ELEMENTS, _CPU_LINEAR_ELEMENTS) if q.device.type == "cpu" else _CHUNK_ELEMENTS

@@ -1,10 +1,12 @@
-"""Sage attention: sparse-linear attention whose sparse branch has int8 scores, as SageAttention 2 quantizes it (SageSLA).
+"""Sage attention: sparse-linear attention whose sparse branch has int8 scores, as SageAttention 2 quantizes it
+(SageSLA).
 
     scores: q and k (less its mean over L) in int8, one scale per block;  o = softmax(scores) v in one of `PV_FORMATS`
 
 Plain torch that rounds where the kernels round, so it can judge them: integer products are exact in float32, and the
 softmax walks the listed key blocks in the kernel's order, because weights are rounded relative to the running maximum.
-Sequences are [B, L, H, D]; any L >= 1, any float dtype; computed in float32 with temporaries bounded by `_CHUNK_ELEMENTS`.
+Sequences are [B, L, H, D]; any L >= 1, any float dtype; computed in float32 with temporaries bounded by
+`_CHUNK_ELEMENTS`.
 """
 
 import math
@@ -66,7 +68,8 @@ def sage_attention(
     block_q: int = BLOCK_Q,
     linear: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D)) v over the listed blocks of `length` quantized keys (see `kv_quantize`), as [B, L, H, D].
+    """softmax(q k^T / sqrt(D)) v over the listed blocks of `length` quantized keys (see `kv_quantize`), as [B, L, H,
+    D].
 
     `linear` = (values [B, H, D, D], k_sum [B, H, D], bias [D]) adds the linear branch, weights @ values + bias with
     weights = phi(q) k_sum / (phi(q) . k_sum + 1e-5), phi = softmax over D. T = 0 gives no attention, 0."""
@@ -134,7 +137,8 @@ def sage_block_sparse_attention(
     block_q: int = BLOCK_Q,
     block_k: int = BLOCK_K,
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D)) v over the keys of the listed blocks, by sage attention. `blocks` as from `block_map`."""
+    """softmax(q k^T / sqrt(D)) v over the keys of the listed blocks, by sage attention. `blocks` as from
+    `block_map`."""
     k_mean = k.mean(1, dtype=torch.float32)
     v_max = v.abs().amax(1).float()
     quantized = kv_quantize(k, v, k_mean, v_max, pv=pv, block_k=block_k)

@@ -3,8 +3,8 @@
     o = block_sparse_attention(q, k, v, block_map(q, k)) + proj(linear_attention(q, k, v))
 
 Sequences are [B, L, H, D] (batch, tokens, heads, head_dim), strided views included; any L >= 1 and any float dtype.
-This is the definition. Where no kernel runs, the same is computed in a few large operations (batched/sla.py), which take the
-block map from here.
+This is the definition. Where no kernel runs, the same is computed in a few large operations (batched/sla.py), which
+take the block map from here.
 """
 
 import itertools
@@ -18,8 +18,8 @@ _CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 128 MB in bf16, 256 MB in 
 
 
 def _pool(x: torch.Tensor, block: int) -> torch.Tensor:
-    """Mean over each block of tokens, in float32 at least: [B, L, H, D] -> [B, H, blocks, D]; a ragged last block counts
-    its own tokens only."""
+    """Mean over each block of tokens, in float32 at least: [B, L, H, D] -> [B, H, blocks, D]; a ragged last block
+    counts its own tokens only."""
     length, compute = x.shape[1], torch.promote_types(x.dtype, torch.float32)
     whole = length // block * block
     pooled = [x[:, :whole].unflatten(1, (-1, block)).mean(2, dtype=compute)]
@@ -49,7 +49,8 @@ def block_sparse_attention(
     block_q: int = BLOCK_Q,
     block_k: int = BLOCK_K,
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D)) v over the keys of the listed blocks. `blocks` as from `block_map`; returns [B, L, H, D]."""
+    """softmax(q k^T / sqrt(D)) v over the keys of the listed blocks. `blocks` as from `block_map`; returns [B, L, H,
+    D]."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     key_blocks, value_blocks = (x.split(block_k, dim=1) for x in (k, v))
     for item, head, i in itertools.product(*map(range, blocks.shape[:3])):

@@ -8,8 +8,8 @@ The weights phi(q)[d] s[d] / (phi(q) . s + 1e-5) add up to one, so the same bran
 values[d] = (KV W^T)[d] / s[d], a mean of projected value rows. Both factors are of ordinary size whatever the number of
 keys, so that they fit float16 and lose nothing to the cast. `linear_branch` is that product, for use in a kernel.
 
-The pass over the keys is split in at most SPLITS parts, whose partial sums a second kernel adds in order: no atomics, and
-a result that depends neither on the batch nor on torch's TF32 switch.
+The pass over the keys is split in at most SPLITS parts, whose partial sums a second kernel adds in order: no atomics,
+and a result that depends neither on the batch nor on torch's TF32 switch.
 """
 
 from typing import NamedTuple

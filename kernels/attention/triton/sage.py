@@ -2,8 +2,8 @@
 
     o = softmax2(q8 k8^T q_scale k_scale log2(e) / sqrt(D)) v8 v_scale [+ the linear branch as in kv_prepare.py]
 
-One program computes a block of queries of one head and quantizes them itself. Query blocks are the fastest index of the grid,
-so that programs which run together share a head's k8 and v8 in the L2 cache.
+One program computes a block of queries of one head and quantizes them itself. Query blocks are the fastest index of the
+grid, so that programs which run together share a head's k8 and v8 in the L2 cache.
 """
 
 import math
@@ -78,7 +78,8 @@ def _sage_kernel(
     b_acc = tl.zeros([BLOCK_Q, D], tl.float32)
     b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_Q], tl.float32)
-    # Blocks ascend: only the last one can reach past L_K. Masks for it in the loop would be an eighth of the instructions.
+    # Blocks ascend: only the last one can reach past L_K. Masks for it in the loop would be an eighth of the
+    # instructions.
     i_last = tl.load(p_blocks + T - 1, mask=T > 0, other=-1).to(tl.int32)
     n_whole = T - (i_last * BLOCK_K + BLOCK_K > L_K).to(tl.int32)
     i_next = tl.load(p_blocks, mask=T > 0, other=0).to(tl.int32)

@@ -59,7 +59,8 @@ def _attention_kernel(
     b_acc = tl.zeros([BLOCK_M, D], tl.float32)
     b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_M], tl.float32)
-    # Blocks ascend: only the last one can reach past L_K. Masks for it in the loop would be an eighth of the instructions.
+    # Blocks ascend: only the last one can reach past L_K. Masks for it in the loop would be an eighth of the
+    # instructions.
     i_last = tl.load(p_blocks + T - 1, mask=T > 0, other=-1).to(tl.int32)
     n_whole = T - (i_last * BLOCK_K + BLOCK_K > L_K).to(tl.int32)
     i_next = tl.load(p_blocks, mask=T > 0, other=0).to(tl.int32)
@@ -92,9 +93,11 @@ def _attention_kernel(
 
 
 def launch_config(major: int, hip: bool, d: int) -> dict[str, int]:
-    """Launch config by the GPU's major version and head_dim: chosen from compiled code (spills, shared memory), not timed."""
+    """Launch config by the GPU's major version and head_dim: chosen from compiled code (spills, shared memory), not
+    timed."""
     if hip and major >= 11:
-        # RDNA has 256 registers a thread and holds the keys of a whole product in them; RDNA 3 (11) holds each key twice.
+        # RDNA has 256 registers a thread and holds the keys of a whole product in them; RDNA 3 (11) holds each key
+        # twice.
         return dict(BLOCK_M=128, BLOCK_N=16 if major == 11 and d == 128 else 32, num_warps=8, num_stages=1)
     roomy = d == 64 or (major in (9, 10) and not hip)  # three stages of keys and values fit in shared memory
     return dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=3 if roomy else 2)

@@ -1,7 +1,8 @@
 """Int8 linear layers with 128x128 weight scales: the products of the reference.
 
-The int32 sum over 128 of K is exact; it is converted, scaled and added to a float32 sum in ascending order of K, by the one
-fused multiply-add that is written out. Elsewhere nothing fuses, so that the codes of the epilogue round as the quantizer's.
+The int32 sum over 128 of K is exact; it is converted, scaled and added to a float32 sum in ascending order of K, by the
+one fused multiply-add that is written out. Elsewhere nothing fuses, so that the codes of the epilogue round as the
+quantizer's.
 """
 
 import math
@@ -17,8 +18,8 @@ from .quantize import quantize_block, quantize_row
 
 
 def launch_config(capability: tuple[int, int], rows: int, square: bool, rdna: bool = False) -> dict[str, int]:
-    """Launch config by compute capability (of ROCm devices: (0, 0)) and the rows of the product; with `square` a program's output
-    is one tile of the block-scaled format. RDNA spills with fewer than 16 warps."""
+    """Launch config by compute capability (of ROCm devices: (0, 0)) and the rows of the product; with `square` a
+    program's output is one tile of the block-scaled format. RDNA spills with fewer than 16 warps."""
     if rdna:
         return {"BLOCK_M": TILE, "BLOCK_N": TILE, "MAGIC": False, "num_warps": 16, "num_stages": 1}
     narrow = not square and rows < 2048 and capability in ((8, 0), (8, 6), (9, 0))
@@ -34,8 +35,8 @@ def launch_config(capability: tuple[int, int], rows: int, square: bool, rdna: bo
 
 @triton.jit
 def _output_block(i, n_m, n_n, GROUP_M: tl.constexpr):
-    """Row and column of the i-th program's output block: GROUP_M blocks down, then the next column, so that programs which run
-    together share operands in the L2 cache."""
+    """Row and column of the i-th program's output block: GROUP_M blocks down, then the next column, so that programs
+    which run together share operands in the L2 cache."""
     i_group = i // (GROUP_M * n_n) * GROUP_M
     size = tl.minimum(n_m - i_group, GROUP_M)
     i_rest = i % (GROUP_M * n_n)
@@ -48,8 +49,8 @@ def _matmul_kernel(
     DTYPE: tl.constexpr, BY_ROW: tl.constexpr, WHOLE_K: tl.constexpr, MIN_AMAX: tl.constexpr,
     TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr, MAGIC: tl.constexpr,
 ):  # fmt: skip
-    """x [B, M, K], w [N, K] -> y [B, M, N]; a program for each [BLOCK_M, BLOCK_N] of an item. With y_scale, y is the codes
-    of the GELU; with residual, it is added."""
+    """x [B, M, K], w [N, K] -> y [B, M, N]; a program for each [BLOCK_M, BLOCK_N] of an item. With y_scale, y is the
+    codes of the GELU; with residual, it is added."""
     n_m, n_n, n_k = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), tl.cdiv(K, TILE)
     i_m, i_n = _output_block(tl.program_id(0), B * n_m, n_n, GROUP_M)
     i_b = i_m // n_m

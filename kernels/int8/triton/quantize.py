@@ -1,7 +1,7 @@
 """Int8 quantizers: `quantize_block` and `quantize_row` of the reference.
 
-A program encodes one 128x128 tile, or one row, and reads it once. Multiplications must not fuse with additions here: x times
-the multiplier is rounded before it is rounded to an integer.
+A program encodes one 128x128 tile, or one row, and reads it once. Multiplications must not fuse with additions here: x
+times the multiplier is rounded before it is rounded to an integer.
 """
 
 import math

@@ -1,9 +1,9 @@
 """LayerNorm(x) * (1 + scale) + shift in one pass over x, optionally quantized for the int8 linear layers that follow.
 
-x [B, L, W] with any token stride, shift and scale [B, frames, W] with any batch and frame strides -> x's dtype [B, L, W],
-or int8 codes [B, L, W] and float32 scales by row [B, L] or by block. The host takes two passes, rounding in between, and the
-quantizer two more. A tile of the block-scaled format spans 128 tokens and a part of their width, so quantizing by block takes a
-pass for the tokens' mean and variance first.
+x [B, L, W] with any token stride, shift and scale [B, frames, W] with any batch and frame strides -> x's dtype [B, L,
+W], or int8 codes [B, L, W] and float32 scales by row [B, L] or by block. The host takes two passes, rounding in
+between, and the quantizer two more. A tile of the block-scaled format spans 128 tokens and a part of their width, so
+quantizing by block takes a pass for the tokens' mean and variance first.
 """
 
 import torch
@@ -52,8 +52,8 @@ def _layer_norm_modulate_kernel(
     if QUANTIZE:
         amax = find_amax(b_y, MIN_AMAX)
         tl.store(p_row_scales + i_row, tl.div_rn(amax, 127.0))
-        # The low byte of the sum is the code. `encode` would take a quarter more instructions, to clamp what |b_y| <= amax bounds
-        # and to clear the code of a NaN, which does not matter: its scale is NaN.
+        # The low byte of the sum is the code. `encode` would take a quarter more instructions, to clamp what |b_y| <=
+        # amax bounds and to clear the code of a NaN, which does not matter: its scale is NaN.
         b_y = (b_y * tl.div_rn(127.0, amax) + ROUND).to(tl.int32, bitcast=True)
     tl.store(p_y + i_row * WIDTH + o_w, b_y.to(p_y.dtype.element_ty), mask=m_w)
 
@@ -80,8 +80,8 @@ def _modulate_quantize_block_kernel(
     x_b, x_l, shift_b, shift_f, scale_b, scale_f,
     ONE_FRAME: tl.constexpr, MIN_AMAX: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One tile: codes [B, L, WIDTH], scales [B, ceil(L/TILE), ceil(WIDTH/TILE)]. Nothing fuses but what is written out, so
-    that values round as in `_layer_norm_modulate_kernel` and codes as in the quantizer."""
+    """One tile: codes [B, L, WIDTH], scales [B, ceil(L/TILE), ceil(WIDTH/TILE)]. Nothing fuses but what is written out,
+    so that values round as in `_layer_norm_modulate_kernel` and codes as in the quantizer."""
     i_scale = tl.program_id(0)
     n_l, n_w = tl.cdiv(L, TILE), tl.cdiv(WIDTH, TILE)
     i_b = (i_scale // (n_l * n_w)).to(tl.int64)

@@ -1,7 +1,8 @@
 """rope(x / rms(x) * weight) in one pass over x, where rms spans all heads. ComfyUI takes two passes; comfy-kitchen's
 fused kernel normalizes each head by itself, which is another function.
 
-x [B, L, H * D] with any token stride, weight [H * D], freqs [1, L, 1, D/2, 2, 2] float32 -> [B, L, H, D]; D a power of 2.
+x [B, L, H * D] with any token stride, weight [H * D], freqs [1, L, 1, D/2, 2, 2] float32 -> [B, L, H, D]; D a power of
+2.
 """
 
 import torch

@@ -53,5 +53,6 @@ def _resources(device: torch.device) -> Iterator[Row]:
             ):
                 for kernel in function.device_caches[device.index or 0][0].values():
                     if hasattr(kernel, "n_regs"):
-                        note = f"{kernel.n_regs} registers, {kernel.n_spills} bytes spilled, {kernel.metadata.shared} bytes shared, "
+                        note = f"{kernel.n_regs} registers, {kernel.n_spills} bytes spilled, "
+                        note += f"{kernel.metadata.shared} bytes shared, "
                         yield Row(PHASE, name.strip("_"), path.stem, note=note + f"{kernel.metadata.num_warps} warps")

@@ -1,4 +1,5 @@
-"""Unpacking 4-bit weights at LingBot-World's block sizes: no tensor cores and no loop, so the whole kernel is counted."""
+"""Unpacking 4-bit weights at LingBot-World's block sizes: no tensor cores and no loop, so the whole kernel is
+counted."""
 
 from ...support.aot import RDNA, Build, KernelCase
 

@@ -115,11 +115,13 @@ def test_weights_that_comfyui_fetches_are_fused_too(model, monkeypatch):
 @pytest.mark.parametrize(
     "layer, plain",
     [
-        ("self_attn.q", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 1, "int8_linear": 7, "int8_matmul": None}),
+        ("self_attn.q", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 1, "int8_linear": 7,
+                         "int8_matmul": None}),
         ("self_attn.o", {"int8_quantize": None, "int8_matmul_gate_residual": 1, "int8_linear": 5}),
         ("ffn.0", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 1, "int8_matmul_gelu_quantize": None,
                    "int8_quantize": 2, "int8_linear": 5}),
-        ("ffn.2", {"int8_matmul_gelu_quantize": None, "int8_matmul": 4, "int8_matmul_gate_residual": 1, "int8_linear": 5}),
+        ("ffn.2", {"int8_matmul_gelu_quantize": None, "int8_matmul": 4, "int8_matmul_gate_residual": 1,
+                   "int8_linear": 5}),
     ],
 )  # fmt: skip
 def test_a_lora_keeps_its_own_layer_from_being_fused_and_no_other(model, layer, plain):
