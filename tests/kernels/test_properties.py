@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from td_pack import kernels
 from td_pack.kernels import use_backend
 from td_pack.kernels.attention.format import selected_blocks
-from td_pack.tests.support.interpreter import DEVICE
+from td_pack.kernels.attention.reference import sla as reference
+from td_pack.tests.support.interpreter import DEVICE  # isort: split
+
+from td_pack.kernels.attention.triton import sage, sla  # after the interpreter is on
 
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=12)
 SEED = st.integers(0, 999)
@@ -99,10 +102,10 @@ def test_rms_norm_ignores_a_power_of_two_and_rotation_keeps_lengths(length, head
 @given(length=LENGTH, topk=st.floats(0.01, 1.0), seed=SEED)
 def test_the_map_lists_the_right_number_of_blocks_once_in_order(length, topk, seed):
     q, k, _ = qkv(length, seed)
-    blocks = kernels.block_map(q, k, topk)
+    blocks = sla.block_map(q, k, topk)
     assert blocks.shape == (1, 1, -(-length // 128), selected_blocks(length, topk))
     assert (blocks.diff(dim=-1) > 0).all() and blocks.min() >= 0 and blocks.max() < -(-length // 64)
-    assert torch.equal(blocks, definition(kernels.block_map, q, k, topk))
+    assert torch.equal(blocks, reference.block_map(q, k, topk))
 
 
 @PROPERTY
@@ -141,11 +144,11 @@ def test_a_constant_added_to_every_key_changes_no_attention(length, offset, seed
     """It adds one constant to each row of scores."""
     q, k, v = qkv(length, seed)
     shifted = k + offset * draw(64, seed=seed + 1)
-    blocks = kernels.block_map(q, k, 0.5)
-    out = kernels.block_sparse_attention(q, k, v, blocks)
-    torch.testing.assert_close(kernels.block_sparse_attention(q, shifted, v, blocks), out, rtol=1e-3, atol=1e-4)
-    eight = (kernels.block_sparse_attention(q, x, v, blocks, "fp16") for x in (k, shifted))
-    assert torch.linalg.vector_norm(torch.sub(*eight)) <= 2.5e-2 * torch.linalg.vector_norm(out)
+    blocks = sla.block_map(q, k, 0.5)
+    out = sla.block_sparse_attention(q, k, v, blocks)
+    torch.testing.assert_close(sla.block_sparse_attention(q, shifted, v, blocks), out, rtol=1e-3, atol=1e-4)
+    quantized = (sage.sage_block_sparse_attention(q, x, v, blocks, pv="fp16") for x in (k, shifted))
+    assert torch.linalg.vector_norm(torch.sub(*quantized)) <= 2.5e-2 * torch.linalg.vector_norm(out)
 
 
 @PROPERTY
