@@ -289,7 +289,7 @@ ATTRIBUTES = {
     "comfy.sd.CLIP": "encode_from_tokens_scheduled tokenize",
     "comfy.sd1_clip.SDClipModel": "transformer",
     "comfy.utils.ProgressBar": "update_absolute",
-    "comfy_execution.graph_utils.GraphBuilder": "finalize node",
+    "comfy_execution.graph_utils.GraphBuilder": "finalize",
     "comfy_execution.graph_utils.Node": "out",
     "comfy_api.latest._io.HiddenHolder": "unique_id",
     "comfy_api.latest._io.Schema": "hidden",
