@@ -134,7 +134,7 @@ def test_the_status_counts_the_calls_of_the_run_before_it(server, dense_steps, c
     job = t2v_job("status", sla=attention(dense_steps=dense_steps), sample=sampled(31, 4, high=["sla", 0]))
     job["status"] = node("TurboDiffusionStatus", any=["sample", 0])
     text = server.client.run(job).outputs["status"]["text"][0]
-    assert "sparse attention: torch; not triton: " in text and "int8 linear: torch; not triton: " in text
+    assert "sparse attention: batched; not triton: " in text and "int8 linear: torch; not triton: " in text
     assert "TurboWan T2V 2 layers of width 256 with SLA, computing in float32" in text
     counts = "sparse attention {}, dense attention {}".format(*calls)
     assert f"sample: network 4, {counts}, int8 linear 0, float linear 80" in text
