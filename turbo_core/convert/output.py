@@ -82,8 +82,7 @@ def check_space(path: Path, size: int) -> None:
     if free < size:
         raise TurboError(
             f"{path.name} needs {size / 1e9:.2f} GB and the disk of {folder} has {free / 1e9:.2f} GB free; make room "
-            "or "
-            "choose smaller weights."
+            "or choose smaller weights."
         )
 
 
@@ -154,12 +153,14 @@ def remove_leftovers(folder: Path) -> None:
 
 def _remove_unlocked(leftover: Path) -> None:
     with contextlib.suppress(OSError):  # also a lock that is held, and a file system without locks
-        if os.name != "nt":
-            import fcntl
+        if os.name == "nt":
+            leftover.unlink()
+            return
+        import fcntl
 
-            with leftover.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        leftover.unlink()
+        with leftover.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()  # while locked: its process may have made it just now, and then waits for the lock
 
 
 def _sync_folder(folder: Path) -> None:
