@@ -78,9 +78,15 @@ def block_sparse_attention(
 
 
 def add_linear_branch(
-    out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
 ) -> None:
-    """Adds weight [D, D] @ `linear_attention(q, k, v)` + bias [D] to out [B, L, H, D], a chunk of tokens at a time.
+    """Adds weight [D, D] @ `linear_attention(q, k, v)` + bias [D], if any, to out [B, L, H, D], a chunk of tokens at a
+    time.
 
     The projection goes into phi(k)^T v [D, D], so that one product with phi(q) is both. Computed in float32 at
     least."""
@@ -89,7 +95,8 @@ def add_linear_branch(
     limit = min(_CHUNK_ELEMENTS, _CPU_LINEAR_ELEMENTS) if q.device.type == "cpu" else _CHUNK_ELEMENTS
     heads = min(h, max(1, limit // (max(q.shape[1], k.shape[1]) * d)))
     tokens = max(1, limit // (heads * d))
-    weight, bias = weight.to(compute), bias.to(compute)
+    weight = weight.to(compute)
+    bias = weight.new_zeros(d) if bias is None else bias.to(compute)
     for item in range(b):
         for first in range(0, h, heads):
             out_h, q_h, k_h, v_h = (x[item, :, first : first + heads].transpose(0, 1) for x in (out, q, k, v))
