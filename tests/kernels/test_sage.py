@@ -48,7 +48,8 @@ def test_is_not_16_bit(pv):
     q, k, v = inputs()
     blocks = sla.block_map(q, k, 0.5)
     got = sage.sage_block_sparse_attention(q, k, v, blocks, pv=pv)
-    half = sla.block_sparse_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), blocks)
+    # Rounded by hand: how a CPU sums bfloat16 products inside attention depends on its instructions.
+    half = sla.block_sparse_attention(*(x.bfloat16().float() for x in (q, k, v)), blocks).bfloat16()
     assert relative(half, exact(q, k, v, blocks)) < 5e-3 and relative(got, half) > 8e-3
 
 

@@ -80,17 +80,14 @@ def sample(
 def encode(vae: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
     """Clips [B, T, H, W, 3] in 0..1 -> latents as ComfyUI's VAEEncode gives them."""
     video = (clips * 2 - 1).permute(0, 4, 1, 2, 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        parts = [whole_vae.encode(vae, v[None].contiguous(memory_format=torch.channels_last_3d)) for v in video]
-    return torch.cat(parts).float()
+    return torch.cat([whole_vae.encode(vae, v[None].contiguous(memory_format=torch.channels_last_3d)) for v in video])
 
 
 @torch.no_grad()
 def decode(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
     """Latents as ComfyUI's LATENT holds them -> clips [B, T, H, W, 3] in 0..1."""
-    with torch.autocast("cpu", torch.bfloat16):
-        parts = [whole_vae.decode(vae, z[None].contiguous(memory_format=torch.channels_last_3d)) for z in latents]
-    return ((torch.cat(parts).float() + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1)
+    parts = [whole_vae.decode(vae, z[None].contiguous(memory_format=torch.channels_last_3d)) for z in latents]
+    return ((torch.cat(parts) + 1) / 2).clamp(0, 1).permute(0, 2, 3, 4, 1)
 
 
 def latent_format() -> comfy.latent_formats.LatentFormat:
