@@ -17,6 +17,7 @@ from ..turbo_core.camera.presets import EASES, PRESETS, path_from_preset
 from ..turbo_core.camera.view import top_view
 from ..turbo_core.errors import TurboError
 from ..turbo_core.host.conditioning import CAMERA_KEY
+from ..turbo_core.host.features import show_on_node
 from .loader import CATEGORY
 
 SOURCES = ("actions", "preset", "folder")
@@ -104,6 +105,7 @@ class TurboDiffusionCameraPath(io.ComfyNode):
                     tooltip="For sources actions and folder: cuts a longer path to this number of frames. 0: no limit.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 TurboCamera.Output(tooltip="The camera path, for TurboDiffusion Camera Embed."),
                 io.Int.Output(display_name="length", tooltip="The number of frames, for the length of the video."),
@@ -143,6 +145,7 @@ class TurboDiffusionCameraPath(io.ComfyNode):
             path = path_from_preset(preset, amount, ease, length, fov)
         else:
             path = path_from_folder(_input_directory(), folder, convention, max_length, fov)
+        show_on_node(cls.hidden.unique_id, f"{path.frames} frames")
         return io.NodeOutput(path, path.frames)
 
 

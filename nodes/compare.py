@@ -6,6 +6,7 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
 from ..turbo_core import compare, plot
+from ..turbo_core.host.features import show_on_node
 from .loader import CATEGORY
 
 
@@ -26,6 +27,7 @@ class TurboDiffusionCompare(io.ComfyNode):
                 io.String.Input("label_a", default="A", tooltip="The label above the left video."),
                 io.String.Input("label_b", default="B", tooltip="The label above the right video."),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Image.Output(display_name="side_by_side", tooltip="Both videos side by side, frame by frame."),
                 io.Image.Output(display_name="plot", tooltip="PSNR and SSIM of each frame as curves."),
@@ -54,5 +56,6 @@ class TurboDiffusionCompare(io.ComfyNode):
             ]
         ).unsqueeze(0)
         text = compare.report(found, labels, width, height)
+        show_on_node(cls.hidden.unique_id, text.partition("\n")[2])  # without the line of labels
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(compare.beside(a, b, plot.captions(labels, width, height)), picture, text, ui=shown)

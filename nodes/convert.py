@@ -12,6 +12,7 @@ from ..turbo_core.convert import output
 from ..turbo_core.convert.codec import WEIGHTS
 from ..turbo_core.convert.convert import BASE_AND_TEACHER, Request, convert
 from ..turbo_core.errors import TurboError
+from ..turbo_core.host.features import show_on_node
 from .loader import CATEGORY, file_status, model_names
 
 _FOLDER, _LORAS = "diffusion_models", "loras"
@@ -89,6 +90,7 @@ class TurboDiffusionConvert(io.ComfyNode):
                     tooltip="The weight of the difference added to the base model.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.String.Output(display_name="path", tooltip="The path of the new file.")],
             is_output_node=True,
         )
@@ -166,6 +168,7 @@ class TurboDiffusionConvert(io.ComfyNode):
             bar.update_absolute(done, total)
 
         report = convert(request, progress)
+        show_on_node(cls.hidden.unique_id, report.summary)
         return io.NodeOutput(str(report.path), ui=ui.PreviewText(str(report)))
 
 

@@ -7,9 +7,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..turbo_core.errors import TurboError
+from ..turbo_core.host.features import show_on_node
 from ..turbo_core.host.guider import ExpertGuider
 from ..turbo_core.host.run import needs_low_expert, run
 from ..turbo_core.host.sampler import NOISE_DEVICES, NoiseDevice, make_sampler
+from ..turbo_core.record import RUN
 from ..turbo_core.sampling import rcm, schedule
 from .loader import CATEGORY
 
@@ -240,6 +242,7 @@ class TurboDiffusionSample(io.ComfyNode):
                 ),
                 *_expert_inputs(),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Latent.Output(tooltip="The sampled latent, for a TurboDiffusion VAE Decode node.")],
         )
 
@@ -271,20 +274,20 @@ class TurboDiffusionSample(io.ComfyNode):
         cfg_high: float = 1.0,
         cfg_low: float = 1.0,
     ) -> io.NodeOutput:
-        return io.NodeOutput(
-            run(
-                high,
-                positive,
-                latent,
-                seed,
-                steps,
-                sigma_max,
-                boundary,
-                mode,
-                noise_device,
-                low,
-                negative,
-                cfg_high,
-                cfg_low,
-            )
+        sampled = run(
+            high,
+            positive,
+            latent,
+            seed,
+            steps,
+            sigma_max,
+            boundary,
+            mode,
+            noise_device,
+            low,
+            negative,
+            cfg_high,
+            cfg_low,
         )
+        show_on_node(cls.hidden.unique_id, sampled[RUN].summary)
+        return io.NodeOutput(sampled)

@@ -4,6 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..turbo_core.host.features import show_on_node
 from ..turbo_core.host.status import report
 from .loader import CATEGORY
 
@@ -27,6 +28,7 @@ class TurboDiffusionStatus(io.ComfyNode):
                     "selects the run to report.",
                 )
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.String.Output(display_name="report", tooltip="The report as text.")],
             is_output_node=True,
             not_idempotent=True,
@@ -40,4 +42,5 @@ class TurboDiffusionStatus(io.ComfyNode):
     @classmethod
     def execute(cls, any: Any = None) -> io.NodeOutput:
         text = report(any)
+        show_on_node(cls.hidden.unique_id, text.partition("\n")[0])
         return io.NodeOutput(text, ui=ui.PreviewText(text))

@@ -85,6 +85,12 @@ class RunRecord:
             lines.append(f"{amount(reading.read)} of {amount(reading.size)} of the low expert read ahead{end}")
         return lines
 
+    @property
+    def summary(self) -> str:
+        """Steps and seconds in one line."""
+        steps, seconds, *_ = self.lines()
+        return f"{steps} in {seconds}"
+
 
 def amount(size: float) -> str:
     """Bytes as a user reads them."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import struct
 
 import aiohttp
@@ -9,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.jobs import camera_path, loader, node
+from td_pack.tests.support.jobs import camera_path, loader, node, t2v_job
 
 pytestmark = pytest.mark.server
 TEXT_EVENT = 3  # ComfyUI's BinaryEventTypes.TEXT
@@ -62,10 +63,28 @@ def test_a_loras_report_is_drawn_on_the_node_and_stays_when_it_comes_from_the_ca
         "partly.safetensors: 18 of 19 layers; 2 of 38 tensors not used: 1 for no layer of this model "
         "(first: diffusion_model.blocks.77.ffn.0.alpha), 1 in an unknown key style (first: notes)"
     )
-    assert drawn(server, job) == {"lora": text}
+    assert drawn(server, job)["lora"] == text
     assert text in server.log()
     again = server.client.run(job)
     assert "lora" in again.cached_nodes and again.outputs["lora"]["text"] == [text]
+
+
+def test_what_a_node_has_to_say_is_drawn_on_it(server):
+    checkpoints.write_models(server.models_dir)
+    picture = node("EmptyImage", width=64, height=64, batch_size=2, color=255)
+    job = t2v_job("drawn") | {
+        "path": camera_path(source="preset", length=5),
+        "picture": picture,
+        "compare": node("TurboDiffusionCompare", a=["picture", 0], b=["picture", 0], label_a="a", label_b="b"),
+        "used": node("PreviewAny", source=["path", 1]),
+        "compared": node("PreviewAny", source=["compare", 2]),
+        "status": node("TurboDiffusionStatus", any=["compare", 2]),
+    }
+    texts = drawn(server, job)
+    assert re.fullmatch(r"2 steps in [\d.]+ s: load [\d.]+ s, sample [\d.]+ s \([\d.]+ \+ [\d.]+\)", texts["sample"])
+    assert texts["path"] == "5 frames"
+    assert texts["compare"] == "PSNR infinite: the frames are equal\nSSIM 1.0000 on average, lowest 1.0000 at frame 0"
+    assert texts["status"] == server.client.run(job).outputs["status"]["text"][0].partition("\n")[0]
 
 
 def test_a_cameras_picture_is_shown_again_when_the_node_comes_from_the_cache(server):

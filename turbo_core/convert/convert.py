@@ -60,10 +60,14 @@ class Report:
     seconds: float
     notes: list[str]
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """What was written, in one line."""
         size, seconds = f"{self.size / 1e9:.2f} GB", f"{self.seconds:.0f} s"
-        head = f"{self.path.name}: {self.description}, {size}, in {seconds}, read back and checked."
-        return "\n".join([head, *self.notes])
+        return f"{self.path.name}: {self.description}, {size}, in {seconds}, read back and checked."
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary, *self.notes])
 
 
 def convert(request: Request, progress: Progress | None = None) -> Report:
