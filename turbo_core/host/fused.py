@@ -22,7 +22,7 @@ from ...kernels import (
 )
 from .features import fetched
 from .quant import Quantized, takes_codes
-from .side_paths import side_paths
+from .side_paths import side_paths, values_of
 
 
 def norm_modulate(
@@ -32,7 +32,8 @@ def norm_modulate(
     all `readers` if each takes codes. Without readers it stays float."""
     quantized = len(readers) > 0 and takes_codes(x.device, *readers)
     if quantized and not any([side_paths(reader) for reader in readers]):
-        return Quantized(*layer_norm_modulate_quantize(x, shift, scale, eps), x.dtype)
+        codes, scales = layer_norm_modulate_quantize(x, shift, scale, eps)
+        return Quantized(codes, scales, x.dtype)
     y = layer_norm_modulate(x, shift, scale, eps)
     return _quantize(y) if quantized else y
 
@@ -48,7 +49,8 @@ def linear_gelu(linear: Any, x: torch.Tensor | Quantized, reader: torch.nn.Modul
     before the GELU, and one of `reader` reads its result in float. `linear` takes codes if x is Quantized."""
     in_float = len(side_paths(linear)) + len(side_paths(reader)) > 0
     if isinstance(x, Quantized) and not in_float and takes_codes(x.codes.device, reader):
-        return Quantized(*linear.multiply(int8_matmul_gelu_quantize, x, out_dtype=x.dtype), x.dtype)
+        codes, scales = linear.multiply(int8_matmul_gelu_quantize, x, out_dtype=x.dtype)
+        return Quantized(codes, scales, x.dtype)
     return F.gelu(linear(x), approximate="tanh")
 
 
@@ -60,14 +62,15 @@ def add_gated_linear(
         if not isinstance(x, Quantized):
             x = _quantize(x)
         for path in side_paths(linear):
-            residual = add_gated(residual, path.product(x.values), gate)
+            residual = add_gated(residual, path.product(values_of(x)), gate)
         return linear.multiply(int8_matmul_gate_residual, x, residual=residual, gate=gate)
     return add_gated(residual, linear(x), gate)
 
 
 def _quantize(x: torch.Tensor) -> Quantized:
     """An activation [B, M, K] with its codes."""
-    return Quantized(*int8_quantize(x), x.dtype, x)
+    codes, scales = int8_quantize(x)
+    return Quantized(codes, scales, x.dtype, x)
 
 
 def add_gated(residual: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

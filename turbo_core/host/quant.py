@@ -84,7 +84,7 @@ class Quantized(NamedTuple):
     values: torch.Tensor | None = None  # the activation itself, for side paths
 
 
-def takes_codes(device: torch.device, *layers: torch.nn.Module) -> bool:
+def takes_codes(device: torch.device, *layers: Any) -> bool:
     """Whether all layers are linears that multiply codes as they are, so that operators may be fused around them.
 
     Not where ComfyUI changes the weight on its way to the device (a stock LoRA on an offloaded weight, hooks), where it

@@ -51,10 +51,17 @@ def side_path_operations(operations: Any) -> Any:
                 """x [..., M, K], or a Quantized if the layer `takes_codes` -> [..., M, N] in x's dtype."""
                 y: torch.Tensor = super().forward(x, *args, **kwargs)
                 for path in self.side_paths:
-                    y = y + path.product(x if isinstance(x, torch.Tensor) else x.values)
+                    y = y + path.product(values_of(x))
                 return y
 
     return SidePathOperations
+
+
+def values_of(x: torch.Tensor | Quantized) -> torch.Tensor:
+    """The activation itself, which whoever quantized it for a layer with side paths kept."""
+    values = x if isinstance(x, torch.Tensor) else x.values
+    assert values is not None
+    return values
 
 
 def side_paths(layer: torch.nn.Module) -> tuple[SidePath, ...]:
