@@ -26,9 +26,8 @@ class TurboDiffusionLoRA(io.ComfyNode):
             category=CATEGORY,
             has_intermediate_output=True,  # what it shows stays when the page is loaded again
             description="Applies a LoRA of any common key style, and says how many of its layers fit and why others "
-            "do not. On int8 "
-            "layers it runs beside the weights, which stay int8 and lose nothing to rounding; give each expert its "
-            "own.",
+            "do not. It runs beside the weights, which stay as they are, so nothing is lost to rounding; give each "
+            "expert its own.",
             search_aliases=["LoRA", "load lora", "LoraLoaderModelOnly", "lightning"],
             inputs=[
                 io.Model.Input("model", tooltip="A model from TurboDiffusionLoader."),

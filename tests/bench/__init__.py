@@ -11,6 +11,7 @@ BENCHES = {
     "batch": "40 jobs with a worker killed twice, overhead over queueing by hand, throughput over workers",
     "decode": "memory of decoding 81 and 161 frames, beside ComfyUI's own decode",
     "text": "time and memory of encoding a prompt with a full-size umT5-XXL, and of having it kept",
+    "lora": "time and memory of a LoRA applied, changed and removed on a bf16 expert, beside the stock node",
     "mutants": "how many small defects in the product the tests notice",
     "weight": "lines of tests for each line of product",
     "fallback": "sparse-linear attention in plain torch on this CPU against full attention",

@@ -35,6 +35,12 @@ def write_expert(path: Path, seed: int, **size) -> Path:
     return write(path, seed, entries)
 
 
+def write_bf16_expert(path: Path, seed: int, **size) -> Path:
+    """A `.safetensors` file with every tensor of a bf16 model of that size."""
+    shapes = checkpoints.shapes(sla=True, **size)
+    return write(path, seed, {key: (torch.bfloat16, shape) for key, shape in shapes.items()})
+
+
 def write_encoder(path: Path, seed: int, weights: str = "fp8") -> Path:
     """A umT5-XXL file with a tokenizer, in one of the two forms that ComfyUI's repackaged one has: fp16 (11.4 GB), or
     fp8, whose linears are scaled float8 (6.7 GB)."""

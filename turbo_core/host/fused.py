@@ -22,6 +22,7 @@ from ...kernels import (
 )
 from .features import fetched
 from .quant import Quantized, takes_codes
+from .side_paths import side_paths, values_of
 
 
 def norm_modulate(
@@ -29,10 +30,12 @@ def norm_modulate(
 ) -> torch.Tensor | Quantized:
     """LayerNorm(x) * (1 + scale) + shift of x [B, L, dim], with shift and scale [B, frames, dim]; quantized once for
     all `readers` if each takes codes. Without readers it stays float."""
-    if readers and takes_codes(x.device, *readers):
+    quantized = len(readers) > 0 and takes_codes(x.device, *readers)
+    if quantized and not any([side_paths(reader) for reader in readers]):
         codes, scales = layer_norm_modulate_quantize(x, shift, scale, eps)
         return Quantized(codes, scales, x.dtype)
-    return layer_norm_modulate(x, shift, scale, eps)
+    y = layer_norm_modulate(x, shift, scale, eps)
+    return _quantize(y) if quantized else y
 
 
 def norm_rope(norm: torch.nn.RMSNorm, x: torch.Tensor, freqs: torch.Tensor, heads: int) -> torch.Tensor:
@@ -42,8 +45,10 @@ def norm_rope(norm: torch.nn.RMSNorm, x: torch.Tensor, freqs: torch.Tensor, head
 
 
 def linear_gelu(linear: Any, x: torch.Tensor | Quantized, reader: torch.nn.Module) -> torch.Tensor | Quantized:
-    """gelu(linear(x)), quantized for `reader` if it takes codes. `linear` takes codes if x is Quantized."""
-    if isinstance(x, Quantized) and takes_codes(x.codes.device, reader):
+    """gelu(linear(x)), quantized for `reader` if it takes codes and neither has a side path: one of `linear` is added
+    before the GELU, and one of `reader` reads its result in float. `linear` takes codes if x is Quantized."""
+    in_float = len(side_paths(linear)) + len(side_paths(reader)) > 0
+    if isinstance(x, Quantized) and not in_float and takes_codes(x.codes.device, reader):
         codes, scales = linear.multiply(int8_matmul_gelu_quantize, x, out_dtype=x.dtype)
         return Quantized(codes, scales, x.dtype)
     return F.gelu(linear(x), approximate="tanh")
@@ -55,10 +60,17 @@ def add_gated_linear(
     """residual + gate * linear(x): residual [B, L, dim], gate [B, frames, dim]."""
     if gate.shape[1] == 1 and takes_codes(residual.device, linear):
         if not isinstance(x, Quantized):
-            codes, scales = int8_quantize(x)
-            x = Quantized(codes, scales, x.dtype)
+            x = _quantize(x)
+        for path in side_paths(linear):
+            residual = add_gated(residual, path.product(values_of(x)), gate)
         return linear.multiply(int8_matmul_gate_residual, x, residual=residual, gate=gate)
     return add_gated(residual, linear(x), gate)
+
+
+def _quantize(x: torch.Tensor) -> Quantized:
+    """An activation [B, M, K] with its codes."""
+    codes, scales = int8_quantize(x)
+    return Quantized(codes, scales, x.dtype, x)
 
 
 def add_gated(residual: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

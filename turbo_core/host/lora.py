@@ -1,6 +1,5 @@
-"""LoRAs on a model: side paths of quantized linears, ComfyUI's weight patches everywhere else, and the list of them."""
+"""LoRAs on a model: side paths of its linears, ComfyUI's weight patches everywhere else, and the list of them."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import comfy.model_patcher
@@ -12,7 +11,7 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from .. import lora
 from ..errors import TurboError
 from .guider import model_spec
-from .quantized_linear import is_quantized_linear
+from .side_paths import add_side_paths, takes_side_paths
 
 _NETWORK = "diffusion_model."
 _APPLIED = "turbodiffusion_loras"  # the attachment of a ModelPatcher with its AppliedLoras
@@ -32,10 +31,10 @@ def with_lora(
     """A clone of a model from TurboDiffusionLoader with the LoRA file `name`, which holds `tensors`, at `strength`; and
     what of the file applied.
 
-    An int8 or 4-bit linear gets the product strength * scale * up (down x) added to its own when it runs, so that small
-    changes are not lost to rounding and the weight stays as it is. Everything else is patched as the stock LoRA nodes
-    do. LoRAs stack; strength 0 changes nothing. Raises TurboError as `lora.match`, and for a model of another
-    loader."""
+    A linear gets the product strength * scale * up (down x) added to its own when it runs, so that no change is lost to
+    the rounding of a weight, and weights stay as they are. Whole differences, and what changes a norm, a bias or a
+    convolution, are patched as the stock LoRA nodes do. LoRAs stack; strength 0 changes nothing. Raises TurboError as
+    `lora.match`, and for a model of another loader."""
     model_spec(patcher)
     shapes = {key: tuple(value.shape) for key, value in patcher.model.diffusion_model.named_parameters()}
     found = lora.match(name, tensors, shapes)
@@ -44,15 +43,15 @@ def with_lora(
     if strength == 0:
         return clone, found
     patches = {f"{_NETWORK}{change.layer}.{change.kind}": ("diff", (change.value,)) for change in found.differences}
+    beside = []
     for change in found.low_rank:
-        key = f"{_NETWORK}{change.layer}"
-        if is_quantized_linear(patcher.get_model_object(key)):
-            down, up = change.down.flatten(1), change.up.flatten(1)  # some tools write a linear as a 1x1 convolution
-            path = dataclasses.replace(change, down=down, up=up, scale=change.scale * strength)
-            clone.add_object_patch(f"{key}.side_paths", (*clone.get_model_object(f"{key}.side_paths"), path))
+        if takes_side_paths(patcher.get_model_object(f"{_NETWORK}{change.layer}")):
+            beside.append(change)
         else:
             alpha = change.scale * change.down.shape[0]  # ComfyUI divides it by the rank
-            patches[f"{key}.weight"] = LoRAAdapter(set(), (change.up, change.down, alpha, None, None, None))
+            adapter = LoRAAdapter(set(), (change.up, change.down, alpha, None, None, None))
+            patches[f"{_NETWORK}{change.layer}.weight"] = adapter
+    add_side_paths(clone, beside, strength)
     clone.add_patches(patches, strength)
     return clone, found
 

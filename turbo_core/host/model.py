@@ -15,6 +15,7 @@ from comfy.ldm.wan.model import Head, WanAttentionBlock, WanModel, repeat_e, sin
 from .fused import add_gated, add_gated_linear, linear_gelu, norm_modulate
 from .quant import is_replaced
 from .self_attention import TurboSelfAttention
+from .side_paths import side_path_operations
 
 
 class TurboBlock(WanAttentionBlock):
@@ -138,6 +139,7 @@ class TurboWanModel(WanModel):
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ):
+        operations = side_path_operations(operations)
         block = partial(self.block_class, turbo=turbo, trained_sla=trained_sla)
         super().__init__(*args, wan_attn_block_class=block, operations=operations, device=device, dtype=dtype, **kwargs)
         self.turbo = turbo

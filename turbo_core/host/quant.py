@@ -75,37 +75,32 @@ def is_block_int8(weight: object) -> bool:
 
 class Quantized(NamedTuple):
     """An activation [B, M, K] as the input or output of int8 linears: int8 codes and their float32 scales. Not a
-    QuantizedTensor, which torch.compile cannot make inside a graph. Only a layer that `takes_codes` may be given
-    one."""
+    QuantizedTensor, which torch.compile cannot make inside a graph. Only a layer that `takes_codes` may be given one,
+    and one with side paths only with `values`."""
 
     codes: torch.Tensor
     scales: torch.Tensor
     dtype: torch.dtype  # of the values that were quantized, and of a layer's output
+    values: torch.Tensor | None = None  # the activation itself, for side paths
 
 
-def takes_codes(device: torch.device, *layers: torch.nn.Module) -> bool:
+def takes_codes(device: torch.device, *layers: Any) -> bool:
     """Whether all layers are linears that multiply codes as they are, so that operators may be fused around them.
 
-    Not with a LoRA's side path, which reads the activation in float; nor where ComfyUI changes the weight on its way to
-    the device (a LoRA on an offloaded weight, hooks), where it hands out the weight in float (dynamic VRAM on a CPU),
-    where a node has replaced the layer's forward or hooked it, or on a device that multiplies int8 no faster than
-    float."""
+    Not where ComfyUI changes the weight on its way to the device (a stock LoRA on an offloaded weight, hooks), where it
+    hands out the weight in float (dynamic VRAM on a CPU), where a node has replaced the layer's forward or hooked it,
+    or on a device that multiplies int8 no faster than float."""
     # A loop and `len` because torch.compile breaks the graph at a generator whose tuple is tested for truth.
     for layer in layers:
         if (
             not is_block_int8(getattr(layer, "weight", None))
-            or _changes(layer) > 0
+            or len(layer.weight_function) + len(layer.bias_function) > 0
             or is_cast(layer)
             or (is_streamed(layer) and comfy.model_management.is_device_cpu(device))
             or is_replaced(layer)
         ):
             return False
     return multiplies_codes(device)
-
-
-def _changes(layer: Any) -> int:
-    """The number of side paths and patches of a quantized linear."""
-    return len(layer.side_paths) + len(layer.weight_function) + len(layer.bias_function)
 
 
 def is_replaced(module: torch.nn.Module) -> bool:

@@ -1,20 +1,16 @@
-"""The Linear of all quantized formats: loading, saving, where the weight is, and the side paths of LoRAs.
+"""The Linear of all quantized formats: loading, saving, and where the weight is.
 
 A format (quant.py, nf4.py) subclasses it with its layout, the way to take its tensors from a state dict, and its
 product."""
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import comfy.model_management
 import comfy.ops
 import torch
-import torch.nn.functional as F
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy_kitchen.tensor import QuantizedLayout, register_layout_class
 
-from ..lora import LowRank
 from .features import fetched, is_cast, is_streamed
 
 
@@ -33,19 +29,9 @@ def has_layout(weight: object, layout: str) -> bool:
 
 
 def is_quantized_linear(module: torch.nn.Module) -> bool:
-    """Whether a module is a Linear of a format of the pack that holds a weight of this format, and so takes side
-    paths."""
+    """Whether a module is a Linear of a format of the pack that holds a weight of this format."""
     layout = getattr(module, "weight_layout", None)
     return layout is not None and has_layout(getattr(module, "weight", None), layout)
-
-
-def add_side_paths(y: torch.Tensor, x: torch.Tensor, side_paths: Iterable[LowRank]) -> torch.Tensor:
-    """y + the sum of scale * up (down x) over the side paths; x [..., in], y [..., out]. The matrices move to x's
-    device and dtype."""
-    for path in side_paths:
-        down, up = (comfy.model_management.cast_to_device(m, x.device, x.dtype) for m in (path.down, path.up))
-        y = torch.add(y, F.linear(F.linear(x, down), up), alpha=path.scale)
-    return y
 
 
 def quantized_operations(
@@ -59,12 +45,6 @@ def quantized_operations(
     class QuantizedOperations(base):
         class Linear(base_linear):
             weight_layout = layout
-
-            def __init__(self, *args: Any, **kwargs: Any):
-                super().__init__(*args, **kwargs)
-                # Of run-time LoRAs: plain tensors, which nodes set per clone of the model by an object patch. The
-                # quantized weight stays as it is.
-                self.side_paths: tuple[LowRank, ...] = ()
 
             def take_weight(self, state_dict: dict[str, torch.Tensor], key: str) -> QuantizedTensor | None:
                 """Takes the quantized weight `key` and the tensors that belong to it out of a checked state dict; None
@@ -136,9 +116,8 @@ def quantized_operations(
 
             def _forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
                 if has_layout(weight, layout):
-                    y = self.product(x, weight, bias)
-                else:
-                    y = super()._forward(x, weight, bias)
-                return add_side_paths(y, x, self.side_paths)
+                    return self.product(x, weight, bias)
+                y: torch.Tensor = super()._forward(x, weight, bias)
+                return y
 
     return QuantizedOperations

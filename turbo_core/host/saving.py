@@ -31,13 +31,11 @@ def with_save_check(patcher_class: type[comfy.model_patcher.ModelPatcher]) -> ty
 
 
 def check_side_paths(network: torch.nn.Module) -> None:
-    """Raises TurboError if a network's quantized linears have side paths of a LoRA, which are not saved with the
-    weights."""
+    """Raises TurboError if a network's linears have side paths of a LoRA, which are not saved with the weights."""
     if any(getattr(layer, "side_paths", ()) for layer in network.modules()):
         raise TurboError(
-            "A quantized model cannot be saved with a LoRA of TurboDiffusionLoRA on it: save it without the LoRA, or "
-            "merge the "
-            "LoRA into the file with TurboDiffusionConvert."
+            "A model cannot be saved with a LoRA of TurboDiffusionLoRA on it, which is no part of its weights: save it "
+            "without the LoRA, or merge the LoRA into the file with TurboDiffusionConvert."
         )
 
 

@@ -13,6 +13,7 @@ from ..errors import TurboError
 from .features import dense_attention, fetched
 from .fused import norm_rope
 from .quant import Quantized
+from .side_paths import side_paths
 
 
 def build_linear(in_features: int, out_features: int, operation_settings: dict[str, Any]) -> torch.nn.Linear:
@@ -89,5 +90,8 @@ class TurboSelfAttention(WanSelfAttention):
             )
         comfy.ops.run_every_op()
         # The operator fuses the projection, so its weights are fetched (offload, LoRA) as the layer itself would.
-        with fetched(self.attn_op.local_attn.proj_l, q) as (weight, bias):
+        projection = self.attn_op.local_attn.proj_l
+        with fetched(projection, q) as (weight, bias):
+            for path in side_paths(projection):
+                weight = weight + path.change(weight)
             return sparse_linear_attention(q, k, v, weight, bias, sla.topk, sla.pv)

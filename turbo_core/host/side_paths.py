@@ -1,0 +1,102 @@
+"""Side paths: the low-rank products of run-time LoRAs, added beside a linear of any weight format.
+
+The matrices of a LoRA file are a small model of their own, which a model's patcher has as an additional model: ComfyUI
+loads it together with that model, counts and frees its memory, and streams it under dynamic VRAM. The weight beside it
+stays as it is, so a result does not depend on how much of the model is on the device, no copy of a weight is kept, and
+another strength patches no weight."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import comfy.model_patcher
+import comfy.ops
+import torch
+
+from ..lora import LowRank
+from .quant import Quantized
+
+_MATRICES = "turbodiffusion_lora"  # the key of a ModelPatcher's additional models
+
+
+class SidePath(NamedTuple):
+    """scale * up (down x) beside a linear [N, K], with the LoRA's strength in `scale`."""
+
+    down: torch.nn.Module  # a Linear [rank, K] without bias
+    up: torch.nn.Module  # a Linear [N, rank] without bias
+    scale: float
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., K] -> [..., N] in x's dtype and on its device."""
+        y: torch.Tensor = self.up(self.down(x) * self.scale)
+        return y
+
+    def change(self, weight: torch.Tensor) -> torch.Tensor:
+        """What the path adds to a weight [N, K], of the weight's dtype and device."""
+        identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        return self.product(identity).T
+
+
+def side_path_operations(operations: Any) -> Any:
+    """ComfyUI `operations` whose Linear adds its `side_paths` to the product of the given ones' Linear."""
+    base_linear: Any = operations.Linear
+
+    class SidePathOperations(operations):
+        class Linear(base_linear):
+            def __init__(self, *args: Any, **kwargs: Any):
+                super().__init__(*args, **kwargs)
+                # Plain data, which nodes set per clone of the model by an object patch; torch.compile guards it.
+                self.side_paths: tuple[SidePath, ...] = ()
+
+            def forward(self, x: torch.Tensor | Quantized, *args: Any, **kwargs: Any) -> torch.Tensor:
+                """x [..., M, K], or a Quantized if the layer `takes_codes` -> [..., M, N] in x's dtype."""
+                y: torch.Tensor = super().forward(x, *args, **kwargs)
+                for path in self.side_paths:
+                    y = y + path.product(values_of(x))
+                return y
+
+    return SidePathOperations
+
+
+def values_of(x: torch.Tensor | Quantized) -> torch.Tensor:
+    """The activation itself, which whoever quantized it for a layer with side paths kept."""
+    values = x if isinstance(x, torch.Tensor) else x.values
+    assert values is not None
+    return values
+
+
+def side_paths(layer: torch.nn.Module) -> tuple[SidePath, ...]:
+    """The side paths of a layer; none if it is no linear of `side_path_operations`."""
+    return getattr(layer, "side_paths", ())
+
+
+def takes_side_paths(layer: torch.nn.Module) -> bool:
+    """Whether a layer is a linear of `side_path_operations`."""
+    return hasattr(layer, "side_paths")
+
+
+def add_side_paths(patcher: comfy.model_patcher.ModelPatcher, changes: Sequence[LowRank], strength: float) -> None:
+    """Gives linears of a model these low-rank changes, times `strength`, beside those that they have already; clones
+    made before are not affected. The matrices keep their dtype and are not copied."""
+    if not changes:
+        return
+    matrices = torch.nn.ModuleList()
+    for change in changes:
+        # Some tools write a linear's matrices as 1x1 convolutions.
+        down, up = _linear(change.down.flatten(1)), _linear(change.up.flatten(1))
+        matrices += (down, up)
+        name = f"diffusion_model.{change.layer}.side_paths"
+        path = SidePath(down, up, change.scale * strength)
+        patcher.add_object_patch(name, (*patcher.get_model_object(name), path))
+    # Looked up here, because ComfyUI replaces CoreModelPatcher when it turns dynamic VRAM on.
+    dynamic = patcher.is_dynamic()
+    patcher_class = comfy.model_patcher.CoreModelPatcher if dynamic else comfy.model_patcher.ModelPatcher
+    loaded = patcher_class(matrices, load_device=patcher.load_device, offload_device=patcher.offload_device)
+    patcher.set_additional_models(_MATRICES, [*patcher.get_additional_models_with_key(_MATRICES), loaded])
+
+
+def _linear(weight: torch.Tensor) -> torch.nn.Module:
+    """A Linear without bias that ComfyUI can offload, and that casts this weight to its input's dtype."""
+    rows, columns = weight.shape
+    layer = comfy.ops.manual_cast.Linear(columns, rows, bias=False, dtype=weight.dtype, device="meta")
+    layer.load_state_dict({"weight": weight}, assign=True)
+    return layer.requires_grad_(False)
