@@ -60,6 +60,9 @@ def table(folder: Path, layers: int) -> None:
 
 def measure(way: str, expert: str, lora: str) -> dict[str, tuple[float, float, float]]:
     """Seconds, peak of anonymous memory and what is left of it in GB above the loaded model, by change."""
+    from td_pack.tests.support.host import load_host
+
+    load_host()
     import comfy.model_management
     import comfy.sd
     import comfy.utils
