@@ -44,7 +44,19 @@ TARGETS = {
     "gfx942": Target("hip", "gfx942", 64, 64 << 10),
     **{name: Target("hip", name, 32, 64 << 10) for name in ("gfx1100", "gfx1151", "gfx1201")},
 }
+NVIDIA = tuple(name for name in TARGETS if name.startswith("sm_"))
 RDNA = ("gfx1100", "gfx1151", "gfx1201")
+AMD = ("gfx942", *RDNA)
+
+
+def loops(*instructions: int) -> dict[str, int | None]:
+    """By target, as measured on NVIDIA's in order: instructions of the hottest loop (of the kernel, if it has none)."""
+    return dict.fromkeys(TARGETS) | dict(zip(NVIDIA, instructions, strict=True))
+
+
+def strides(names: str) -> tuple[str, ...]:
+    """The arguments of a kernel for the strides of tensors [B, L, H, D]."""
+    return tuple(f"{x}_{axis}" for x in names for axis in "blh")
 
 
 @dataclass(frozen=True)
