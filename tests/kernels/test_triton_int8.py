@@ -9,7 +9,7 @@ from td_pack.kernels.int8 import reference
 from td_pack.kernels.int8.triton import linear, quantize
 from td_pack.tests.kernels.aot_cases.int8 import CASES
 from td_pack.tests.support import tensors
-from td_pack.tests.support.aot import RDNA
+from td_pack.tests.support.aot import NVIDIA, RDNA, TARGETS
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.poison import poisoned_memory
 from td_pack.tests.support.tensors import DTYPES
@@ -19,10 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, w
 QUANTIZERS = pytest.mark.parametrize("quantizer", ["quantize_block", "quantize_row"])
 
 
-@pytest.fixture(autouse=True)
-def poisoned():
-    with poisoned_memory(quantize, linear):
-        yield
+poisoned = poisoned_memory(quantize, linear)
 
 
 def operands(m, n, k, quantizer="quantize_block", batch=()):
@@ -211,8 +208,7 @@ def test_the_compiled_cases_are_what_is_launched():
     matmuls = [case for case in CASES if case.function == "_matmul_kernel"]
     for case in matmuls:
         for target, build in case.targets.items():
-            number = target.removeprefix("sm_")
-            capability = (int(number[:-1]), int(number[-1])) if number != target else (0, 0)
+            capability = TARGETS[target].capability if target in NVIDIA else (0, 0)
             narrow = case.constexprs["BLOCK_N"] == 64
             square = "p_y_scale" not in case.constexprs
             compiled = case.constexprs | dict(build.constexprs)

@@ -19,12 +19,7 @@ from td_pack.tests.support.norms import (
 from td_pack.tests.support.poison import poisoned_memory
 from td_pack.tests.support.tensors import DTYPES, draw
 
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    with poisoned_memory(rms_norm, layer_norm) as memory:
-        yield
-    assert memory.buffers
+poisoned = poisoned_memory(rms_norm, layer_norm)
 
 
 def rope(x, weight, freqs, heads, module=rms_norm):

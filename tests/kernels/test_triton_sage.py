@@ -26,6 +26,7 @@ from td_pack.kernels.attention.triton.sage import (
 )
 from td_pack.tests.kernels.aot_cases import sage as aot_cases
 from td_pack.tests.support import tensors
+from td_pack.tests.support.aot import TARGETS
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.poison import poisoned_memory
 from td_pack.tests.support.sage import assert_within, exact
@@ -54,10 +55,7 @@ def round_to_fp8(monkeypatch):
     monkeypatch.setattr(triton_interpreter, "_convert_float", rounded)
 
 
-@pytest.fixture(autouse=True)
-def poisoned():
-    with poisoned_memory(attention, block_map, kv_prepare, quantizer, sla):
-        yield
+poisoned = poisoned_memory(attention, block_map, kv_prepare, quantizer, sla)
 
 
 def quantized(k, v, pv, module=reference.kv_quantize):
@@ -240,8 +238,7 @@ def test_default_format(capability, triton_version, pv, faster):
 def test_the_compiled_cases_are_what_is_launched():
     for case in (case for case in aot_cases.CASES if case.function == "_sage_kernel"):
         for target, build in case.targets.items():
-            hip = target.startswith("gfx")
-            capability = (int(target[3:-2]), 0) if hip else (int(target[3:-1]), int(target[-1]))
+            capability, hip = TARGETS[target].capability, TARGETS[target].backend == "hip"
             launched = attention.launch_config(capability, hip, case.constexprs["D"])
             compiled = {**build.constexprs, "num_warps": build.num_warps, "num_stages": build.num_stages}
             assert launched == compiled, (case.name, target)

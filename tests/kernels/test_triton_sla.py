@@ -18,7 +18,7 @@ from td_pack.kernels.attention.triton.kv_prepare import kv_prepare
 from td_pack.kernels.attention.triton.sla import block_sparse_attention, sparse_linear_attention
 from td_pack.tests.kernels.aot_cases import sla as aot_cases
 from td_pack.tests.support import checkpoints, tensors
-from td_pack.tests.support.aot import RDNA
+from td_pack.tests.support.aot import RDNA, TARGETS
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.poison import poisoned_memory
 from td_pack.tests.support.tensors import DTYPES, relative, structured_qkv
@@ -28,10 +28,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 draw = partial(tensors.draw, device=DEVICE)
 
 
-@pytest.fixture(autouse=True)
-def poisoned():
-    with poisoned_memory(maps, attention, preparation, reference):
-        yield
+poisoned = poisoned_memory(maps, attention, preparation, reference)
 
 
 def projection(d: int = 64, dtype: torch.dtype = torch.float32):
@@ -211,8 +208,7 @@ def test_the_compiled_cases_are_what_is_launched():
     for case in aot_cases.CASES[:4]:
         assert case.function == "_attention_kernel"
         for target, build in case.targets.items():
-            hip = target.startswith("gfx")
-            major = int(target[3:-2]) if hip else int(target[3:-1])
+            major, hip = TARGETS[target].capability[0], TARGETS[target].backend == "hip"
             launched = attention.launch_config(major, hip, case.constexprs["D"])
             given = {**case.constexprs, **build.constexprs}
             compiled = given["BLOCK_M"], given["BLOCK_N"], build.num_warps, build.num_stages
