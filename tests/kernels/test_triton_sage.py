@@ -204,7 +204,7 @@ def test_is_attention_within_the_format_and_not_16_bit(pv, d, peaked):
 
 @pytest.mark.parametrize("pv", FORMATS)
 def test_both_branches(pv):
-    q, k, v = inputs(300, b=2)
+    q, k, v = inputs(300, h=1)
     weight, bias = draw(64, 64, seed=2) / 8, draw(64, seed=3)
     blocks = sla.block_map(q, k, 0.5)
     sparse = exact(q, k, v, blocks)

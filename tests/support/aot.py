@@ -92,7 +92,7 @@ class Report:
     loop_spills: int  # instructions for spilled registers in the hottest loop (of the kernel, if it has none)
     shared: int
     mma: dict[str, int]  # tensor-core instructions of the whole kernel
-    loop_instructions: int  # of the same, without NOPs
+    loop_instructions: int  # of the hottest loop, without NOPs
 
     def faults(self, build: Build, target: str) -> list[str]:
         """What is not as `build` says."""
@@ -123,23 +123,17 @@ def _report_cuda(cubin: bytes, shared: int) -> Report:
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
         code = read_sass(subprocess.run([tool, "-sass", path], check=True, capture_output=True, text=True).stdout)
     loop = hottest_loop(code)
-    return Report(
-        loop_spills=sum(instruction.opcode.startswith(_LOCAL) for instruction in loop),
-        shared=shared,
-        mma=dict(Counter(instruction.opcode for instruction in code if instruction.is_mma())),
-        loop_instructions=len(loop),
-    )
+    return _report(code, loop, sum(instruction.opcode.startswith(_LOCAL) for instruction in loop), shared)
 
 
 def _report_amd(assembly: str, shared: int) -> Report:
     code = read_amdgcn(assembly)
-    loop = amd_loop(code)
-    return Report(
-        loop_spills=count_spills(code, read_metadata(assembly, "sgpr_spill_count")),
-        shared=shared,
-        mma=dict(Counter(instruction.opcode for instruction in code if instruction.is_mma())),
-        loop_instructions=len(loop),
-    )
+    return _report(code, amd_loop(code), count_spills(code, read_metadata(assembly, "sgpr_spill_count")), shared)
+
+
+def _report(code: list, loop: list, loop_spills: int, shared: int) -> Report:
+    mma = dict(Counter(instruction.opcode for instruction in code if instruction.is_mma()))
+    return Report(loop_spills, shared, mma, len(loop))
 
 
 # --- compiling, in the worker -----------------------------------------------------------------------------------------
