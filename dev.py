@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent
 COMMANDS = {
     "test": ("tests.support.check", "lint, then every test (further arguments go to pytest)"),
     "bench": ("tests.bench", "measure: python dev.py bench for the list"),
-    "demo": ("tests.support.demo", "queue the shipped workflows on a live server and keep the videos"),
+    "demo": ("tests.tiny.demo", "queue the shipped workflows on a live server and keep the videos"),
     "tiny": ("tests.tiny.command", "train the toy models of the tests and the demo again, or measure them"),
     "locales": ("tests.support.locales", "add the texts of new nodes and inputs to the translations, to be translated"),
     "convert": ("turbo_core.convert.cli", "write a checkpoint anew: int8, fp8, bf16, a merged LoRA or delta"),

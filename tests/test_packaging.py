@@ -102,11 +102,6 @@ def test_an_installed_copy_converts_and_says_what_it_lacks(installed):
     assert test.returncode == 2 and "needs the whole repository" in test.stderr
 
 
-def test_requirements_equal_the_projects():
-    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
-    assert [line for line in lines if line] == PROJECT["project"]["dependencies"]
-
-
 def test_the_changelog_knows_the_version():
     versions = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert versions[0] == "Unreleased" and (PROJECT["project"]["version"] in versions or len(versions) == 1)

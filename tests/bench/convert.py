@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dir", type=Path, help="where the files go for the while (default: the temporary folder)")
     parser.add_argument("--weights", nargs="+", default=["keep"], help="kinds of weights to write (keep)")
     options = parser.parse_args(arguments)
-    from td_pack.tests.support.full_size import write_expert, write_pth_copy
+    from td_pack.tests.bench.full_size import write_expert, write_pth_copy
     from td_pack.turbo_core.convert.convert import Request, convert
 
     within = True

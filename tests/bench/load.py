@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run_int8(folder: Path) -> list[dict]:
-    from td_pack.tests.support.full_size import write_expert, write_pth_copy
+    from td_pack.tests.bench.full_size import write_expert, write_pth_copy
 
     high, low = (
         write_expert(folder / f"{name}.safetensors", seed, **EXPERT) for seed, name in enumerate(("high", "low"))
@@ -60,7 +60,7 @@ def run_int8(folder: Path) -> list[dict]:
 
 
 def run_nf4(folder: Path) -> list[dict]:
-    from td_pack.tests.support.full_size import write_nf4_expert
+    from td_pack.tests.bench.full_size import write_nf4_expert
 
     sizes = {name: size for name, size in EXPERT.items() if name != "in_channels"}
     return [measured([write_nf4_expert(folder / "lingbot-high-nf4.safetensors", 2, **sizes)])]

@@ -80,8 +80,8 @@ def show(way: str, rows: list[tuple]) -> None:
 
 def write_models(models: Path, small: bool, nf4: bool) -> dict[str, float]:
     """The files of the run, full-size or tiny; their sizes in GB."""
+    from td_pack.tests.bench.full_size import write_encoder, write_expert, write_nf4_expert
     from td_pack.tests.support import checkpoints, text_encoders
-    from td_pack.tests.support.full_size import write_encoder, write_expert, write_nf4_expert
     from td_pack.tests.support.host import load_host
 
     load_host()

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         way, *paths = options.measure
         print(json.dumps(measure(way, *map(Path, paths))))
         return 0
-    from td_pack.tests.support.full_size import write_expert
+    from td_pack.tests.bench.full_size import write_expert
 
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="turbodiffusion-bench-") as name:
         needed, free = 2 * 0.4 * options.layers + 1, shutil.disk_usage(name).free / GB

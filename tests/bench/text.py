@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 def run(folder: Path, weights: str) -> tuple[dict[str, dict], bool]:
     """Measures each row in a new process, and whether all gave the same tensor."""
     import torch
-    from td_pack.tests.support.full_size import write_encoder
+    from td_pack.tests.bench.full_size import write_encoder
 
     write_encoder(folder / "encoder.safetensors", 1, weights)
     rows = {name: _measured(name, folder) for name in ROWS}

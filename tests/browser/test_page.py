@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from td_pack.tests.support import demo, workflows
-from td_pack.tests.tiny import vision, world
+from td_pack.tests.support import workflows
+from td_pack.tests.tiny import demo, vision, world
 
 pytestmark = pytest.mark.server
 

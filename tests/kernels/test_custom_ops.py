@@ -5,21 +5,12 @@ from collections import Counter
 import pytest
 import torch
 from td_pack import kernels
-from td_pack.kernels import counting, dequantize_block, quantize_block, use_backend
+from td_pack.kernels import counting, quantize_block, use_backend
 from td_pack.kernels.attention.reference import sage, sla
 from td_pack.kernels.int8 import reference as int8
 from td_pack.kernels.norm import reference as norm
 from td_pack.tests.support.interpreter import DEVICE
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def turns(length: int, head_dim: int = 128) -> torch.Tensor:
-    """Rotations as ComfyUI's `rope_encode` lays them out, by drawn angles."""
-    angle = draw(length, head_dim // 2, seed=length)
-    return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(1, length, 1, -1, 2, 2)
+from td_pack.tests.support.tensors import draw, turns
 
 
 def qkv(length: int = 200, heads: int = 2, width: int = 128) -> tuple[torch.Tensor, ...]:
@@ -81,7 +72,7 @@ CASES = {
         lambda *a: int8.int8_matmul_gate_residual(*a[:5], residual=a[5], gate=a[6]),
     ),
     "rms_norm_rope": (
-        lambda: (draw(2, 9, 256), draw(256), turns(9), 2),
+        lambda: (draw(2, 9, 256), draw(256), turns(9, 128), 2),
         lambda *a: norm.rms_norm_rope(*a[:3], heads=2, eps=1e-6),
     ),
     "layer_norm_modulate": (modulation, lambda *a: norm.layer_norm_modulate(*a, eps=1e-6)),
@@ -124,14 +115,6 @@ def test_every_operator_has_cases():
 @EVERY
 def test_registration(case):
     torch.library.opcheck(operator(case), CASES[case][0]())
-
-
-@EVERY
-def test_a_compiled_graph_takes_it_whole(case):
-    torch.compiler.reset()
-    run, arguments = operator(case), CASES[case][0]()
-    compiled = torch.compile(lambda *given: run(*given), fullgraph=True, backend="eager")
-    assert same(compiled(*arguments), run(*arguments))
 
 
 @EVERY
@@ -184,7 +167,7 @@ def test_a_new_length_does_not_recompile():
 
     compiled = torch.compile(block, dynamic=True, fullgraph=True, backend=backend)
     for length in (200, 300, 333):
-        x, freqs = draw(1, length, 256), turns(length)
+        x, freqs = draw(1, length, 256), turns(length, 128)
         assert same(compiled(*qkv(length), x, freqs), block(*qkv(length), x, freqs))
     assert len(graphs) == 1
 
@@ -217,9 +200,9 @@ REFUSED = {
         lambda: kernels.int8_matmul_gate_residual(*quantized(), *layer(), draw(2, 130, 140), draw(2, 2, 140)),
         "gate",
     ),
-    "freqs": (lambda: kernels.rms_norm_rope(draw(1, 9, 256), draw(256), turns(8), 2), "freqs"),
-    "norm weight": (lambda: kernels.rms_norm_rope(draw(1, 9, 256), draw(128), turns(9), 2), "freqs"),
-    "heads of a norm": (lambda: kernels.rms_norm_rope(draw(1, 9, 256), draw(256), turns(9), 3), "heads"),
+    "freqs": (lambda: kernels.rms_norm_rope(draw(1, 9, 256), draw(256), turns(8, 128), 2), "freqs"),
+    "norm weight": (lambda: kernels.rms_norm_rope(draw(1, 9, 256), draw(128), turns(9, 128), 2), "freqs"),
+    "heads of a norm": (lambda: kernels.rms_norm_rope(draw(1, 9, 256), draw(256), turns(9, 128), 3), "heads"),
     "modulation": (lambda: kernels.layer_norm_modulate(draw(1, 9, 200), *draw(2, 2, 1, 200)), "shift and scale"),
     "frames": (lambda: kernels.layer_norm_modulate(draw(1, 2, 200), *draw(2, 1, 3, 200)), "shift and scale"),
 }
@@ -262,17 +245,3 @@ def test_calls_are_counted_also_in_a_compiled_graph():
         compiled(*qkv(), draw(2, 130, 200))
     compiled(*qkv(), draw(2, 130, 200))
     assert counter == {"sparse attention": 3, "int8 linear": 6}
-
-
-def test_one_quantization_serves_as_three():
-    """What a block relies on: shared codes give the bits of layers that quantize for themselves."""
-    x, (shift, scale) = draw(2, 130, 256), draw(2, 2, 1, 256, seed=1)
-    codes, scales = kernels.layer_norm_modulate_quantize(x, shift, scale)
-    y = kernels.layer_norm_modulate(x, shift, scale)
-    assert same((codes, scales), kernels.int8_quantize(y))
-    weights = layer(140, 256)
-    assert same(kernels.int8_matmul(codes, scales, *weights, torch.float32), kernels.int8_linear(y, *weights))
-    hidden = kernels.int8_matmul_gelu_quantize(codes, scales, *weights, torch.float32)
-    activated = torch.nn.functional.gelu(kernels.int8_linear(y, *weights), approximate="tanh")
-    assert same(hidden, kernels.int8_quantize(activated))
-    assert dequantize_block(*hidden, torch.float32).isfinite().all()

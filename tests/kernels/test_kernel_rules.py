@@ -128,35 +128,3 @@ def test_an_operator_has_its_files_and_cases(folder):
         assert operator.folder == folder
         assert hasattr(REFERENCE.load(folder), operator.function)
         assert callable(getattr(cases, operator.self_test or folder))
-
-
-SOUND = """
-@triton.jit(do_not_specialize=["L"])
-def _kernel(p_x, L, N, x_b, W: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64)
-    tl.load(p_x + i * L, mask=i < N, other=0)
-
-def run(x: torch.Tensor) -> None:
-    _kernel[(1,)](x, enable_fp_fusion=True)
-"""
-CASE = KernelCase("kernel", "kernels.x.triton", "_kernel", {}, {}, {}, divisible=("N",))
-
-
-@pytest.mark.parametrize("old, new, message", [
-    (", other=0", "", "line 5: masked load without other"),
-    (".to(tl.int64)", "", "_kernel: no 64-bit offsets"),
-    ("enable_fp_fusion=True", "", "line 8: launch without enable_fp_fusion"),
-    ("tl.load(", "tl.make_block_ptr(", "line 5: make_block_ptr"),
-    ("tl.load(", "tl.atomic_add(", "line 5: atomic_add"),
-    (": torch.Tensor", "", "run: not typed"),
-    (" -> None", "", "run: not typed"),
-])  # fmt: skip
-def test_broken_file_is_found(old, new, message):
-    assert not file_faults(SOUND)
-    assert message in file_faults(SOUND.replace(old, new))
-
-
-def test_missing_case_and_specialized_length_are_found():
-    assert not case_faults(SOUND, [CASE])
-    assert case_faults(SOUND, []) == ["_kernel: no ahead-of-time case", "_kernel: specialized on N"]
-    assert case_faults(SOUND.replace('"L"', ""), [CASE]) == ["_kernel: specialized on L"]

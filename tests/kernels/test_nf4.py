@@ -1,5 +1,7 @@
 """Dequantizing 4-bit weights: bit-equal to bitsandbytes, on every backend that runs here."""
 
+from collections import Counter
+
 import pytest
 import torch
 from td_pack.kernels import NoBackendError, counting, nf4_dequantize, use_backend
@@ -31,57 +33,39 @@ def draw(shape: tuple[int, int]) -> torch.Tensor:
     return weight
 
 
+def run(backend: str, sd: dict, dtype: torch.dtype) -> torch.Tensor:
+    with use_backend(backend):
+        return nf4_dequantize(*arguments(sd, dtype, device=DEVICE if backend == "triton" else "cpu")).cpu()
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("double", [True, False], ids=["double", "single"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_equals_bitsandbytes_to_the_bit(shape, double, backend):
-    sd = lingbot.pack("w", draw(shape), double=double)
+@pytest.mark.parametrize(
+    "shape, double, blocksize",
+    [(shape, double, 64) for shape in SHAPES for double in (True, False)]
+    + [((48, 90), True, blocksize) for blocksize in (32, 128, 4096)],
+    ids=str,
+)
+def test_it_equals_bitsandbytes_to_the_bit(shape, double, blocksize, backend):
+    sd = lingbot.pack("w", draw(shape), double=double, blocksize=blocksize)
     for dtype in (torch.float32, torch.float16, torch.bfloat16) if backend == "torch" else TRITON_DTYPES:
-        with use_backend(backend):
-            weight = nf4_dequantize(*arguments(sd, dtype, device=DEVICE if backend == "triton" else "cpu"))
-        expected = lingbot.unpack(sd, "w", dtype)
+        weight = run(backend, sd, dtype)
         assert weight.shape == shape and weight.dtype == dtype
-        assert torch.equal(weight.cpu().view(torch.uint8), expected.view(torch.uint8))
+        assert torch.equal(weight.view(torch.uint8), lingbot.unpack(sd, "w", dtype).view(torch.uint8))
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_fp4_is_unpacked_by_the_same_rule(backend):
     sd = lingbot.pack("w", draw((48, 70)), "fp4")
-    with use_backend(backend):
-        weight = nf4_dequantize(*arguments(sd, torch.float32, device=DEVICE if backend == "triton" else "cpu")).cpu()
     # bitsandbytes computes FP4's levels; in the table that it writes they are rounded to float32 (2^-24).
-    torch.testing.assert_close(weight, lingbot.unpack(sd, "w", torch.float32), rtol=2**-23, atol=0)
-
-
-def test_more_than_one_chunk():
-    sd = lingbot.pack("w", draw((257, 4097)))
-    assert torch.equal(nf4_dequantize(*arguments(sd, torch.bfloat16)), lingbot.unpack(sd, "w", torch.bfloat16))
+    expected = lingbot.unpack(sd, "w", torch.float32)
+    torch.testing.assert_close(run(backend, sd, torch.float32), expected, rtol=2**-23, atol=0)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("blocksize", [32, 128, 4096])
-def test_every_block_size(blocksize, backend):
-    sd = lingbot.pack("w", draw((48, 90)), blocksize=blocksize)
-    with use_backend(backend):
-        weight = nf4_dequantize(*arguments(sd, torch.float32, device=DEVICE if backend == "triton" else "cpu"))
-    assert torch.equal(weight.cpu(), lingbot.unpack(sd, "w", torch.float32))
-
-
-def test_bfloat16_from_the_kernel_is_float32_rounded_once():
-    """In the interpreter, which cannot round to bfloat16, through its float32 output."""
-    sd = lingbot.pack("w", draw((48, 128)))
-    with use_backend("triton"):
-        exact = nf4_dequantize(*arguments(sd, torch.float32, device=DEVICE)).cpu()
-    assert torch.equal(exact.bfloat16(), lingbot.unpack(sd, "w", torch.bfloat16))
-
-
-def test_the_weight_of_a_nan_scale_is_nan():
+def test_the_weight_of_a_nan_scale_is_nan(backend):
     sd = lingbot.pack("w", draw((48, 128)))
     sd["w.nested_absmax"] = torch.full_like(sd["w.nested_absmax"], torch.nan)
-    for backend in ("torch", "triton"):
-        with use_backend(backend):
-            weight = nf4_dequantize(*arguments(sd, torch.float32, device=DEVICE if backend == "triton" else "cpu"))
-        assert weight.isnan().all()
+    assert run(backend, sd, torch.float32).isnan().all()
 
 
 def test_eager_makes_no_large_temporary(monkeypatch):
@@ -102,17 +86,11 @@ def test_eager_makes_no_large_temporary(monkeypatch):
 def test_registration(double):
     given = arguments(lingbot.pack("w", draw((48, 70)), double=double), torch.bfloat16)
     torch.library.opcheck(nf4_dequantize, given)
-    compiled = torch.compile(lambda *parts: nf4_dequantize(*parts), fullgraph=True, backend="eager")
-    assert torch.equal(compiled(*given), nf4_dequantize(*given))
-
-
-def test_calls_are_counted():
-    from collections import Counter
-
     calls = Counter()
     with counting(calls):
-        nf4_dequantize(*arguments(lingbot.pack("w", draw((3, 128))), torch.float32))
-    assert calls == {"nf4 dequantize": 1}
+        compiled = torch.compile(lambda *parts: nf4_dequantize(*parts), fullgraph=True, backend="eager")
+        assert torch.equal(compiled(*given), nf4_dequantize(*given))
+    assert calls == {"nf4 dequantize": 2}
 
 
 def test_a_dtype_without_kernel_runs_in_torch():

@@ -12,6 +12,7 @@ from td_pack.kernels.attention.batched.sla import block_sparse_attention
 from td_pack.kernels.attention.reference import sla
 from td_pack.kernels.attention.reference.sla import block_map, linear_attention
 from td_pack.tests.support import checkpoints
+from td_pack.tests.support.tensors import relative
 
 LENGTHS = (1, 63, 64, 65, 127, 128, 129, 500, 640, 1000)
 BLOCKS = ((128, 64), (64, 64))
@@ -22,10 +23,6 @@ def draw(length, heads=2, width=64, batch=1, dtype=torch.float32, seed=0):
     """q, k, v of standard normal values, [B, L, H, D]."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(batch, length, heads, width, generator=generator).to(dtype) for _ in range(3)]
-
-
-def sparse(q, k, v, topk, block_q=128, block_k=64):
-    return block_sparse_attention(q, k, v, block_map(q, k, topk, block_q, block_k), block_q, block_k)
 
 
 def dense_masked(q, k, v, blocks, block_q=128, block_k=64):
@@ -49,10 +46,6 @@ def assert_as_good_as(got, eager, exact):
     assert got.shape == exact.shape and got.dtype == eager.dtype
     error, eager_error = ((x.double() - exact).abs().max() for x in (got, eager))
     assert error <= 2 * (eager_error + torch.finfo(eager.dtype).eps * exact.abs().max())
-
-
-def relative(got, want):
-    return float((got.double() - want.double()).norm() / want.double().norm())
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
@@ -79,22 +72,6 @@ def test_sparse_branch_is_masked_dense_attention(length, dtype):
         exact = dense_masked(q.double(), k.double(), v.double(), blocks)
         out = block_sparse_attention(q, k, v, blocks)
         assert_as_good_as(out, dense_masked(q, k, v, blocks), exact)
-
-
-@PROPERTY
-@given(
-    length=st.integers(1, 330),
-    heads=st.integers(1, 3),
-    width=st.sampled_from((16, 64, 128)),
-    topk=st.floats(0.01, 1.0),
-    block=st.sampled_from(BLOCKS),
-    seed=st.integers(0, 2**32),
-)
-def test_sparse_branch_at_any_length_and_topk(length, heads, width, topk, block, seed):
-    q, k, v = draw(length, heads, width, dtype=torch.float64, seed=seed)
-    blocks = block_map(q, k, topk, *block)
-    out = block_sparse_attention(q, k, v, blocks, *block)
-    torch.testing.assert_close(out, dense_masked(q, k, v, blocks, *block), rtol=1e-9, atol=1e-12)  # float64 rounding
 
 
 @PROPERTY
@@ -145,62 +122,6 @@ def test_a_ragged_last_block_is_scored_by_its_own_tokens():
     assert block_map(torch.ones(1, 129, 1, 16), key, 0.34).flatten().tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_all_blocks_are_dense_attention(length):
-    q, k, v = draw(length, width=128)
-    eager = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
-    exact = F.scaled_dot_product_attention(*(x.double().transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
-    assert_as_good_as(sparse(q, k, v, 1.0), eager, exact)
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-def test_constant_values_come_out_constant(length):
-    q, k, _ = draw(length, dtype=torch.float64)
-    v = torch.linspace(-2, 2, 64, dtype=torch.float64).expand(1, length, 2, 64)
-    torch.testing.assert_close(sparse(q, k, v, 0.4), v, rtol=1e-12, atol=1e-12)  # the weights' sum, in float64
-
-
-@PROPERTY
-@given(order=st.permutations(range(5)), topk=st.sampled_from((0.2, 0.6, 1.0)))
-def test_order_of_key_blocks_does_not_matter(order, topk):
-    q, k, v = draw(320, dtype=torch.float64)
-    tokens = (torch.tensor(order)[:, None] * 64 + torch.arange(64)).flatten()
-    moved = sparse(q, k[:, tokens], v[:, tokens], topk)
-    torch.testing.assert_close(moved, sparse(q, k, v, topk), rtol=1e-9, atol=1e-12)  # sums in another order, float64
-
-
-def branches(q, k, v):
-    return sparse(q, k, v, 0.5), linear_attention(q, k, v)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_heads_are_independent(dtype):
-    q, k, v = draw(300, heads=3, dtype=dtype)
-    order = [2, 0, 1]
-    moved = branches(*(x[:, :, order] for x in (q, k, v)))
-    for got, want in zip(moved, branches(q, k, v), strict=True):
-        assert torch.equal(got, want[:, :, order])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("length", LENGTHS)
-def test_a_batch_equals_its_single_runs(length, dtype):
-    q, k, v = draw(length, batch=2, dtype=dtype)
-    singles = [branches(*(x[item : item + 1] for x in (q, k, v))) for item in range(2)]
-    for got, *alone in zip(branches(q, k, v), *singles, strict=True):
-        assert torch.equal(got, torch.cat(alone))
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-def test_strided_views_give_the_same(length):
-    packed = torch.stack(draw(length, dtype=torch.float64), dim=-1)
-    heads_first = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in packed.unbind(-1)]
-    contiguous = branches(*(x.contiguous() for x in packed.unbind(-1)))
-    for strided in (packed.unbind(-1), heads_first):
-        for got, want in zip(branches(*strided), contiguous, strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)  # other summation order, float64
-
-
 @pytest.mark.parametrize("heads, width, batch", [(1, 128, 2), (3, 64, 1), (5, 128, 1)])
 @pytest.mark.parametrize("length, keys", [(length, length) for length in LENGTHS] + [(200, 449), (449, 200)])
 def test_the_fast_form_is_the_definition(length, keys, heads, width, batch):
@@ -228,16 +149,13 @@ def test_no_listed_block_gives_zeros():
 def test_chunks_do_not_change_the_result(monkeypatch, length, elements):
     q, k, v = draw(length, heads=3, batch=2, dtype=torch.float64)
     weight, bias = torch.randn(64, 64, dtype=torch.float64), q[0, 0, 0]
-    sparse_whole, linear_whole = branches(q, k, v)
-    both = batched.sparse_linear_attention(q, k, v, weight, bias, topk=0.5)
+    forms = [module.sparse_linear_attention for module in (sla, batched)]
+    whole = [form(q, k, v, weight, bias, topk=0.5) for form in forms]
     monkeypatch.setattr(sla, "_CHUNK_ELEMENTS", elements)
     monkeypatch.setattr(batched, "_CHUNK_ELEMENTS", elements)
-    sparse_chunked, linear_chunked = branches(q, k, v)
-    assert torch.equal(sparse_chunked, sparse_whole)
-    # A matrix product of fewer heads or tokens at once sums in another order, in float64.
-    torch.testing.assert_close(linear_chunked, linear_whole, rtol=1e-9, atol=1e-12)
-    chunked = batched.sparse_linear_attention(q, k, v, weight, bias, topk=0.5)
-    torch.testing.assert_close(chunked, both, rtol=1e-9, atol=1e-12)
+    for form, want in zip(forms, whole, strict=True):
+        # A matrix product of fewer heads or tokens at once sums in another order, in float64.
+        torch.testing.assert_close(form(q, k, v, weight, bias, topk=0.5), want, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -254,12 +172,3 @@ def test_linear_branch_rounds_only_its_result(dtype):
     q, k, v = draw(300, dtype=dtype)
     in_float32 = linear_attention(q.float(), k.float(), v.float())
     assert torch.equal(linear_attention(q, k, v), in_float32.to(dtype))
-
-
-@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
-@pytest.mark.parametrize("length", [1, 2, 63, 65])
-def test_short_sequences_are_finite(length, scale):
-    """The reference selects no block here (0.1 of one block) and returns NaN."""
-    q, k, v = (x * scale for x in draw(length))
-    for out in (sparse(q, k, v, 0.1), linear_attention(q, k, v)):
-        assert out.isfinite().all()

@@ -14,6 +14,7 @@ from td_pack.kernels.int8.triton import linear, quantize
 from td_pack.kernels.norm.triton import layer_norm, rms_norm
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.kernels import TRITON_FILES, module_name
+from td_pack.tests.support.tensors import turns
 
 # 128 rows of the largest tile lie 2^31 elements apart, and offsets inside a tile still fit 32 bits.
 LENGTH, STRIDE = 129, 1 << 24
@@ -37,11 +38,6 @@ def modulation(x):
     return torch.randn(2, 1, 1, x.shape[2], generator=torch.Generator().manual_seed(1)).to(DEVICE)
 
 
-def turns(length):
-    turn = torch.randn(length, 32, generator=torch.Generator().manual_seed(2)).to(DEVICE)
-    return torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], -1).view(1, length, 1, 32, 2, 2)
-
-
 def attend(qkv):
     return qkv[:, :, 0:1], qkv[:, :, 1:2], qkv[:, :, 2:3]
 
@@ -51,7 +47,7 @@ CASES = {
     "quantize_row": ((130,), quantize.quantize_row),
     "rms_norm_rope": (
         (64,),
-        lambda x: rms_norm.rms_norm_rope(x, x.new_ones(64), turns(LENGTH), heads=1, eps=1e-6),
+        lambda x: rms_norm.rms_norm_rope(x, x.new_ones(64), turns(LENGTH, 64, DEVICE), heads=1, eps=1e-6),
     ),
     "layer_norm_modulate": ((130,), lambda x: layer_norm.layer_norm_modulate(x, *modulation(x), eps=1e-6)),
     "layer_norm_modulate_quantize": (

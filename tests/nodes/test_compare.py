@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from td_pack.tests.support import checkpoints, demo, workflows
+from td_pack.tests.support import checkpoints, workflows
 from td_pack.tests.support.client import ExecutionFailed
 from td_pack.tests.support.jobs import node
+from td_pack.tests.tiny import demo
 from td_pack.turbo_core import plot
 
 pytestmark = pytest.mark.server

@@ -13,6 +13,7 @@ relative: an L2 error of about 2e-3 is expected and 4e-3 the bound (float16: an 
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -96,7 +97,7 @@ def _product(m, n, k, epilogue, by="block", batch=1, dtype=torch.bfloat16):
         )
         x = draw(batch, m, k, dtype=dtype)
         if epilogue == "linear":
-            call = lambda: kernels.int8_linear(x, *weight, bias, by)  # noqa: E731
+            call = partial(kernels.int8_linear, x, *weight, bias, by)
         else:
             codes = kernels.int8_quantize(x, by)
             residual, gate = draw(batch, m, n, seed=3, dtype=dtype), draw(batch, 1, n, seed=4, dtype=dtype)
@@ -168,7 +169,7 @@ def _rope(batch, length, heads, d=128, dtype=torch.bfloat16):
         x, weight = draw(batch, length, heads * d, dtype=dtype), draw(heads * d, seed=1, dtype=dtype)
         angle = draw(length, d // 2, seed=2, dtype=torch.float32)
         freqs = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(1, length, 1, d // 2, 2, 2)
-        call = lambda: kernels.rms_norm_rope(x, weight, freqs, heads, EPS)  # noqa: E731
+        call = partial(kernels.rms_norm_rope, x, weight, freqs, heads, EPS)
         return [Check("relative", relative(on_kernels(call), call()), ROUNDED[dtype])]
 
     return run
@@ -179,9 +180,9 @@ def _modulate(batch, length, width, frames, by=None, dtype=torch.bfloat16):
         x = 3 * draw(batch, length, width, dtype=dtype) + 1
         shift, scale = draw(2, batch, frames, width, seed=1, dtype=torch.float32)
         if by is None:
-            call = lambda: kernels.layer_norm_modulate(x, shift, scale, EPS)  # noqa: E731
+            call = partial(kernels.layer_norm_modulate, x, shift, scale, EPS)
             return [Check("relative", relative(on_kernels(call), call()), ROUNDED[dtype])]
-        call = lambda: kernels.layer_norm_modulate_quantize(x, shift, scale, EPS, by)  # noqa: E731
+        call = partial(kernels.layer_norm_modulate_quantize, x, shift, scale, EPS, by)
         (codes, scales), (want, want_scales) = on_kernels(call), call()
         difference = (codes.int() - want.int()).abs()
         # float32 sums in another order move a value across a rounding boundary now and then
@@ -205,7 +206,8 @@ def _nf4(rows, columns, nested, dtype):
             absmax = torch.randint(256, (blocks,), generator=generator, dtype=torch.uint8)
             extra = (torch.rand(-(-blocks // 256), generator=generator), torch.randn(256, generator=generator))
         table = torch.randn(16, generator=generator)
-        call = lambda: kernels.nf4_dequantize(codes, absmax, table, *extra, 0.25, 64, 256, rows, columns, dtype)  # noqa: E731
+        sizes = (64, 256, rows, columns)
+        call = partial(kernels.nf4_dequantize, codes, absmax, table, *extra, 0.25, *sizes, dtype)
         return [Check("values that differ", unequal(on_kernels(call), call()), 0)]
 
     return run

@@ -90,17 +90,17 @@ class Machine:
             raise ReadBeforeWait(f"{self.kernel.name} ends while a cp.async is in flight")
 
     def _run_block(self, b: Batch, number: int) -> None:
-        index = -1
+        steps = self._blocks[number]
         try:
-            for index, step in enumerate(self._blocks[number]):  # noqa: B007 - for the error's text
-                step(b)
+            for index in range(len(steps)):
+                steps[index](b)
         except Fault as fault:
             fault.line = fault.line or self.kernel.blocks[number][index].line
             raise
         except Exception as error:
             line = self.kernel.blocks[number][index].line
             raise EmulatorError(f"{type(error).__name__}: {error}\n    in {line}") from error
-        self.executed += len(self._blocks[number])
+        self.executed += len(steps)
         self.hazards.update(b.shared.hazards)
 
     # --- decoding

@@ -161,6 +161,10 @@ def _lookup(a, b, c, table):
     return out
 
 
+def _count_bits(a):
+    return np.bitwise_count(a).astype(np.uint32)
+
+
 def _leading_zeros(a):
     bits = 8 * a.dtype.itemsize
     return np.where(a == 0, bits, bits - np.frexp(_half_exact(a))[1]).astype(np.uint32)
@@ -241,8 +245,7 @@ def find(opcode: str):
     if found := re.fullmatch(r"selp\.[a-z]+(16|32|64)", opcode):
         return (lambda a, b, p: np.where(p, a, b)), 3, (int(found[1]), int(found[1]), 0)
     if found := re.fullmatch(r"(popc|clz|brev)\.b(32|64)", opcode):
-        count_bits = lambda a: np.bitwise_count(a).astype(np.uint32)  # noqa: E731
-        return {"popc": count_bits, "clz": _leading_zeros, "brev": _reverse}[found[1]], 1, int(found[2])
+        return {"popc": _count_bits, "clz": _leading_zeros, "brev": _reverse}[found[1]], 1, int(found[2])
     simple = {"prmt.b32": (_permute, 3), "lop3.b32": (_lookup, 4), "bfi.b32": (_insert, 4)}
     if opcode in simple:
         return (*simple[opcode], 32)

@@ -45,7 +45,9 @@ OPERATIONS = {
 def test_arithmetic_wraps(name, letter, bits):
     if name.endswith(".hi"):
         count = 2 if name == "mul.hi" else 3
-        function = lambda a, b, c=0: ((a * b) >> bits) + c  # noqa: E731
+
+        def function(a, b, c=0):
+            return ((a * b) >> bits) + c
     else:
         count, function = OPERATIONS[name]
     given = edges(bits, count)

@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for GPUs that are not here, and reads what came out: registers, spills, the hottest loop.
+"""Compiles Triton kernels for GPUs that are not here, and reads what came out: spills, the hottest loop.
 
 Triton must not be in interpreter mode for this, so the compiling happens in worker processes: `Compiler` in the tests,
 `serve` in the worker. Kernels stay in Triton's cache, in the cache folder of dev.py, so a second run only reads them.
@@ -33,6 +33,11 @@ class Target:
     warp_size: int
     shared_limit: int  # bytes of shared memory one block may have
 
+    @property
+    def capability(self) -> tuple[int, int]:
+        """As torch gives it; of an AMD GPU its generation, (9, 0) for gfx942."""
+        return divmod(self.arch, 10) if self.backend == "cuda" else (int(self.arch[3:-2]), 0)
+
 
 TARGETS = {
     "sm_80": Target("cuda", 80, 32, 163 << 10),
@@ -44,7 +49,19 @@ TARGETS = {
     "gfx942": Target("hip", "gfx942", 64, 64 << 10),
     **{name: Target("hip", name, 32, 64 << 10) for name in ("gfx1100", "gfx1151", "gfx1201")},
 }
+NVIDIA = tuple(name for name in TARGETS if name.startswith("sm_"))
 RDNA = ("gfx1100", "gfx1151", "gfx1201")
+AMD = ("gfx942", *RDNA)
+
+
+def loops(*instructions: int) -> dict[str, int | None]:
+    """By target, as measured on NVIDIA's in order: instructions of the hottest loop (of the kernel, if it has none)."""
+    return dict.fromkeys(TARGETS) | dict(zip(NVIDIA, instructions, strict=True))
+
+
+def strides(names: str) -> tuple[str, ...]:
+    """The arguments of a kernel for the strides of tensors [B, L, H, D]."""
+    return tuple(f"{x}_{axis}" for x in names for axis in "blh")
 
 
 @dataclass(frozen=True)
@@ -72,12 +89,10 @@ class KernelCase:
 
 @dataclass(frozen=True)
 class Report:
-    registers: int
-    spill_bytes: int  # the stack frame of a thread: Triton puts nothing but spills there
     loop_spills: int  # instructions for spilled registers in the hottest loop (of the kernel, if it has none)
     shared: int
     mma: dict[str, int]  # tensor-core instructions of the whole kernel
-    loop_instructions: int  # of the same, without NOPs
+    loop_instructions: int  # of the hottest loop, without NOPs
 
     def faults(self, build: Build, target: str) -> list[str]:
         """What is not as `build` says."""
@@ -105,35 +120,20 @@ def _report_cuda(cubin: bytes, shared: int) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-
-        def dump(option: str) -> str:
-            tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-            return subprocess.run([tool, option, path], check=True, capture_output=True, text=True).stdout
-
-        code, usage = read_sass(dump("-sass")), dump("-res-usage")
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        code = read_sass(subprocess.run([tool, "-sass", path], check=True, capture_output=True, text=True).stdout)
     loop = hottest_loop(code)
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
-    return Report(
-        registers=int(registers),
-        spill_bytes=int(stack),
-        loop_spills=sum(instruction.opcode.startswith(_LOCAL) for instruction in loop),
-        shared=shared,
-        mma=dict(Counter(instruction.opcode for instruction in code if instruction.is_mma())),
-        loop_instructions=len(loop),
-    )
+    return _report(code, loop, sum(instruction.opcode.startswith(_LOCAL) for instruction in loop), shared)
 
 
 def _report_amd(assembly: str, shared: int) -> Report:
     code = read_amdgcn(assembly)
-    loop = amd_loop(code)
-    return Report(
-        registers=read_metadata(assembly, "vgpr_count"),
-        spill_bytes=read_metadata(assembly, "private_segment_fixed_size"),
-        loop_spills=count_spills(code, read_metadata(assembly, "sgpr_spill_count")),
-        shared=shared,
-        mma=dict(Counter(instruction.opcode for instruction in code if instruction.is_mma())),
-        loop_instructions=len(loop),
-    )
+    return _report(code, amd_loop(code), count_spills(code, read_metadata(assembly, "sgpr_spill_count")), shared)
+
+
+def _report(code: list, loop: list, loop_spills: int, shared: int) -> Report:
+    mma = dict(Counter(instruction.opcode for instruction in code if instruction.is_mma()))
+    return Report(loop_spills, shared, mma, len(loop))
 
 
 # --- compiling, in the worker -----------------------------------------------------------------------------------------

@@ -33,16 +33,9 @@ def conditioning(case: dict, tensors: dict[str, torch.Tensor], latent_format) ->
     return [[tensors["context"].float(), options]]
 
 
-def stock_state_dict(seed: int) -> dict[str, torch.Tensor]:
-    """A checkpoint whose patch embedding is a convolution: a stock Wan file."""
-    state_dict = checkpoints.upstream_state_dict(seed)
-    conv = state_dict["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2))
-    return state_dict | {"patch_embedding.weight": conv}
-
-
 def stock_model(seed: int):
-    """The ModelPatcher that ComfyUI's own loader makes of it."""
-    return comfy.sd.load_diffusion_model_state_dict(stock_state_dict(seed))
+    """The ModelPatcher that ComfyUI's own loader makes of a stock file."""
+    return comfy.sd.load_diffusion_model_state_dict(checkpoints.stock(seed))
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -1,8 +1,6 @@
 """Allocations that reveal what a kernel leaves unwritten, and what it writes past the end."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -30,12 +28,16 @@ class PoisonedTorch:
         return buffer[:-_CANARIES].view(shape)
 
 
-@contextlib.contextmanager
-def poisoned_memory(*modules: ModuleType) -> Iterator[PoisonedTorch]:
-    """Makes `torch.empty` of these modules return poisoned memory; asserts at the end that every canary is intact."""
-    poisoned = PoisonedTorch()
-    with pytest.MonkeyPatch.context() as patch:
+def poisoned_memory(*modules: ModuleType):
+    """A fixture for every test of a file: `torch.empty` of these modules returns poisoned memory, and at the end every
+    canary is intact."""
+
+    @pytest.fixture(autouse=True)
+    def poisoned(monkeypatch):
+        memory = PoisonedTorch()
         for module in modules:
-            patch.setattr(module, "torch", poisoned)
-        yield poisoned
-    assert all((buffer[-_CANARIES:].float() == _CANARY).all() for buffer in poisoned.buffers)
+            monkeypatch.setattr(module, "torch", memory)
+        yield
+        assert all((buffer[-_CANARIES:].float() == _CANARY).all() for buffer in memory.buffers)
+
+    return poisoned

@@ -1,8 +1,9 @@
 """Reads the disassembly of an NVIDIA kernel: its instructions; and finds the loops of this and of AMD's (amdgcn.py)."""
 
 import re
-from collections import defaultdict
 from dataclasses import dataclass
+
+import networkx  # torch brings it
 
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)([^;?]*)")
 _MMA = re.compile(r"(?:[HIQDO]|HG|IG|QG|UTC\w*)MMA\b")
@@ -39,39 +40,6 @@ def read_sass(text: str) -> list[Instruction]:
     return [instruction for instruction in code if instruction.successors(None) != [instruction.address]]
 
 
-def _strong_components(nodes: set[int], after: dict[int, list[int]]) -> list[set[int]]:
-    """The parts of a graph in which every node reaches every other, without those of a single node that does not reach
-    itself (Kosaraju's algorithm)."""
-    before = defaultdict(list)
-    for node in nodes:
-        for follower in after[node]:
-            before[follower].append(node)
-    order, seen = [], set()
-    for root in sorted(nodes):
-        stack = [] if root in seen else [(root, iter(after[root]))]
-        seen.add(root)
-        while stack:
-            node, followers = stack[-1]
-            following = next((x for x in followers if x in nodes and x not in seen), None)
-            if following is None:
-                order.append(stack.pop()[0])
-            else:
-                seen.add(following)
-                stack.append((following, iter(after[following])))
-    found, placed = [], set()
-    for root in reversed(order):
-        component, open_ends = set(), [root]
-        while open_ends:
-            node = open_ends.pop()
-            if node not in placed:
-                placed.add(node)
-                component.add(node)
-                open_ends.extend(before[node])
-        if len(component) > 1 or root in after[root]:
-            found.append(component)
-    return found
-
-
 def find_loops(code: list) -> list[list]:
     """The loops, outer ones before those inside them: what reaches itself, and what still does without the loop's
     entries.
@@ -79,17 +47,18 @@ def find_loops(code: list) -> list[list]:
     Addresses alone mislead: waits for a barrier are moved behind the end and jump back, and the head of a loop may
     stand in its middle."""
     by_address = {instruction.address: instruction for instruction in code}
-    after = {
-        instruction.address: [x for x in instruction.successors(following and following.address) if x in by_address]
-        for instruction, following in zip(code, [*code[1:], None], strict=True)
-    }
-    found, regions = [], [set(by_address)]
+    flow = networkx.DiGraph()
+    flow.add_nodes_from(by_address)
+    for instruction, following in zip(code, [*code[1:], None], strict=True):
+        after = instruction.successors(following and following.address)
+        flow.add_edges_from((instruction.address, x) for x in after if x in by_address)
+    found, regions = [], [flow]
     while regions:
-        region = regions.pop()
-        for component in _strong_components(region, after):
-            found.append(component)
-            entries = {x for node in by_address.keys() - component for x in after[node] if x in component}
-            regions.append(component - (entries or {min(component)}))
+        for component in networkx.strongly_connected_components(region := regions.pop()):
+            if len(component) > 1 or region.has_edge(*component, *component):
+                found.append(component)
+                entries = {x for _, x in networkx.edge_boundary(flow, flow.nodes - component, component)}
+                regions.append(flow.subgraph(component - (entries or {min(component)})))
     return [[by_address[address] for address in sorted(component)] for component in found]
 
 

@@ -13,6 +13,12 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, device=
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
+def turns(length: int, head_dim: int, device="cpu") -> torch.Tensor:
+    """Rotations as ComfyUI's `rope_encode` lays them out, by drawn angles."""
+    angle = draw(length, head_dim // 2, seed=length, device=device)
+    return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(1, length, 1, -1, 2, 2)
+
+
 def structured_qkv(length: int, d: int = 64, b: int = 1, h: int = 2, dtype: torch.dtype = torch.float32):
     """q, k, v [b, length, h, d] on the kernels' device; each row of scores has a few large ones."""
     q, k, v = draw(3, b, length, h, d, seed=length + d, dtype=dtype, device=DEVICE)

@@ -1,9 +1,9 @@
-"""The ahead-of-time compiler reports what is wrong with a kernel, and survives kernels that do not compile."""
+"""The ahead-of-time compiler reports what is wrong with a kernel, and goes on after one that does not compile."""
 
 from dataclasses import replace
 
 import pytest
-from td_pack.tests.support.aot import RDNA, TARGETS, Build, Compiler, KernelCase
+from td_pack.tests.support.aot import TARGETS, Build, Compiler, KernelCase
 
 MULTIPLY = KernelCase(
     name="multiply",
@@ -12,13 +12,7 @@ MULTIPLY = KernelCase(
     signature={"a": "*fp16", "b": "*fp16", "out": "*fp32", "length": "i32", "stride": "i32", "SIZE": "constexpr"},
     constexprs={"SIZE": 64},
     divisible=("stride",),
-    targets={
-        "sm_80": Build(4, 2, mma=r"HMMA\.16816\.F32", loop=96),
-        "sm_90": Build(4, 2, mma=r"HGMMA\.64x64x16\.F32", loop=79),
-        "sm_100": Build(4, 2, mma="UTCHMMA", loop=107),
-        "gfx942": Build(4, 2, mma="v_mfma"),
-        **dict.fromkeys(RDNA, Build(4, 2, mma="v_wmma")),
-    },
+    targets={"sm_80": Build(4, 2, mma=r"HMMA\.16816\.F32", loop=96), "gfx1100": Build(4, 2, mma="v_wmma")},
 )
 
 
@@ -32,17 +26,11 @@ def compile_for():
 
 
 @pytest.mark.parametrize("target", MULTIPLY.targets)
-def test_sound_kernel_has_no_faults(compile_for, target):
-    report = compile_for(MULTIPLY, target)
-    assert not report.faults(MULTIPLY.targets[target], target)
-    assert report.registers and report.shared and not report.spill_bytes
-
-
-@pytest.mark.parametrize("target", ["sm_80", "gfx1100"])
 def test_spills_in_the_loop_are_a_fault(compile_for, target):
     """256 x 256 accumulators on 4 warps are 512 registers a thread; 255 and 256 exist."""
+    sound = compile_for(MULTIPLY, target)
+    assert not sound.faults(MULTIPLY.targets[target], target)
     report = compile_for(MULTIPLY, target, constexprs={"SIZE": 256})
-    assert report.spill_bytes > 0 and report.loop_spills > 0
     assert "spill" in report.faults(Build(4, 2), target)[0]
 
 
@@ -61,16 +49,9 @@ def test_other_faults_are_named(compile_for):
     [
         ({"signature": {"a": "*fp16"}}, "the kernel takes"),
         ({"divisible": ("length",)}, "not specialized"),
-        ({"function": "absent"}, "AttributeError"),
-        ({"constexprs": {"SIZE": 63}}, "CompilationError"),
+        ({"function": "die"}, "exit code 3"),
     ],
 )
-def test_case_that_cannot_compile_says_why_and_the_next_one_compiles(compile_for, change, message):
+def test_a_case_that_fails_says_why_and_the_next_one_compiles(compile_for, change, message):
     assert message in compile_for(replace(MULTIPLY, **change), "sm_80")
-    assert not isinstance(compile_for(MULTIPLY, "sm_80"), str)
-
-
-def test_compiler_that_dies_is_reported_and_replaced(compile_for):
-    dying = replace(MULTIPLY, module="tests.support.aot_selftest", function="die")
-    assert "exit code 3" in compile_for(dying, "sm_80")
     assert not isinstance(compile_for(MULTIPLY, "sm_80"), str)

@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from td_pack.tests.support import check, environment
+from td_pack.tests.support import environment
 from td_pack.tests.support.environment import SetupError
 from td_pack.tests.support.server import ROOT
 
@@ -142,17 +142,3 @@ def test_an_older_python_is_refused_before_code_that_it_cannot_run(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 0))
     with pytest.raises(SystemExit, match=r"Python 3\.10 or newer is needed"):
         runpy.run_path(str(ROOT / "dev.py"))
-
-
-@pytest.mark.parametrize(
-    "arguments, whole",
-    [
-        ([], True),
-        (["-k", "sparse", "-x"], True),
-        (["tests/kernels"], False),
-        (["-x", "tests/test_structure.py::a"], False),
-    ],
-)
-def test_style_and_types_are_checked_where_no_file_is_chosen(arguments, whole, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert check.is_whole_run(arguments) == whole

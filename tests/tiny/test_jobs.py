@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from td_pack.tests.support import checkpoints, demo, workflows
-from td_pack.tests.tiny import vision, world
+from td_pack.tests.support import checkpoints, workflows
+from td_pack.tests.tiny import demo, vision, world
 
 IMAGE = "toy-first-frame.png"
 

@@ -2,10 +2,8 @@
 
 import triton.language as tl
 from td_pack.kernels.int8.format import MIN_AMAX, TILE
-from td_pack.tests.support.aot import RDNA, Build, KernelCase
+from td_pack.tests.support.aot import RDNA, TARGETS, Build, KernelCase, loops
 
-NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-TARGETS = (*NVIDIA, "gfx942", *RDNA)
 MMA = dict.fromkeys(TARGETS, r"\bIMMA\.16832\.S8\.S8") | {
     "sm_90": r"\bIGMMA\.64x\d+x32\.S8\.S8",
     "sm_100": r"\bUTCIMMA|\bIMMA\.16832\.S8\.S8",  # the first from Triton 3.9 on
@@ -83,20 +81,15 @@ def _matmul(
     )
 
 
-def _loops(*instructions: int) -> dict[str, int | None]:
-    """Of every target: measured on NVIDIA's, in order (of the whole kernel, if it has no loop)."""
-    return dict.fromkeys(TARGETS) | dict(zip(NVIDIA, instructions, strict=True))
-
-
 CASES = [
-    _quantize("int8_quantize_block", _loops(2114, 2117, 2117, 2080, 1886, 2115), block=True),
-    _quantize("int8_quantize_row", _loops(1086, 1089, 1089, 1077, 980, 1102), block=False),
-    _matmul("int8_matmul_block", _loops(283, 283, 283, 213, 244, 273)),
-    _matmul("int8_matmul_row", _loops(281, 277, 277, 208, 238, 268), row=True),
+    _quantize("int8_quantize_block", loops(2114, 2117, 2117, 2080, 1886, 2115), block=True),
+    _quantize("int8_quantize_row", loops(1086, 1089, 1089, 1077, 980, 1102), block=False),
+    _matmul("int8_matmul_block", loops(283, 283, 283, 213, 244, 273)),
+    _matmul("int8_matmul_row", loops(281, 277, 277, 208, 238, 268), row=True),
     _matmul("int8_matmul_block_narrow", {"sm_80": 309, "sm_86": 304, "sm_90": 239}, narrow=True),
     _matmul("int8_matmul_row_narrow", {"sm_80": 303, "sm_86": 299, "sm_90": 233}, row=True, narrow=True),
     _matmul(
-        "int8_matmul_gelu_quantize", _loops(283, 277, 277, 208, 244, 257), row=True, output="*i8", p_y_scale="*fp32"
+        "int8_matmul_gelu_quantize", loops(283, 277, 277, 208, 244, 257), row=True, output="*i8", p_y_scale="*fp32"
     ),
-    _matmul("int8_matmul_gate_residual", _loops(290, 281, 281, 212, 246, 271), p_residual="*bf16", p_gate="*bf16"),
+    _matmul("int8_matmul_gate_residual", loops(290, 281, 281, 212, 246, 271), p_residual="*bf16", p_gate="*bf16"),
 ]

@@ -1,10 +1,8 @@
 """Unpacking 4-bit weights at LingBot-World's block sizes: no tensor cores and no loop, so the whole kernel is
 counted."""
 
-from ...support.aot import RDNA, Build, KernelCase
+from ...support.aot import Build, KernelCase, loops
 
-_NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-_AMD = ("gfx942", *RDNA)
 _INSTRUCTIONS = {"double": (774, 774, 774, 785, 769, 795), "single": (763, 763, 763, 771, 755, 782)}
 
 
@@ -13,14 +11,13 @@ def _case(name: str, nested: bool) -> KernelCase:
     signature |= {"p_nested_absmax": "*fp32", "p_nested_map": "*fp32", "p_out": "*bf16", "offset": "fp32"}
     signature |= dict.fromkeys(("N", "B"), "i32")
     constexprs = {"NESTED": nested, "BLOCKSIZE": 64, "NESTED_BLOCKSIZE": 256 if nested else 1, "BLOCKS": 64}
-    nvidia = {target: Build(4, 3, loop=loop) for target, loop in zip(_NVIDIA, _INSTRUCTIONS[name], strict=True)}
     return KernelCase(
         name=f"nf4_dequantize-{name}",
         module="kernels.nf4.triton",
         function="_nf4_dequantize_kernel",
         signature=signature | dict.fromkeys(constexprs, "constexpr"),
         constexprs=constexprs,
-        targets=nvidia | {target: Build(4, 3) for target in _AMD},
+        targets={target: Build(4, 3, loop=loop) for target, loop in loops(*_INSTRUCTIONS[name]).items()},
         fp_fusion=False,
     )
 

@@ -1,10 +1,8 @@
 """The norm kernels at the widths of Wan 1.3B and 14B: no tensor cores and no loop, so the whole kernel is counted."""
 
 from ....kernels.int8.format import MIN_AMAX, TILE
-from ...support.aot import RDNA, Build, KernelCase
+from ...support.aot import Build, KernelCase, loops
 
-_NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-_AMD = ("gfx942", *RDNA)
 _STRIDES = ("x_b", "x_l")
 _MODULATION = ("shift_b", "shift_f", "scale_b", "scale_f")
 _INSTRUCTIONS = {
@@ -31,7 +29,6 @@ def _case(
     warps: int,
     fused: bool = True,
 ) -> KernelCase:
-    nvidia = {target: Build(warps, 3, loop=loop) for target, loop in zip(_NVIDIA, _INSTRUCTIONS[name], strict=True)}
     return KernelCase(
         name=name,
         module=f"kernels.norm.triton.{module}",
@@ -40,7 +37,7 @@ def _case(
         constexprs=constexprs,
         divisible=divisible,
         fp_fusion=fused,
-        targets=nvidia | {target: Build(warps, 3) for target in _AMD},
+        targets={target: Build(warps, 3, loop=loop) for target, loop in loops(*_INSTRUCTIONS[name]).items()},
     )
 
 

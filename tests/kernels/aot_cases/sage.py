@@ -3,7 +3,7 @@ default: int8 is faster there, and on sm_86 and sm_89 one register spills in fp1
 
 The launch configs are those of the launchers; test_triton_sage.py compares them."""
 
-from td_pack.tests.support.aot import RDNA, TARGETS, Build, KernelCase
+from td_pack.tests.support.aot import AMD, RDNA, TARGETS, Build, KernelCase, strides
 
 INT8 = {"sm_90": "IGMMA.*S8", **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), r"IMMA\.16832\.S8")}
 INT8["sm_100"] = r"UTCIMMA|IMMA\.16832\.S8"  # the first from Triton 3.9 on
@@ -13,15 +13,10 @@ FP8 = {
     "sm_100": "UTCQMMA",
     "sm_120": r"QMMA\.16832\.F16\.E4M3",
 }
-AMD = ("gfx942", *RDNA)
 FP16 = {"sm_80": r"HMMA\.16816\.F32\b(?!\.BF16)", "sm_90": r"HGMMA\S*F32\b(?!\.BF16)", "sm_100": "UTCHMMA"}
 FP16 |= {"gfx942": r"mfma_f32\S*_f16", **dict.fromkeys(RDNA, r"wmma_f32\S*_f16")}
 MMA = {"fp16": FP16, "int8": INT8, "fp8": FP8}
 V8 = {"fp16": "*fp16", "int8": "*i8", "fp8": "*fp8e4nv"}
-
-
-def _strides(names: str) -> tuple[str, ...]:
-    return tuple(f"{x}_{axis}" for x in names for axis in "blh")
 
 
 def _launch(target: str, d: int) -> tuple[int, int]:
@@ -46,7 +41,7 @@ def _attention(
         function="_sage_kernel",
         signature={
             **{name: "constexpr" if name in absent else kind for name, kind in pointers.items()},
-            **dict.fromkeys((*_strides("q"), "L_Q", "L_K", "N_K", "T", "H"), "i32"),
+            **dict.fromkeys((*strides("q"), "L_Q", "L_K", "N_K", "T", "H"), "i32"),
             **dict.fromkeys(("scale", "p_shift"), "fp32"),
             **dict.fromkeys(("D", "BLOCK_Q", "BLOCK_K", "PV", "SUM16", "LINEAR"), "constexpr"),
         },
@@ -58,7 +53,7 @@ def _attention(
             for target, mma in MMA[pv].items()
             if target in only
         },
-        divisible=_strides("q"),
+        divisible=strides("q"),
     )
 
 
@@ -71,12 +66,12 @@ def _quantize(pv: str) -> KernelCase:
         signature={
             "p_k": "*bf16", "p_v": "*bf16", "p_k_mean": "*fp32", "p_v_scale": p_v_scale,
             "p_k8": "*i8", "p_k_scale": "*fp32", "p_v8": V8[pv],
-            **dict.fromkeys((*_strides("kv"), "L", "H"), "i32"),
+            **dict.fromkeys((*strides("kv"), "L", "H"), "i32"),
             **dict.fromkeys(("D", "BLOCK_K", "PV"), "constexpr"),
         },
         constexprs={"D": 128, "BLOCK_K": 64, "PV": pv} | ({"p_v_scale": None} if pv == "fp16" else {}),
         targets=dict.fromkeys(MMA[pv], Build(4, 1)),
-        divisible=_strides("kv"),
+        divisible=strides("kv"),
     )  # fmt: skip
 
 

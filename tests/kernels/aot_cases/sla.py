@@ -2,29 +2,11 @@
 
 The launch configs are those of the launchers; test_triton_sla.py compares them."""
 
-from td_pack.tests.support.aot import RDNA, Build, KernelCase
+from td_pack.tests.support.aot import NVIDIA, RDNA, Build, KernelCase, loops, strides
 
-NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-MMA = {
-    "sm_80": "HMMA",
-    "sm_86": "HMMA",
-    "sm_89": "HMMA",
-    "sm_90": "HGMMA",
-    "sm_100": "UTCHMMA",
-    "sm_120": "HMMA",
-    "gfx942": "mfma",
-    **dict.fromkeys(RDNA, "wmma"),
-}
+MMA = dict.fromkeys(NVIDIA, "HMMA") | {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}
+MMA |= {"gfx942": "mfma", **dict.fromkeys(RDNA, "wmma")}
 ROOMY = ("sm_90", "sm_100")
-
-
-def _loops(*counts: int) -> dict[str, int]:
-    """Instructions of the hottest loop on each NVIDIA target, as measured."""
-    return dict(zip(NVIDIA, counts, strict=True))
-
-
-def _strides(names: str) -> tuple[str, ...]:
-    return tuple(f"{x}_{axis}" for x in names for axis in "blh")
 
 
 def _arguments(**kinds: str) -> dict[str, str]:
@@ -56,12 +38,12 @@ def _attention(d: int, linear: bool, loops: dict[str, int]) -> KernelCase:
                 if linear
                 else _arguments(constexpr="p_values p_k_sum p_bias")
             ),
-            **dict.fromkeys(_strides("qkv"), "i32"),
+            **dict.fromkeys(strides("qkv"), "i32"),
             **_arguments(i32="L_Q L_K N_Q T H", fp32="scale", constexpr="D BLOCK_Q BLOCK_K BLOCK_M BLOCK_N LINEAR"),
         },
         constexprs=constexprs,
         targets={target: build(target) for target in MMA},
-        divisible=_strides("qkv"),
+        divisible=strides("qkv"),
     )
 
 
@@ -72,7 +54,7 @@ def _kv_partial(d: int, loops: dict[str, int]) -> KernelCase:
         function="_kv_partial_kernel",
         signature={
             **_arguments(p_bf16="p_k p_v", p_fp32="p_kv p_k_sum p_k_total p_v_max p_k_pooled"),
-            **dict.fromkeys(_strides("kv"), "i32"),
+            **dict.fromkeys(strides("kv"), "i32"),
             **_arguments(i32="L N_K CHUNK H", constexpr="D BLOCK_K"),
         },
         constexprs={"D": d, "BLOCK_K": 64},
@@ -80,7 +62,7 @@ def _kv_partial(d: int, loops: dict[str, int]) -> KernelCase:
             t: Build((8 if d == 128 else 4) * (2 if t in RDNA else 1), 1 if t in RDNA else 2, MMA[t], loops.get(t))
             for t in MMA
         },
-        divisible=_strides("kv"),
+        divisible=strides("kv"),
     )
 
 
@@ -103,19 +85,19 @@ _FINISH = {
     **_arguments(p_fp32="p_kv p_k_sum_part p_k_total p_v_max_part", p_bf16="p_weight p_values"),
     **_arguments(p_fp32="p_k_sum p_k_mean p_v_max", i32="L SPLIT"),
 }
-_POOL = {**_arguments(p_bf16="p_x", p_fp32="p_y"), **dict.fromkeys(_strides("x"), "i32"), **_arguments(i32="L H")}
+_POOL = {**_arguments(p_bf16="p_x", p_fp32="p_y"), **dict.fromkeys(strides("x"), "i32"), **_arguments(i32="L H")}
 _SCORE = _arguments(p_fp32="p_q p_k p_scores", i32="N_Q N_K")
 _TOP = _arguments(p_fp32="p_scores", p_i32="p_blocks", i32="N_K T")
 
 CASES = [
-    _attention(128, True, _loops(523, 524, 524, 358, 410, 505)),
-    _attention(128, False, _loops(509, 520, 520, 372, 406, 500)),
-    _attention(64, True, _loops(385, 376, 376, 301, 346, 352)),
-    _attention(64, False, _loops(376, 376, 376, 300, 346, 353)),
-    _kv_partial(128, _loops(881, 896, 896, 841, 931, 860)),
-    _kv_partial(64, _loops(808, 808, 808, 800, 896, 781)),
+    _attention(128, True, loops(523, 524, 524, 358, 410, 505)),
+    _attention(128, False, loops(509, 520, 520, 372, 406, 500)),
+    _attention(64, True, loops(385, 376, 376, 301, 346, 352)),
+    _attention(64, False, loops(376, 376, 376, 300, 346, 353)),
+    _kv_partial(128, loops(881, 896, 896, 841, 931, 860)),
+    _kv_partial(64, loops(808, 808, 808, 800, 896, 781)),
     _plain("sla_kv_finish", "kv_prepare", "_kv_finish_kernel", _FINISH, 4, 1, D=128, ROWS=16, CHUNK=16),
-    _plain("sla_pool", "block_selection", "_pool_kernel", _POOL, 4, 3, _strides("x"), D=128, BLOCK=128),
+    _plain("sla_pool", "block_selection", "_pool_kernel", _POOL, 4, 3, strides("x"), D=128, BLOCK=128),
     _plain("sla_score", "block_selection", "_score_kernel", _SCORE, 4, 2, D=128, BLOCK=64, CHUNK=16),
     _plain("sla_top_512", "block_selection", "_top_kernel", dict(_TOP), 1, 3, WIDTH=512),
     _plain("sla_top_4096", "block_selection", "_top_kernel", dict(_TOP), 8, 3, WIDTH=4096),

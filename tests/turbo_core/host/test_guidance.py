@@ -105,8 +105,8 @@ def test_two_experts_are_two_stock_samplers_on_the_halves(experts):
 class Recording(ExpertGuider):
     """Keeps every prediction of the run."""
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
-        predicted = super().predict_noise(x, timestep, model_options, seed)
+    def predict_noise(self, x, timestep, *args, **kwargs):
+        predicted = super().predict_noise(x, timestep, *args, **kwargs)
         self.seen = [*getattr(self, "seen", []), (x.clone(), float(timestep.max()), predicted.clone())]
         return predicted
 

@@ -8,7 +8,7 @@ from comfy_extras.nodes_custom_sampler import BasicScheduler, Noise_RandomNoise,
 from comfy_extras.nodes_model_advanced import ModelNoiseScale, ModelSamplingAuraFlow, ModelSamplingSD3
 from td_pack.tests.support import checkpoints, lingbot
 from td_pack.tests.support.experts import image_text, text
-from td_pack.tests.support.models import relative_error, stock_state_dict
+from td_pack.tests.support.models import relative_error
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.run import run, run_sigmas
 from td_pack.turbo_core.sampling.rcm import NoiseStream
@@ -111,7 +111,7 @@ def test_other_models_keep_comfyui_s_schedule(tmp_path):
     # LingBot first: its shift must not stay in ComfyUI's class.
     for name, tensors, shift in (
         ("lingbot", lingbot.state_dict(91, layers=1), 10.0),
-        ("wan", stock_state_dict(11), 8.0),
+        ("wan", checkpoints.stock(11), 8.0),
     ):
         other = load_model(str(checkpoints.write_safetensors(tmp_path / f"{name}.safetensors", tensors)))
         assert torch.equal(curve(other).sigmas, curve(ModelSamplingSD3().patch(other, shift)[0]).sigmas)

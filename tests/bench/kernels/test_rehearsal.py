@@ -9,7 +9,7 @@ from pathlib import Path
 from td_pack.tests.bench.kernels import attention, report, targets
 from td_pack.tests.bench.kernels.timing import Timing
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

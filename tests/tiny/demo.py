@@ -17,10 +17,10 @@ import av
 from PIL import Image, ImageDraw
 from td_pack.turbo_core.batch.strip import paste_row, spaced_frames
 
-from . import checkpoints, workflows
-from .client import ExecutionFailed, PromptRejected
-from .host import comfyui_path, load_host
-from .server import ComfyServer, ServerFailed
+from ..support import checkpoints, workflows
+from ..support.client import ExecutionFailed, PromptRejected
+from ..support.host import comfyui_path, load_host
+from ..support.server import ComfyServer, ServerFailed
 
 JOBS = {
     "t2v": "TurboWan2.1-T2V-1.3B-480P",
@@ -110,7 +110,7 @@ def write_toy_world(base: Path) -> None:
     """The toy models, where ComfyUI looks for models, and the image-to-video job's first frame."""
     checkpoints.write_toy_models(base / "models")
     load_host()
-    from ..tiny import world
+    from . import world
 
     shown = world.place(world.parse(TOY_PROMPTS["i2v"]), TOY_FIRST_FRAME)
     frame = (world.render(shown, frames=1)[0] * 255).round().byte().numpy()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import checkpoints, lingbot, text_encoders
+from ..support import checkpoints, lingbot, text_encoders
 
 _BUFFER = 1 << 24
 _NAMES = {
