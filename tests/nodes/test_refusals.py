@@ -5,7 +5,7 @@ import pytest
 import torch
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.client import ExecutionFailed, PromptRejected
-from td_pack.tests.support.jobs import attention, loader, node, sampled, t2v_job, text
+from td_pack.tests.support.jobs import attention, loader, node, sampled, t2v_job
 
 pytestmark = pytest.mark.server
 
@@ -38,34 +38,6 @@ def test_what_is_visible_before_running_is_a_node_error(server, name, field, val
         server.client.queue(job)
     errors = caught.value.node_errors[name]["errors"]
     assert any(error["type"] == kind and details in error["details"] for error in errors), errors
-
-
-BAD_LINKS = [
-    ("wrong text encoder", {"text": text(width=768)}, "The text conditioning is 768 wide and this model takes 4096"),
-    (
-        "image latent",
-        {"latent": node("EmptyLatentImage", width=64, height=64, batch_size=1)},
-        "16-channel video latent",
-    ),
-    ("no image", {"model": loader(checkpoints.I2V_HIGH)}, "the conditioning holds no image"),
-    (
-        "other expert",
-        {"low": loader(checkpoints.I2V_LOW), "sample": sampled(steps=4, low=["low", 0])},
-        "their task differs",
-    ),
-    ("no negative", {"sample": sampled(cfg_high=2.0)}, "needs a negative conditioning"),
-    (
-        "blocks",
-        {"attention": attention(dense_blocks="7"), "sample": sampled(high=["attention", 0])},
-        "this model's blocks are 0 to 1",
-    ),
-]
-
-
-@pytest.mark.parametrize("problem,changes,message", BAD_LINKS, ids=[case[0] for case in BAD_LINKS])
-def test_what_arrives_on_a_link_is_the_node_s_error(server, problem, changes, message):
-    with pytest.raises(ExecutionFailed, match=message):
-        server.client.run(t2v_job("bad", **changes))
 
 
 FILES = [
