@@ -14,7 +14,7 @@ import torch
 from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
 
-from . import faults, process, slow_file, toy_text
+from . import faults, process, toy_text
 from .schema import TestNode
 
 TOKENS = 512
@@ -34,21 +34,6 @@ class TestTextEmbedding(TestNode):
     def execute(cls, text: str, width: int) -> io.NodeOutput:
         generator = torch.Generator("cpu").manual_seed(zlib.crc32(text.encode()))
         return io.NodeOutput([[torch.randn(1, TOKENS, width, generator=generator), {}]])
-
-
-class TestTensorConditioning(TestNode):
-    """Conditioning from a safetensors file in the input folder: `context` and, for I2V, `image` (a latent) and
-    `mask`."""
-
-    INPUTS = [io.String.Input("file")]
-    OUTPUTS = [io.Conditioning.Output()]
-
-    @classmethod
-    def execute(cls, file: str) -> io.NodeOutput:
-        tensors = safetensors.torch.load_file(folder_paths.get_annotated_filepath(file))
-        names = {"image": "concat_latent_image", "mask": "concat_mask"}
-        options = {names[name]: tensors[name] for name in names if name in tensors}
-        return io.NodeOutput([[tensors["context"].float(), options]])
 
 
 class TestRandomLatent(TestNode):
@@ -152,12 +137,10 @@ class TestNodes(ComfyExtension):
             TestTrouble,
             TestToyWorldText,
             TestTextEmbedding,
-            TestTensorConditioning,
             TestRandomLatent,
             TestFailingVAE,
             *faults.NODES,
             *process.NODES,
-            *slow_file.NODES,
         ]
 
 
