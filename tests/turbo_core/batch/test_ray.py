@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
-from ray.cluster_utils import Cluster
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.jobs import at_the_gate, with_gate
 from td_pack.tests.support.server import ROOT, install
@@ -116,30 +115,6 @@ def test_twelve_jobs_on_two_workers_survive_a_killed_worker_and_a_killed_server(
     assert len(killed) == 2
     retried = [event["job"] for event in events if event["event"] == "retry"]
     assert len(retried) >= 2 and set(killed) <= set(retried)
-
-
-def test_a_lost_machine_s_jobs_are_done_on_the_others(tmp_path, base, t2v):
-    """Two nodes of a real Ray cluster on this machine, of which one is killed; every job waits until that is
-    noticed."""
-    settings = {"object_store_memory": OBJECT_STORE, "include_dashboard": False, "num_gpus": 0}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **settings})
-    lost = []
-    try:
-        other = cluster.add_node(num_cpus=1, **settings)
-
-        def remove(event: dict, events: list[dict]) -> None:
-            if event["event"] == "retry":
-                for row in range(1, 7):
-                    gate(tmp_path, row).touch()
-            elif not lost and at_the_gate(event) and last_ready(events, event["worker"])["node"] == other.node_id:
-                lost.append(event["job"])
-                cluster.remove_node(other, allow_graceful=False)
-
-        events = run(tmp_path, base, t2v, ["--ray", cluster.address], 6, remove)
-    finally:
-        cluster.shutdown()
-    check(tmp_path / "out", 6, events)
-    assert lost and lost[0] in [event["job"] for event in events if event["event"] == "retry"]
 
 
 def test_ctrl_c_ends_the_servers_and_pictures_reach_the_next_ones(tmp_path, base, i2v):

@@ -11,7 +11,7 @@ from td_pack.turbo_core.camera.embed import embed
 from td_pack.turbo_core.camera.presets import path_from_preset
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host import camera_model
-from td_pack.turbo_core.host.camera_model import CONDCamera, split_into_chunks, without_repeats
+from td_pack.turbo_core.host.camera_model import CONDCamera, without_repeats
 from td_pack.turbo_core.host.conditioning import CAMERA_KEY, TEXT_KEY, check_conditioning
 from td_pack.turbo_core.host.load import load_model
 
@@ -96,21 +96,6 @@ def test_steady_frames_are_computed_once_and_give_the_same(cam):
     with torch.inference_mode():
         each = network(inputs[0], inputs[1], context=inputs[2], camera=camera, camera_repeats=(1,) * 5)
     assert relative_error(velocity(cam, *inputs, camera), each) <= 1e-6
-
-
-@pytest.mark.parametrize(
-    "repeats,size,spans",
-    [
-        ((1, 1, 1), 8, [[(0, 3, 0, 3)]]),
-        ((1, 4), 8, [[(0, 1, 0, 1), (1, 2, 1, 5)]]),
-        ((3, 1, 1, 2), 2, [[(0, 1, 0, 3), (1, 2, 3, 4)], [(0, 1, 4, 5), (1, 2, 5, 7)]]),
-    ],
-)
-def test_spans_cover_the_video_in_order(repeats, size, spans):
-    chunks = split_into_chunks(repeats, size)
-    assert [
-        [(s.camera.start, s.camera.stop, s.video.start, s.video.stop) for s in spans] for _, spans in chunks
-    ] == spans
 
 
 def test_a_batch_shares_one_camera(cam):

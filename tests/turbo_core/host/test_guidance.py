@@ -1,8 +1,6 @@
 """Many steps with guidance on two experts, as Wan 2.2 and LingBot-World are run: stock sampler and scheduler, our
 guider."""
 
-from types import SimpleNamespace
-
 import comfy.samplers
 import pytest
 import torch
@@ -100,27 +98,3 @@ def test_two_experts_are_two_stock_samplers_on_the_halves(experts):
     first = sampled(guided(experts[0], CFG[0]), high)
     second = sampled(guided(experts[1], CFG[1]), low, noise=Noise_EmptyNoise(), latent=first)
     assert relative_error(sampled(both(experts), levels), second) <= 1e-5
-
-
-class Recording(ExpertGuider):
-    """Keeps every prediction of the run."""
-
-    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
-        predicted = super().predict_noise(x, timestep, model_options, seed)
-        self.seen = [*getattr(self, "seen", []), (x.clone(), float(timestep.max()), predicted.clone())]
-        return predicted
-
-
-def test_every_prediction_of_unipc_is_the_right_expert_s(experts):
-    """UniPC remembers earlier steps, so the run cannot be cut in two: each prediction is compared with a stock
-    sampler's single step from the same point to zero, which is the prediction."""
-    guider = both(experts, Recording)
-    sampled(guider, sigmas(experts[0], 5), "uni_pc")
-    ran_low = [sigma < BOUNDARY for _, sigma, _ in guider.seen]
-    assert len(ran_low) >= 5 and ran_low == sorted(ran_low) and {False, True} == set(ran_low)
-    latent_format = experts[0].model.latent_format
-    for (x, sigma, predicted), low in zip(guider.seen, ran_low, strict=True):
-        stock = guided(experts[low], CFG[low])
-        start = SimpleNamespace(seed=0, generate_noise=lambda latent, noise=x / sigma: noise)  # the sampler starts at x
-        expected = sampled(stock, torch.tensor([sigma, 0.0]), noise=start)
-        assert relative_error(latent_format.process_out(predicted), expected) <= 1e-5

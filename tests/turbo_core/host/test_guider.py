@@ -1,4 +1,6 @@
-"""Two experts in one run: which runs when, with which patches, options and guidance."""
+"""Two experts in one run: which runs when, with which patches, options, guidance and latents."""
+
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.samplers
@@ -7,7 +9,16 @@ import torch
 from comfy_extras.nodes_custom_sampler import CFGOverride, Noise_EmptyNoise
 from comfy_extras.nodes_easycache import EasyCacheNode
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.experts import guided, image_text, sample, stock_sample, text, traced_pair
+from td_pack.tests.support.experts import (
+    SHAPE,
+    guided,
+    image_text,
+    latent,
+    sample,
+    stock_sample,
+    text,
+    traced_pair,
+)
 from td_pack.tests.support.models import relative_error
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host.run import needs_low_expert, run_sigmas
@@ -119,3 +130,31 @@ def test_other_samplers_do_not_count_into_the_record_of_a_run(t2v):
 def test_noise_levels_of_another_kind_of_model_are_refused(t2v, mode, levels, wrong):
     with pytest.raises(TurboError, match=f"The SIGMAS hold {wrong} where a step begins or ends"):
         guided(text(), levels, t2v, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["sde", "ode"])
+def test_a_batch_equals_single_runs(t2v, mode):
+    noise = torch.randn(2, *SHAPE[1:], generator=torch.Generator().manual_seed(9))
+
+    def result(value):
+        drawn = SimpleNamespace(seed=0, generate_noise=lambda latent: value)
+        return guided(text(), run_sigmas(t2v, 2, 0), t2v, mode=mode, noise=drawn, given=latent(len(value)))
+
+    batch = result(noise)
+    assert batch.shape[0] == 2
+    if mode == "ode":  # re-noise is drawn in the batch's shape, so only the deterministic mode can be compared
+        single = torch.cat([result(noise[i : i + 1]) for i in range(2)])
+        # Matrix products of another size may be summed in another order.
+        assert relative_error(batch, single) <= 1e-5
+    else:
+        assert not torch.equal(batch[0], batch[1])
+
+
+def test_masked_out_parts_of_the_latent_are_kept(t2v):
+    given = checkpoints.draw(2, "latent", SHAPE)
+    mask = torch.zeros(1, 1, *SHAPE[2:])
+    mask[..., :4] = 1
+    out = sample(t2v, text(), latent={"samples": given, "noise_mask": mask})
+    # Through the latent format's mean and standard deviation and back, in float32.
+    assert torch.allclose(out[..., 4:], given[..., 4:], atol=1e-5)
+    assert (out[..., :4] - given[..., :4]).abs().mean() > 0.1

@@ -102,16 +102,6 @@ def test_where_int8_is_slower_every_linear_multiplies_in_float(model, monkeypatc
     assert model.model.spec.int8
 
 
-def test_its_size_is_counted_in_int8(model, state_dict):
-    stored = sum(
-        value.numel() * value.element_size()
-        for name, value in state_dict.items()
-        if name.endswith(("int8_weight", ".scale"))
-    )
-    floats = sum(p.numel() * p.element_size() for p in model.model.parameters() if not isinstance(p, QuantizedTensor))
-    assert model.model_size() == pytest.approx(stored + floats, rel=0.01)
-
-
 def test_offloaded_weights_stay_int8_and_give_the_same_bits(model):
     resident, before = step(model), sample(model)
     comfy.model_management.unload_all_models()
