@@ -159,32 +159,6 @@ def test_a_file_that_cannot_be_written_leaves_nothing_and_the_next_is_written(tm
     assert [lines[0], *lines[2:]] == ["0 True 0", "1 False 0", "2 True 0"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Runs a script with a real file system of 1 MB as its argument, in a namespace; the lines it prints."""
-
-    def run(code: str) -> list[str]:
-        (tmp_path / "script.py").write_text(code)
-        (tmp_path / "small").mkdir()
-        inside = f"mount -t tmpfs -o size=1m none small || exit 77; {sys.executable} script.py {tmp_path / 'small'}"
-        done = subprocess.run(["unshare", "-Urm", "sh", "-c", inside], cwd=tmp_path, capture_output=True, text=True)
-        if done.returncode == 77 or done.stderr.startswith("unshare:"):
-            pytest.skip(f"no private file systems here: {done.stderr.strip()}")
-        assert not done.returncode, done.stderr
-        return done.stdout.splitlines()
-
-    return run
-
-
-def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, small_disk):
-    assert small_disk(IMPORTS + SAVE) == [
-        "0 True 0",
-        f"DiskFull The disk of {tmp_path / 'small'} is full; make room and start again with --resume.",
-        "1 False 0",
-        "2 True 0",
-    ]
-
-
 def test_the_manifest_keeps_every_attempt_and_reopens(tmp_path):
     jobs = [JOB, Job("b" * 20, 3, JOB.prompt)]
     manifest = Manifest(tmp_path)
@@ -257,35 +231,3 @@ def test_a_locked_manifest_is_one_sentence(tmp_path):
     manifest.add([JOB])
     assert [record.job for record in manifest.records()] == [JOB]
     manifest.close()
-
-
-FILL = """
-import subprocess
-from td_pack.turbo_core.batch.manifest import Manifest
-from td_pack.turbo_core.batch.results import Results
-full, fixed = Path(sys.argv[1]), Path(sys.argv[1] + "-fixed")
-manifest = Manifest(full)
-prompt = {"1": {"class_type": "X", "inputs": {"text": "x" * 1000}}}
-manifest.add([Job("first", 1, prompt)])
-def attempt(call, *arguments):
-    try:
-        call(*arguments)
-    except Exception as error:
-        print(type(error).__name__, error)
-attempt(manifest.add, (Job(str(i), i, prompt) for i in range(3000)))
-print([(r.job.id, r.current) for r in manifest.records()])
-fixed.mkdir()
-subprocess.run(["mount", "--bind", full, fixed], check=True)
-subprocess.run(["mount", "-o", "remount,bind,ro", fixed], check=True)
-attempt(lambda: Manifest(fixed).add([]))
-attempt(Results, fixed)
-"""
-
-
-def test_a_disk_that_is_full_or_read_only_while_the_manifest_is_filled_loses_nothing(small_disk):
-    full, listed, *fixed = small_disk(IMPORTS + FILL)
-    assert "ManifestError" in full and "could not be written (database or disk is full); make room or free it" in full
-    assert listed == "[('first', True)]"
-    assert ["readonly database" in fixed[0], "cannot be written (Read-only file system)" in fixed[1]] == [True, True], (
-        fixed
-    )

@@ -123,31 +123,6 @@ def test_offloaded_weights_stay_packed_and_give_the_same_bits(model):
     assert torch.equal(step(model), resident)
 
 
-def test_weights_that_comfyui_fetches_are_unpacked_too(model):
-    """On a GPU, offloaded and dynamic weights are not on the device; on a CPU ComfyUI's forward is called here by
-    name."""
-    layer = model.model.diffusion_model.blocks[0].self_attn.q
-    x = checkpoints.draw(2, "x", (2, 192, 256))
-    assert torch.equal(super(type(layer), layer).forward(x), layer(x))
-    half = super(type(layer), layer).forward(x.half())
-    assert half.dtype == torch.float16 and torch.equal(half, layer(x.half()))
-
-
-def test_a_weight_moves_and_copies_as_comfyui_moves_weights(model):
-    """What dynamic VRAM and streams do to a quantized weight: its parts in one buffer, and back."""
-    from comfy.memory_management import interpret_gathered_like, vram_aligned_size
-
-    weight = model.model.diffusion_model.blocks[0].ffn[0].weight.data
-    buffer = torch.zeros(vram_aligned_size(weight), dtype=torch.uint8)
-    (view,) = interpret_gathered_like([weight], buffer)
-    view.copy_(weight)
-    assert is_nf4(view) and torch.equal(view.dequantize(), weight.dequantize())
-    other = torch.empty_like(weight).copy_(weight)
-    assert torch.equal(other.dequantize(), weight.dequantize())
-    assert weight.to(torch.float16).dequantize().dtype == torch.float16
-    assert buffer.numel() < 0.2 * weight.numel() * 4 + 6 * 1024
-
-
 @pytest.mark.parametrize("load", [{}, {"lowvram_model_memory": 1}], ids=["resident", "offloaded"])
 def test_the_stock_lora_node_is_exact(model, reference, load):
     """As on the dense model, whose weights ComfyUI patches on the fly (offloaded): the same float32 sums."""
