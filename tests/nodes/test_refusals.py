@@ -12,27 +12,19 @@ pytestmark = pytest.mark.server
 
 BAD_VALUES = [
     ("model", "model_name", "absent.pth", "value_not_in_list", "absent.pth"),
-    ("model", "dtype", "int4", "value_not_in_list", "int4"),
-    ("sample", "boundary", 0.0, "value_smaller_than_min", "boundary"),
     ("sample", "boundary", 1.5, "value_bigger_than_max", "boundary"),
-    ("sample", "seed", -1, "value_smaller_than_min", "seed"),
-    ("sample", "mode", "euler", "value_not_in_list", "euler"),
     ("sample", "steps", 0, "custom_validation_failed", "steps is 0: choose 1 to 16"),
     ("sample", "steps", 17, "custom_validation_failed", "steps is 17: choose 1 to 16"),
     ("sample", "sigma_max", 10.0, "custom_validation_failed", "it must exceed 14.2"),
     ("sample", "sigma_max", -1.0, "custom_validation_failed", "choose a positive number"),
     ("sample", "sigma_max", "inf", "custom_validation_failed", "choose a positive number"),
-    ("sample", "latent", ["text", 0], "return_type_mismatch", "latent"),
-    ("sample", "high", ["vae", 0], "return_type_mismatch", "high"),
-    ("attention", "topk", 0.0, "value_smaller_than_min", "topk"),
     ("attention", "topk", 1.1, "value_bigger_than_max", "topk"),
 ]
 
 
 @pytest.mark.parametrize("name,field,value,kind,details", BAD_VALUES)
 def test_what_is_visible_before_running_is_a_node_error(server, name, field, value, kind, details):
-    more = {"attention": attention(), "vae": node("VAELoader", vae_name=checkpoints.VAE)}
-    job = t2v_job("bad", **more, sample=sampled(high=["attention", 0]))
+    job = t2v_job("bad", attention=attention(), sample=sampled(high=["attention", 0]))
     job[name]["inputs"][field] = value
     with pytest.raises(PromptRejected) as caught:
         server.client.queue(job)

@@ -1,4 +1,4 @@
-"""Two experts in one run: which runs when, with which patches, guidance and latents; what they hold; what is refused."""
+"""Two experts in one run: which runs when, with which patches, guidance and latents; what is held and refused."""
 
 import gc
 import weakref
