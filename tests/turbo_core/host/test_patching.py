@@ -99,21 +99,6 @@ def test_a_lora_is_applied_to_every_layer_and_removed_to_the_bit(model, style):
     comfy.model_management.unload_all_models()
 
 
-@pytest.mark.usefixtures("no_graphs")
-def test_a_compiled_model_follows_its_own_settings(model):
-    """Settings kept in transformer_options would go stale: the compile node drops their guards."""
-    settings = [("sla", 0.7, "", False), ("dense", 0.1, "", False), ("sla", 0.7, "", False, 1)]
-    expected = [sample(with_attention(model, *given), 2) for given in settings]
-    for compile_first in (False, True):
-        torch.compiler.reset()
-        compiled = compiled_by("eager", model)
-        for i in (0, 1, 2, 0):
-            m = with_attention(compiled if compile_first else model, *settings[i])
-            # The compiler may reorder float32 sums; the settings differ by far more
-            # (test_settings_belong_to_their_clone).
-            assert relative_error(sample(m if compile_first else compiled_by("eager", m), 2), expected[i]) <= 1e-5
-
-
 def calls(model) -> tuple[int, int, int]:
     return tuple(model.model.calls[name] for name in ("network", "sparse attention", "dense attention"))
 
