@@ -125,6 +125,12 @@ def test_what_a_killed_run_left_is_removed_and_a_second_run_kept_out(tmp_path):
     Results(tmp_path).close()
 
 
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TurboError, match=f"^{tmp_path}/file/out cannot be written .Not a directory.*; choose"):
+        Results(tmp_path / "file" / "out")
+
+
 IMPORTS = f"""
 {PRELUDE}
 load_pack()
