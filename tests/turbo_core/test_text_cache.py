@@ -3,15 +3,13 @@
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 import safetensors.torch
 import torch
 from td_pack.tests.support import hostile
+from td_pack.tests.support.videos import largest_file
 from td_pack.turbo_core.text_cache import TextCache, cache_key
-
-resource = pytest.importorskip("resource", reason="limits the size of files, which Windows cannot")
 
 ENTRY = {"cond": torch.arange(1024.0).reshape(1, 32, 32)}  # about 4 kB with its header
 
@@ -105,20 +103,8 @@ def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path, caplog):
     assert "was not kept" in caplog.text
 
 
-@contextmanager
-def small_files_only():
-    """No file of this process grows over 1 kB, as on a full disk; not a fixture, under which pytest would write its own
-    output."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_is_a_warning_and_leaves_nothing(cache, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, "turbodiffusion"), small_files_only():
+    with caplog.at_level(logging.WARNING, "turbodiffusion"), largest_file(1000):
         cache.put("k", ENTRY)
     assert "The disk became full" in caplog.text
     assert names(tmp_path / "a" / "b") == [] and cache.get("k") is None
