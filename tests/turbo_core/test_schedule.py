@@ -58,6 +58,13 @@ def test_more_steps_pass_through_every_trained_angle(steps):
         assert angles[1::2] == pytest.approx(middles, rel=1e-15)
 
 
+def test_five_steps_are_points_on_the_polyline():
+    """At 4i/5: 0.8 of the way down the first segment, 0.6 down the second, and so on."""
+    first = math.atan(200)
+    want = [first, first + 0.8 * (1.5 - first), 1.5 - 0.6 * 0.1, 1.4 - 0.4 * 0.4, 1.0 - 0.2 * 1.0, 0]
+    assert schedule.angles(5, 200) == pytest.approx(want, rel=1e-14)  # float64 rounding
+
+
 @pytest.mark.parametrize(
     "steps, boundary, high_steps",
     [(4, 0.9, 2), (3, 0.9, 2), (2, 0.9, 2), (1, 0.9, 1), (4, 1.0, 0), (4, 0.001, 4), (4, 0.8, 3), (4, 0.95, 1)],
