@@ -19,6 +19,7 @@ from td_pack.tests.support.models import (
     weights,
 )
 from td_pack.turbo_core.errors import TurboError
+from td_pack.turbo_core.host.camera_model import CONDCamera
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.lora import with_lora
 from td_pack.turbo_core.host.nf4 import LAYOUT, is_nf4
@@ -74,16 +75,16 @@ def test_every_linear_is_packed_and_nothing_else(model):
     assert get_layout_class(LAYOUT).__name__ == "TurboDiffusionNF4Layout"
 
 
-def velocity(model) -> torch.Tensor:
-    """One pass, along a camera if the model takes one."""
-    spec = model.model.spec
-    x, context = checkpoints.draw(2, "x", (1, spec.in_channels, 3, 8, 12)), checkpoints.draw(1, "text", (1, 8, 4096))
-    camera = {}
-    if spec.camera:
-        frames = checkpoints.draw(4, "camera", (1, lingbot.CHANNELS[spec.camera], 3, 8, 12))
-        camera = {"camera": frames, "camera_repeats": (1, 1, 1)}
+def denoised(model) -> torch.Tensor:
+    """One pass, from an image and along a camera if the model takes them."""
+    control, given = model.model.spec.camera, {"c_crossattn": checkpoints.draw(1, "text", (1, 8, 4096))}
+    if control:
+        camera = checkpoints.draw(4, "camera", (1, lingbot.CHANNELS[control], 3, 8, 12))
+        image = checkpoints.draw(3, "image", (1, 20, 3, 8, 12))
+        given |= {"c_concat": image, "camera": CONDCamera(camera).concat([])}
+    x = checkpoints.draw(2, "x", (1, 16, 3, 8, 12))
     with torch.inference_mode():
-        return model.model.diffusion_model(x, torch.tensor([932.0]), context=context, **camera)
+        return model.model.apply_model(x, torch.tensor([0.98765]), **given)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +101,9 @@ def test_it_is_the_dense_model(plain, double, tmp_path):
         if lingbot.is_linear(name, weight):
             packed = dict(ours.model.diffusion_model.named_parameters())[name]
             assert is_nf4(packed) and torch.equal(packed.dequantize(), weight)
-    given = velocity(ours)
+    given = denoised(ours)
     # The same numbers at another alignment in memory: the matrix library may sum in another order.
-    assert relative_error(given, velocity(theirs)) <= 1e-6
+    assert relative_error(given, denoised(theirs)) <= 1e-6
     assert ours.model.calls["nf4 dequantize"] == sum(lingbot.is_linear(key, value) for key, value in plain.items())
 
 
