@@ -5,7 +5,7 @@ import pytest
 import torch
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.client import ExecutionFailed, PromptRejected
-from td_pack.tests.support.jobs import attention, loader, node, sampled, t2v_job
+from td_pack.tests.support.jobs import attention, loader, node, sampled, t2v_job, text
 
 pytestmark = pytest.mark.server
 
@@ -18,18 +18,39 @@ BAD_VALUES = [
     ("sample", "sigma_max", 10.0, "custom_validation_failed", "it must exceed 14.2"),
     ("sample", "sigma_max", -1.0, "custom_validation_failed", "choose a positive number"),
     ("sample", "sigma_max", "inf", "custom_validation_failed", "choose a positive number"),
+    ("sample", "latent", ["text", 0], "return_type_mismatch", "latent"),
+    ("sample", "high", ["vae", 0], "return_type_mismatch", "high"),
+    ("attention", "topk", 0.0, "value_smaller_than_min", "topk"),
     ("attention", "topk", 1.1, "value_bigger_than_max", "topk"),
 ]
 
 
 @pytest.mark.parametrize("name,field,value,kind,details", BAD_VALUES)
 def test_what_is_visible_before_running_is_a_node_error(server, name, field, value, kind, details):
-    job = t2v_job("bad", attention=attention(), sample=sampled(high=["attention", 0]))
+    more = {"attention": attention(), "vae": node("VAELoader", vae_name=checkpoints.VAE)}
+    job = t2v_job("bad", **more, sample=sampled(high=["attention", 0]))
     job[name]["inputs"][field] = value
     with pytest.raises(PromptRejected) as caught:
         server.client.queue(job)
     errors = caught.value.node_errors[name]["errors"]
     assert any(error["type"] == kind and details in error["details"] for error in errors), errors
+
+
+BAD_LINKS = [
+    ("wrong text encoder", {"text": text(width=768)}, "The text conditioning is 768 wide and this model takes 4096"),
+    ("no negative", {"sample": sampled(cfg_high=2.0)}, "needs a negative conditioning"),
+    (
+        "blocks",
+        {"attention": attention(dense_blocks="7"), "sample": sampled(high=["attention", 0])},
+        "this model's blocks are 0 to 1",
+    ),
+]
+
+
+@pytest.mark.parametrize("problem,changes,message", BAD_LINKS, ids=[case[0] for case in BAD_LINKS])
+def test_what_arrives_on_a_link_is_the_node_s_error(server, problem, changes, message):
+    with pytest.raises(ExecutionFailed, match=message):
+        server.client.run(t2v_job("bad", **changes))
 
 
 FILES = [
