@@ -1,6 +1,7 @@
 """Int8 checkpoints as ComfyUI models: what each linear computes, and that every memory path keeps the weights int8."""
 
 import itertools
+from collections import Counter
 
 import comfy.model_management
 import comfy.sd
@@ -9,7 +10,7 @@ import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 from comfy_extras.nodes_model_merging import ModelMergeSimple
-from td_pack.kernels import dispatch
+from td_pack.kernels import counting, dispatch
 from td_pack.kernels.backends import BACKENDS
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.int8 import w8a8
