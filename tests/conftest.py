@@ -45,7 +45,5 @@ def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     checkpoints.write_models(base / "models")
     lingbot.write_models(base / "models")
-    # Tensors get pages of their own, so that a test which limits memory does not depend on what the heap has left over.
-    environment = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    with ComfyServer(base, pack_name="odd_name-1.0.main", test_nodes=True, extra_environment=environment) as running:
+    with ComfyServer(base, pack_name="odd_name-1.0.main", test_nodes=True) as running:
         yield running

@@ -7,7 +7,7 @@ import folder_paths
 import pytest
 from td_pack.nodes.convert import TurboDiffusionConvert
 from td_pack.tests.support import checkpoints, lingbot
-from td_pack.tests.support.client import ExecutionFailed, PromptRejected
+from td_pack.tests.support.client import PromptRejected
 from td_pack.tests.support.jobs import loader, node, saved, t2v_job
 from td_pack.turbo_core.checkpoint.read import read_safetensors
 
@@ -77,15 +77,6 @@ def test_a_lora_and_a_delta_are_merged_by_the_node(server):
     assert "changed by 0.5 * (tiny_t2v_sla.pth - teacher.pth)" in text
     # The LoRA's third layer is a proj_l, which the base lacks.
     assert "merge.safetensors merged into 2 layers at strength 0.5" in text
-
-
-@server_test
-def test_a_damaged_source_is_the_node_s_error_and_leaves_nothing(server):
-    folder = server.models_dir / "diffusion_models"
-    (folder / "short.pth").write_bytes((folder / checkpoints.T2V_SLA).read_bytes()[:-5000])
-    with pytest.raises(ExecutionFailed, match="short.pth is cut short"):
-        server.client.run(job("from short", model_name="short.pth"))
-    assert not list(folder.glob("from short*"))
 
 
 @pytest.fixture

@@ -1,15 +1,10 @@
 """What can go wrong in each phase of a run: a clear error or a finished run, and the next prompt gives the same as
 before."""
 
-import contextlib
-import re
-import resource
-from pathlib import Path
-
 import pytest
 import torch
 from td_pack.tests.support import text_encoders
-from td_pack.tests.support.jobs import empty, encoded, i2v_job, loader, node, run_held, sampled, saved, t2v_job
+from td_pack.tests.support.jobs import encoded, i2v_job, loader, node, run_held, saved
 
 pytestmark = pytest.mark.server
 
@@ -106,34 +101,3 @@ def test_free_and_a_second_prompt_meanwhile(text_server, undisturbed, phase):
     assert_works(text_server, undisturbed)  # and, the queue being one, the second prompt is done
     for prefix in ("first", "second"):
         assert torch.equal(saved(text_server, prefix), undisturbed)
-
-
-@contextlib.contextmanager
-def memory_limit(server, room: int):
-    """Lets the server's address space grow by no more than `room` bytes once `act` is called."""
-
-    def act() -> None:
-        pages = int(Path(f"/proc/{server.pid}/statm").read_text().split()[0])
-        resource.prlimit(server.pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + room, before[1]))
-        server.client.post("/free", {"unload_models": True})  # lets the held phase go on
-
-    before = resource.prlimit(server.pid, resource.RLIMIT_AS)
-    try:
-        yield act
-    finally:
-        resource.prlimit(server.pid, resource.RLIMIT_AS, before)
-
-
-@pytest.mark.parametrize("phase", ["text encode", "sample high"])
-def test_a_machine_out_of_memory(text_server, undisturbed, phase):
-    if phase == "text encode":
-        prompt = job("limited", phase, "hold")
-    else:
-        big = {"model": loader(text_encoders.SMALL_T2V), "text": encoded(), "latent": empty(512, 512, 33)}
-        prompt = t2v_job(
-            "limited", **big, fault=fault(["text", 0], phase, "hold"), sample=sampled(positive=["fault", 0])
-        )
-    with memory_limit(text_server, 4 << 20) as act:
-        result = run_held(text_server, prompt, act)
-    assert re.search("can't allocate memory|Unable to allocate|not enough memory", result.error["exception_message"])
-    assert_works(text_server, undisturbed)

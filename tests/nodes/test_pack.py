@@ -30,6 +30,7 @@ def test_entering_the_pack_is_quick_and_imports_no_triton(tmp_path):
     _, nodes, *modules = runs[0]
     assert int(nodes) >= 6 and "td_pack.nodes" in modules
     assert not [name for name in modules if "triton" in name.split(".")], "the kernels, or triton itself"
+    assert not [name for name in modules if "batch" in name.split(".")], "the batch tool is no part of a server"
 
 
 @pytest.mark.server

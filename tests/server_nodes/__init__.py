@@ -1,7 +1,6 @@
 """Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder, random latents, and faults."""
 
 import itertools
-import os
 import pathlib
 import time
 import zlib
@@ -14,7 +13,7 @@ import torch
 from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
 
-from . import faults, process, slow_file, toy_text
+from . import faults, process, toy_text
 from .schema import TestNode
 
 TOKENS = 512
@@ -98,9 +97,7 @@ class TestTrouble(TestNode):
 
     INPUTS = [
         io.Latent.Input("samples"),
-        io.Combo.Input(
-            "kind", options=["none", "error", "out of memory", "end the process", "wait", "gate", "audience"]
-        ),
+        io.Combo.Input("kind", options=["none", "error", "out of memory", "wait", "gate", "audience"]),
         io.String.Input(
             "once",
             default="",
@@ -119,8 +116,6 @@ class TestTrouble(TestNode):
             raise ValueError("This node always fails.")
         if kind == "out of memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        if kind == "end the process":
-            os._exit(9)
         server, listened = PromptServer.instance, 0
         for _ in range(_LONGEST if kind in ("wait", "gate", "audience") else 0):
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -157,7 +152,6 @@ class TestNodes(ComfyExtension):
             TestFailingVAE,
             *faults.NODES,
             *process.NODES,
-            *slow_file.NODES,
         ]
 
 

@@ -1,23 +1,8 @@
-"""Nodes that show the state of the server's process, and that shorten a text for benchmarks."""
+"""A node that shortens a text for benchmarks."""
 
-import threading
-
-import psutil
 from comfy_api.latest import io
 
 from .schema import TestNode
-
-
-class TestProcess(TestNode):
-    """Shows the names of the server's threads and the files that it has open."""
-
-    MORE = {"is_output_node": True, "not_idempotent": True}
-
-    @classmethod
-    def execute(cls) -> io.NodeOutput:
-        threads = [thread.name for thread in threading.enumerate()]
-        files = [file.path for file in psutil.Process().open_files()]
-        return io.NodeOutput(ui={"text": [*threads, *files]})
 
 
 class TestFirstTokens(TestNode):
@@ -31,4 +16,4 @@ class TestFirstTokens(TestNode):
         return io.NodeOutput([[context[:, :count], options] for context, options in conditioning])
 
 
-NODES = [TestProcess, TestFirstTokens]
+NODES = [TestFirstTokens]

@@ -16,23 +16,6 @@ def picture(height: int, width: int, channels: int, batch: int = 1) -> torch.Ten
     return torch.rand(batch, height, width, channels, generator=torch.Generator().manual_seed(height * 1000 + width))
 
 
-def test_sizes_are_the_references():
-    assert SIZES["480p"] == {
-        "16:9": (832, 480),
-        "9:16": (480, 832),
-        "4:3": (640, 480),
-        "3:4": (480, 640),
-        "1:1": (640, 640),
-    }
-    assert SIZES["720p"] == {
-        "16:9": (1280, 720),
-        "9:16": (720, 1280),
-        "4:3": (960, 720),
-        "3:4": (720, 960),
-        "1:1": (960, 960),
-    }
-
-
 @pytest.mark.parametrize(
     "width,height,resolution,size",
     [
@@ -70,13 +53,6 @@ def test_every_picture_becomes_rgb_of_the_size_within_its_own_values(height, wid
     assert result.min() >= min(allowed) - 1e-5 and result.max() <= max(allowed) + 1e-5
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(("stretch", "crop")), st.floats(0, 1, width=32))
-@settings(max_examples=40, deadline=None)
-def test_one_color_stays_that_color(height, width, how, value):
-    result = fit(torch.full((height, width, 3), value), 48, 32, how, 1.0)
-    torch.testing.assert_close(result, torch.full_like(result, value), rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     "height,width,box", [(10, 40, (10, 22, 0, 48)), (40, 10, (0, 32, 20, 28)), (32, 48, (0, 32, 0, 48))]
 )
@@ -94,22 +70,11 @@ def test_a_crop_keeps_the_middle():
     assert torch.equal(fit(frame, 48, 32, "crop", 0.0), frame[:, 24:72])
 
 
-def test_a_long_thin_picture_can_be_cropped():
-    assert fit(picture(1, 5000, 3)[0], 48, 32, "crop", 0.0).shape == (32, 48, 3)
-
-
 def test_resizing_is_the_references():
     transforms = pytest.importorskip("torchvision.transforms.v2")
     frame = picture(100, 70, 3)[0]
     expected = transforms.Resize((32, 48), antialias=True)(frame.movedim(-1, 0)).movedim(0, -1)
     torch.testing.assert_close(resize(frame, 48, 32), expected)
-
-
-def test_shrinking_does_not_alias():
-    stripes = torch.zeros(64, 64, 3)
-    stripes[:, ::2] = 1  # without antialiasing a quarter-size copy of these is black, white or striped
-    inside = resize(stripes, 16, 16)[:, 1:-1]
-    torch.testing.assert_close(inside, torch.full_like(inside, 0.5), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("background,value", BACKGROUNDS.items())

@@ -1,14 +1,11 @@
 """What the memory formulas say, against loaded tiny models and a traced step."""
 
-import weakref
-
 import pytest
 import torch
 from td_pack.tests.support import checkpoints
+from td_pack.tests.support.allocations import PeakBytes
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.memory import step_bytes, tokens, weight_bytes
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 KINDS = {
     "bf16": dict(),
@@ -16,31 +13,6 @@ KINDS = {
     "int8": dict(int8=True, ffn_dim=600),
     "int8 sla": dict(int8=True, sla=True, layers=3, ffn_dim=1024),
 }
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes that tensors made within the block held at once."""
-
-    def __init__(self):
-        super().__init__()
-        self._live, self._now, self.bytes = {}, 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if type(tensor) is torch.Tensor:
-                self._add(tensor.untyped_storage())
-        return result
-
-    def _add(self, storage) -> None:
-        if storage._cdata not in self._live and storage.nbytes():
-            self._live[storage._cdata] = storage.nbytes()
-            weakref.finalize(storage, self._drop, storage._cdata)
-            self._now += storage.nbytes()
-            self.bytes = max(self.bytes, self._now)
-
-    def _drop(self, key: int) -> None:
-        self._now -= self._live.pop(key)
 
 
 @pytest.fixture
@@ -66,10 +38,10 @@ def test_a_step_takes_no_more_than_estimated_and_not_half_as_much(load, ffn_dim)
     model = load(ffn_dim=ffn_dim, sla=True, int8=True)
     counts, peaks = (512, 1024), []
     for count in counts:
-        with torch.no_grad(), Peak() as peak:
+        with torch.no_grad(), PeakBytes() as memory:
             x = torch.zeros(1, 16, 1, 32, count // 8)
             model.model.diffusion_model(x, torch.tensor([900.0]), torch.zeros(1, 8, 4096), transformer_options={})
-        peaks.append(peak.bytes)
+        peaks.append(memory.peak)
     grown = peaks[1] - peaks[0]
     estimate = step_bytes(model.model.spec, counts[1] - counts[0], torch.float32)
     assert 0.5 * estimate <= grown <= 1.1 * estimate, (grown, estimate)

@@ -113,11 +113,6 @@ def test_no_step_returns_the_input():
     assert torch.equal(out, x)
 
 
-def test_stream_is_successive_draws():
-    stream = rcm.NoiseStream(SEED, SHAPE, CPU)
-    assert all(torch.equal(stream.draw(), want) for want in draws(4))
-
-
 def test_stream_is_the_golden_noise():
     case, tensors = checkpoints.golden_case("t2v_dense")
     stream = rcm.NoiseStream(case["seed"], tensors["x"].shape, CPU)

@@ -32,26 +32,6 @@ def test_it_reads_up_to_the_limit(path, limit, read):
     assert reading.cut == ("The file ended." if limit > SIZE else "")
 
 
-def cached_bytes(path) -> int:
-    """How much of the file, from its start, can be read without waiting for the disk."""
-    with path.open("rb", buffering=0) as file:
-        try:
-            return os.preadv(file.fileno(), [bytearray(SIZE)], 0, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return 0
-
-
-@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux says what is in the page cache")
-def test_it_brings_the_file_into_the_page_cache(path):
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if cached_bytes(path) == SIZE:
-        pytest.skip("this file system keeps its files in memory")
-    finished(ReadAhead([path], SIZE, headroom=0))
-    assert cached_bytes(path) == SIZE
-
-
 def test_a_checkpoint_in_parts_is_read_whole(tmp_path):
     parts = [tmp_path / f"part-{i}" for i in range(3)]
     for part in parts:

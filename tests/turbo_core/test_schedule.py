@@ -125,16 +125,7 @@ def test_one_step_may_start_low():
     assert schedule.sigmas(1, 14.2) == pytest.approx([14.2 / 15.2, 0], rel=1e-14)
 
 
-def test_the_limit_is_where_the_second_angle_would_rise():
-    assert math.atan(schedule.SIGMA_MAX_LIMIT) > schedule.MIDDLE_ANGLES[0] > math.atan(schedule.SIGMA_MAX_LIMIT - 0.1)
-
-
 @pytest.mark.parametrize("boundary", [0, -0.1, 1.01, math.nan, math.inf])
 def test_an_impossible_boundary_is_refused(boundary):
     with pytest.raises(TurboError, match=f"^boundary is {boundary}: "):
         schedule.check_boundary(boundary)
-
-
-@pytest.mark.parametrize("boundary", [1e-6, 0.9, 1.0])
-def test_a_possible_boundary_is_not(boundary):
-    schedule.check_boundary(boundary)

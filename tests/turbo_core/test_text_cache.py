@@ -2,18 +2,14 @@
 
 import logging
 import os
-import subprocess
-import sys
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import safetensors.torch
 import torch
 from td_pack.tests.support import hostile
-from td_pack.tests.support.server import ROOT
+from td_pack.tests.support.videos import largest_file
 from td_pack.turbo_core.text_cache import TextCache, cache_key
-
-resource = pytest.importorskip("resource", reason="limits the size of files, which Windows cannot")
 
 ENTRY = {"cond": torch.arange(1024.0).reshape(1, 32, 32)}  # about 4 kB with its header
 
@@ -107,48 +103,23 @@ def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path, caplog):
     assert "was not kept" in caplog.text
 
 
-@contextmanager
-def small_files_only():
-    """No file of this process grows over 1 kB, as on a full disk; not a fixture, under which pytest would write its own
-    output."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_is_a_warning_and_leaves_nothing(cache, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, "turbodiffusion"), small_files_only():
+    with caplog.at_level(logging.WARNING, "turbodiffusion"), largest_file(1000):
         cache.put("k", ENTRY)
     assert "The disk became full" in caplog.text
     assert names(tmp_path / "a" / "b") == [] and cache.get("k") is None
 
 
-WRITER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import conftest
-import torch
-from contextlib import contextmanager
-from pathlib import Path
-from td_pack.turbo_core.text_cache import TextCache
-cache = TextCache(Path(sys.argv[2]), limit=30_000)
-for i in range(40):
-    key = f"k{i % 12}"
-    cache.put(key, {"cond": torch.full((1000,), float(i % 12))})
-    kept = cache.get(f"k{(i * 7) % 12}")
-    assert kept is None or bool((kept["cond"] == (i * 7) % 12).all())
-"""
-
-
-def test_servers_may_share_the_folder(tmp_path):
+def test_servers_may_share_the_folder(tmp_path, caplog):
     """Reading, writing and dropping at once: an entry is whole or absent."""
-    folder = tmp_path / "cache"
-    command = [sys.executable, "-c", WRITER, str(ROOT / "tests"), str(folder)]
-    writers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    errors = [writer.communicate()[1] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0, 0, 0], errors
-    assert not any("turbodiffusion" in error or "damaged" in error or "not kept" in error for error in errors), errors
-    assert 0 < sum(path.stat().st_size for path in folder.iterdir()) <= 30_000 + 3 * 4_200
+
+    def use(cache: TextCache) -> None:
+        for i in range(40):
+            cache.put(f"k{i % 12}", {"cond": torch.full((1000,), float(i % 12))})
+            kept = cache.get(f"k{(i * 7) % 12}")
+            assert kept is None or bool((kept["cond"] == (i * 7) % 12).all())
+
+    with caplog.at_level(logging.WARNING, "turbodiffusion"), ThreadPoolExecutor(3) as servers:
+        list(servers.map(use, [TextCache(tmp_path, limit=30_000) for _ in range(3)]))
+    assert not caplog.messages
+    assert 0 < sum(path.stat().st_size for path in tmp_path.iterdir()) <= 30_000 + 3 * 4_200

@@ -191,18 +191,6 @@ def test_a_killed_batch_joins_the_prompt_that_its_server_still_runs(batch, tmp_p
     )
 
 
-def test_json_says_everything_a_machine_needs(batch, trouble):
-    assert batch("--workflow", trouble, "--vary", "latent.length=5,9", "--json") == 0
-    events = [json.loads(line) for line in batch.said.splitlines()]
-    assert Counter(event["event"] for event in events if event["event"] not in ("progress", "worker")) == {
-        "batch": 1,
-        "start": 2,
-        "done": 2,
-        "end": 1,
-    }
-    assert events[-1]["done"] == 2 and events[-1]["failed"] == 0
-
-
 def test_an_attempt_that_takes_too_long_is_ended(batch, trouble, server):
     settings = ["--set", "trouble.kind=wait", "--timeout", 2, "--retries", 0]
     assert batch("--workflow", trouble, *settings) == 1

@@ -57,23 +57,12 @@ answers = st.dictionaries(
     st.sampled_from(["object_info", "queue", "history", "prompt", "view", "ws"]), st.just(None), min_size=1, max_size=2
 ).flatmap(lambda chosen: st.fixed_dictionaries({name: texts(comfy_answers(ID)[f"/{name}"]) for name in chosen}))
 
-nodes = st.dictionaries(
-    st.sampled_from(["1", "2", "3"]),
-    st.fixed_dictionaries(
-        {
-            "class_type": st.sampled_from(["Save", "Primitive", "Absent", ""]),
-            "inputs": st.dictionaries(
-                st.sampled_from(["seed", "text", "value", "width", "positive", "image"]),
-                values | st.tuples(st.sampled_from(["1", "2", "3"]), st.integers(-1, 2)).map(list),
-                max_size=4,
-            ),
-        },
-        optional={"_meta": values},
-    ),
-    min_size=1,
-    max_size=3,
-)
-workflows = (nodes | changed(WORKFLOW)).map(json.dumps) | texts(WORKFLOW)
+GRAPH = WORKFLOW | {
+    "2": {"class_type": "Primitive", "inputs": {"value": ["3", 0], "width": 64}, "_meta": {"title": "width"}},
+    "3": {"class_type": "Primitive", "inputs": {"value": ["2", 1], "positive": ["1", 0], "image": "a.png"}},
+    "4": {"class_type": "Absent", "inputs": {}},
+}
+workflows = changed(GRAPH).map(json.dumps) | texts(WORKFLOW)
 names = st.sampled_from(["seed", "prompt", "negative", "image", "width", "1.text", "Save.seed", "2.value", "1.", "."])
 rows = st.dictionaries(names | st.text(max_size=6), values, max_size=4).map(json.dumps) | st.text(max_size=12)
 tables = st.lists(rows, max_size=5).map("\n".join) | st.text(max_size=40)
@@ -110,18 +99,9 @@ def check(place, capsys, monkeypatch):
 @pytest.fixture
 def examples(request):
     """Settings for a property with that many examples, seeded; with `--long` a thousand times as many, not seeded."""
-
-    def make(count: int) -> settings:
-        is_long = request.config.getoption("--long", default=False)
-        return settings(
-            max_examples=count * 1000 if is_long else count,
-            derandomize=not is_long,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        )
-
-    return make
+    is_long = request.config.getoption("--long", default=False)
+    fixed = dict(derandomize=not is_long, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    return lambda count: settings(max_examples=count * (1000 if is_long else 1), **fixed)
 
 
 def test_a_batch_survives_every_answer(place, check, examples):

@@ -1,4 +1,4 @@
-"""`dev.py batch --ray`: real Ray, real servers; a killed worker process, a killed server, a lost machine."""
+"""`dev.py batch --ray`: real Ray, real servers; a killed worker process, a killed server, Ctrl-C."""
 
 import json
 import os
@@ -12,13 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
-from ray.cluster_utils import Cluster
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.jobs import at_the_gate, with_gate
 from td_pack.tests.support.server import ROOT, install
 
 pytestmark = pytest.mark.server
-OBJECT_STORE = 100 << 20
 
 
 @pytest.fixture
@@ -59,18 +57,6 @@ def gate(tmp_path, row: int) -> Path:
     return tmp_path / f"gate-{row}"
 
 
-def run(tmp_path, base, workflow: dict, where: list[str], jobs: int, on_event) -> list[dict]:
-    """Runs that many seeds of the workflow, each with its own gate, on two workers to their end; returns the events."""
-    path, table = tmp_path / "workflow.json", tmp_path / "jobs.jsonl"
-    path.write_text(json.dumps(with_gate(workflow)))
-    rows = ({"seed": row, "trouble.once": str(gate(tmp_path, row))} for row in range(1, jobs + 1))
-    table.write_text("\n".join(map(json.dumps, rows)))
-    process = start(tmp_path, base, table, "--workflow", path, "--workers", 2, *where)
-    events = follow(process, on_event)
-    assert process.returncode == 0, (tmp_path / "stderr").read_text()
-    return events
-
-
 def check(out, jobs: int, events: list[dict]) -> None:
     """Every job is done once, its video is there, and no server is left."""
     made = [path.parent.name for path in out.glob("*/video.mp4")]
@@ -97,7 +83,11 @@ def last_ready(events: list[dict], worker: str) -> dict:
     ]
 
 
-def test_twelve_jobs_on_two_workers_survive_a_killed_worker_and_a_killed_server(tmp_path, base, t2v):
+def test_jobs_on_two_workers_survive_a_killed_worker_and_a_killed_server(tmp_path, base, t2v):
+    path, table = tmp_path / "workflow.json", tmp_path / "jobs.jsonl"
+    path.write_text(json.dumps(with_gate(t2v)))
+    rows = ({"seed": row, "trouble.once": str(gate(tmp_path, row))} for row in range(1, 9))
+    table.write_text("\n".join(map(json.dumps, rows)))
     killed = []
 
     def kill(event: dict, events: list[dict]) -> None:
@@ -105,41 +95,19 @@ def test_twelve_jobs_on_two_workers_survive_a_killed_worker_and_a_killed_server(
         if not at_the_gate(event):
             return
         done = sum(e["event"] == "done" for e in events)
-        if (len(killed), done >= 3, done >= 7) in ((0, True, False), (1, True, True)):
+        if (len(killed), done >= 2, done >= 4) in ((0, True, False), (1, True, True)):
             ready = last_ready(events, event["worker"])
             killed.append(event["job"])
             os.kill(ready["server_pid" if len(killed) == 2 else "pid"], signal.SIGKILL)
         gate(tmp_path, event["row"]).touch()
 
-    events = run(tmp_path, base, t2v, ["--ray", "local"], 12, kill)
-    check(tmp_path / "out", 12, events)
+    process = start(tmp_path, base, table, "--workflow", path, "--workers", 2, "--ray", "local")
+    events = follow(process, kill)
+    assert process.returncode == 0, (tmp_path / "stderr").read_text()
+    check(tmp_path / "out", 8, events)
     assert len(killed) == 2
     retried = [event["job"] for event in events if event["event"] == "retry"]
     assert len(retried) >= 2 and set(killed) <= set(retried)
-
-
-def test_a_lost_machine_s_jobs_are_done_on_the_others(tmp_path, base, t2v):
-    """Two nodes of a real Ray cluster on this machine, of which one is killed; every job waits until that is
-    noticed."""
-    settings = {"object_store_memory": OBJECT_STORE, "include_dashboard": False, "num_gpus": 0}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **settings})
-    lost = []
-    try:
-        other = cluster.add_node(num_cpus=1, **settings)
-
-        def remove(event: dict, events: list[dict]) -> None:
-            if event["event"] == "retry":
-                for row in range(1, 7):
-                    gate(tmp_path, row).touch()
-            elif not lost and at_the_gate(event) and last_ready(events, event["worker"])["node"] == other.node_id:
-                lost.append(event["job"])
-                cluster.remove_node(other, allow_graceful=False)
-
-        events = run(tmp_path, base, t2v, ["--ray", cluster.address], 6, remove)
-    finally:
-        cluster.shutdown()
-    check(tmp_path / "out", 6, events)
-    assert lost and lost[0] in [event["job"] for event in events if event["event"] == "retry"]
 
 
 def test_ctrl_c_ends_the_servers_and_pictures_reach_the_next_ones(tmp_path, base, i2v):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 from aiohttp import web
+from td_pack.tests.support.fresh import PRELUDE
 from td_pack.tests.support.server import ROOT
 from td_pack.tests.turbo_core.batch.scripted_server import WORKFLOW, ScriptedServer, served
 from td_pack.turbo_core.batch import table
@@ -181,3 +182,16 @@ def test_planning_hears_signals(tmp_path, stop):
             out, said = running.communicate(timeout=300)
     assert running.returncode == 130 and not out, (out, said)
     assert said.decode().startswith("batch: stopped") and said.count(b"\n") == 1
+
+
+def test_without_ray_the_command_says_how_to_get_it(tmp_path):
+    code = (
+        f"{PRELUDE}load_pack()\n"
+        "sys.modules['ray'] = None\n"
+        "from td_pack.turbo_core.batch.cli import main\n"
+        "sys.exit(main(['--seeds', '1', '--workflow', "
+        f"{str(ROOT / 'workflows/api/TurboWan2.1-T2V-1.3B-480P.json')!r}, '--ray', 'local', '--out', 'x']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("batch: --ray needs Ray (") and done.stderr.rstrip().endswith("-m pip install ray")

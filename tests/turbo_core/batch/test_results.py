@@ -1,16 +1,15 @@
 """What is written: whole or not at all, never twice, under names that the server does not choose."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from td_pack.tests.support.fresh import PRELUDE
+from td_pack.tests.support.videos import largest_file
 from td_pack.turbo_core.batch.cli import main
 from td_pack.turbo_core.batch.job import Job
 from td_pack.turbo_core.batch.manifest import DONE, FAILED, PENDING, RUNNING, Manifest, ManifestError, Record
@@ -90,28 +89,18 @@ def test_the_sheet_shows_half_a_character_as_its_code(tmp_path):
 
 
 def test_the_server_s_names_are_not_used(results):
-    names = [
-        "../../../etc/passwd",
-        "a/b.mp4",
-        "c.MP4",
-        "job.json",
-        "x.p\x00g",
-        ".bashrc",
-        "d.png",
-        "e.tar.gz",
-        "f.latent",
-    ]
-    assert file_names(names) == [
-        "file.bin",
-        "video.mp4",
-        "video-2.mp4",
-        "file-2.bin",
-        "file-3.bin",
-        "file-4.bin",
-        "image.png",
-        "file.gz",
-        "file.latent",
-    ]
+    names = {
+        "../../../etc/passwd": "file.bin",
+        "a/b.mp4": "video.mp4",
+        "c.MP4": "video-2.mp4",
+        "job.json": "file-2.bin",
+        "x.p\x00g": "file-3.bin",
+        ".bashrc": "file-4.bin",
+        "d.png": "image.png",
+        "e.tar.gz": "file.gz",
+        "f.latent": "file.latent",
+    }
+    assert file_names(list(names)) == list(names.values())
 
 
 def test_what_a_killed_run_left_is_removed_and_a_second_run_kept_out(tmp_path):
@@ -125,64 +114,20 @@ def test_what_a_killed_run_left_is_removed_and_a_second_run_kept_out(tmp_path):
     Results(tmp_path).close()
 
 
-IMPORTS = f"""
-{PRELUDE}
-load_pack()
-import resource, signal
-from pathlib import Path
-from td_pack.turbo_core.batch.job import Job
-"""
-SAVE = """
-from td_pack.turbo_core.batch.results import DiskFull, Results
-from td_pack.turbo_core.batch.worker import Outcome
-results = Results(Path(sys.argv[1]))
-for i, size in enumerate((100_000, 3_000_000, 100_000)):
-    job = Job(str(i) * 20, i, {})
-    try:
-        results.save(job, Outcome({}, [("a.mp4", bytes(size))], None, {"total": 1}), "w", 1)
-    except Exception as error:
-        print(type(error).__name__, error)
-    print(i, results.record(job.id) is not None, len(list(results.folder.glob(".partial*"))))
-"""
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TurboError, match=f"^{tmp_path}/file/out cannot be written .Not a directory.*; choose"):
+        Results(tmp_path / "file" / "out")
 
 
-LIMIT = """
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-"""
-
-
-def test_a_file_that_cannot_be_written_leaves_nothing_and_the_next_is_written(tmp_path):
-    command = [sys.executable, "-c", IMPORTS + LIMIT + SAVE, str(tmp_path / "out")]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert lines[1] == f"TurboError The result could not be written to {tmp_path / 'out'} (File too large)."
-    assert [lines[0], *lines[2:]] == ["0 True 0", "1 False 0", "2 True 0"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Runs a script with a real file system of 1 MB as its argument, in a namespace; the lines it prints."""
-
-    def run(code: str) -> list[str]:
-        (tmp_path / "script.py").write_text(code)
-        (tmp_path / "small").mkdir()
-        inside = f"mount -t tmpfs -o size=1m none small || exit 77; {sys.executable} script.py {tmp_path / 'small'}"
-        done = subprocess.run(["unshare", "-Urm", "sh", "-c", inside], cwd=tmp_path, capture_output=True, text=True)
-        if done.returncode == 77 or done.stderr.startswith("unshare:"):
-            pytest.skip(f"no private file systems here: {done.stderr.strip()}")
-        assert not done.returncode, done.stderr
-        return done.stdout.splitlines()
-
-    return run
-
-
-def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, small_disk):
-    assert small_disk(IMPORTS + SAVE) == [
-        "0 True 0",
-        f"DiskFull The disk of {tmp_path / 'small'} is full; make room and start again with --resume.",
-        "1 False 0",
-        "2 True 0",
-    ]
+def test_a_file_that_cannot_be_written_leaves_nothing_and_the_next_is_written(results):
+    large = dataclasses.replace(JOB, id="b" * 20)
+    with largest_file(1_000_000):
+        with pytest.raises(TurboError, match=rf"could not be written to {results.folder} \(File too large\)\.$"):
+            results.save(large, outcome(bytes(3_000_000)), "w", 1)
+        results.save(JOB, outcome(), "w", 1)
+    assert [path.name for path in results.folder.iterdir() if path.is_dir()] == [JOB.id]
+    assert results.record(large.id) is None and results.record(JOB.id)
 
 
 def test_the_manifest_keeps_every_attempt_and_reopens(tmp_path):
@@ -257,35 +202,3 @@ def test_a_locked_manifest_is_one_sentence(tmp_path):
     manifest.add([JOB])
     assert [record.job for record in manifest.records()] == [JOB]
     manifest.close()
-
-
-FILL = """
-import subprocess
-from td_pack.turbo_core.batch.manifest import Manifest
-from td_pack.turbo_core.batch.results import Results
-full, fixed = Path(sys.argv[1]), Path(sys.argv[1] + "-fixed")
-manifest = Manifest(full)
-prompt = {"1": {"class_type": "X", "inputs": {"text": "x" * 1000}}}
-manifest.add([Job("first", 1, prompt)])
-def attempt(call, *arguments):
-    try:
-        call(*arguments)
-    except Exception as error:
-        print(type(error).__name__, error)
-attempt(manifest.add, (Job(str(i), i, prompt) for i in range(3000)))
-print([(r.job.id, r.current) for r in manifest.records()])
-fixed.mkdir()
-subprocess.run(["mount", "--bind", full, fixed], check=True)
-subprocess.run(["mount", "-o", "remount,bind,ro", fixed], check=True)
-attempt(lambda: Manifest(fixed).add([]))
-attempt(Results, fixed)
-"""
-
-
-def test_a_disk_that_is_full_or_read_only_while_the_manifest_is_filled_loses_nothing(small_disk):
-    full, listed, *fixed = small_disk(IMPORTS + FILL)
-    assert "ManifestError" in full and "could not be written (database or disk is full); make room or free it" in full
-    assert listed == "[('first', True)]"
-    assert ["readonly database" in fixed[0], "cannot be written (Read-only file system)" in fixed[1]] == [True, True], (
-        fixed
-    )

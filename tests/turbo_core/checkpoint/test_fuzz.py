@@ -24,30 +24,10 @@ MODELS = {
     "bf16": checkpoints.upstream_state_dict(2, sla=True, **SIZES),
 }
 NUMBERS = st.one_of(st.integers(-2, 300), st.sampled_from([1 << 31, 1 << 40, (1 << 63) - 1, 1 << 64, -(1 << 63)]))
-WORDS = st.sampled_from(
-    [
-        "transformer",
-        "layers",
-        "format",
-        "params",
-        "convrot",
-        "dim",
-        "num_layers",
-        "turbo",
-        "blocks.0.ffn.0",
-        "head.head",
-        "x",
-    ]
-)
+WORDS = st.sampled_from(["transformer", "layers", "format", "params", "dim", "num_layers", "blocks.0.ffn.0", "x"])
+SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, st.floats(), st.text(max_size=5), st.just("int8_tensorwise"))
 JSON = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        NUMBERS,
-        st.floats(),
-        st.text(max_size=5),
-        st.sampled_from(["int8_tensorwise", "float8_e4m3fn"]),
-    ),
+    SCALARS,
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(WORDS, inner, max_size=3)),
     max_leaves=6,
 )
@@ -57,29 +37,21 @@ METADATA = st.dictionaries(
     min_size=1,
     max_size=2,
 )
-SUFFIXES = [
-    ".scale",
-    ".weight_scale",
-    ".comfy_quant",
-    ".absmax",
-    ".quant_state.bitsandbytes__nf4",
-    ".lora_A.weight",
-    "\n\x1b[31m",
-]
+SUFFIXES = [".scale", ".weight_scale", ".comfy_quant", ".absmax", ".quant_state.bitsandbytes__nf4", "\n\x1b[31m"]
+FIELDS = {
+    "dtype": st.sampled_from(["F32", "BF16", "I8", "U8", "F8_E4M3", "BOOL", "I64", "F4", "", 3]),
+    "shape": st.lists(NUMBERS, max_size=6),
+    "data_offsets": st.lists(NUMBERS, min_size=1, max_size=3),
+}
+OPERATIONS = [b"cbuiltins\nbytearray\n", b"cposix\nsystem\n", b"\x8e" + b"\xff" * 8, b"R", b"}", b"(", b"t", b"0", b"Q"]
 
 
-def bytes_changed(draw, content: bytes, count: int = 3) -> bytes:
-    """Some bytes set, cut off, or put in."""
+def bytes_changed(draw, content: bytes) -> bytes:
+    """Some bytes left out and others put in their place."""
     changed = bytearray(content)
-    for _ in range(draw(st.integers(1, count))):
+    for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, max(len(changed) - 1, 0)))
-        match draw(st.sampled_from(["set", "cut", "insert"])):
-            case "set":
-                changed[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
-            case "cut":
-                del changed[place : place + draw(st.integers(1, 40))]
-            case "insert":
-                changed[place:place] = draw(st.binary(max_size=12))
+        changed[place : place + draw(st.integers(0, 40))] = draw(st.binary(max_size=12))
     return bytes(changed)
 
 
@@ -90,22 +62,13 @@ def safetensors_files(draw, model: str) -> bytes:
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     for _ in range(draw(st.integers(0, 2))):
         name = draw(st.sampled_from(sorted(header)))
-        entry = header[name] if isinstance(header[name], dict) else {}
-        match draw(st.sampled_from(["dtype", "shape", "offsets", "drop", "rename", "double", "any"])):
-            case "dtype":
-                entry["dtype"] = draw(
-                    st.sampled_from(["F32", "BF16", "I8", "U8", "F8_E4M3", "BOOL", "I64", "F4", "", 3])
-                )
-            case "shape":
-                entry["shape"] = draw(st.lists(NUMBERS, max_size=6))
-            case "offsets":
-                entry["data_offsets"] = draw(st.lists(NUMBERS, min_size=1, max_size=3))
-            case "drop":
-                del header[name]
+        entry = header.pop(name)
+        match draw(st.sampled_from(["field", "drop", "rename", "any"])):
+            case "field":
+                field = draw(st.sampled_from(sorted(FIELDS)))
+                header[name] = (entry if isinstance(entry, dict) else {}) | {field: draw(FIELDS[field])}
             case "rename":
-                header[name + draw(st.sampled_from(SUFFIXES))] = header.pop(name)
-            case "double":
-                header[name.rpartition(".")[0] + draw(st.sampled_from(SUFFIXES))] = dict(entry)
+                header[name + draw(st.sampled_from(SUFFIXES))] = entry
             case "any":
                 header[name] = draw(JSON)
     if draw(st.booleans()):
@@ -114,11 +77,8 @@ def safetensors_files(draw, model: str) -> bytes:
     if draw(st.integers(0, 4)) == 0:
         text = bytes_changed(draw, text)
     length = len(text) if draw(st.integers(0, 9)) else draw(NUMBERS) % (1 << 64)
-    return (
-        struct.pack("<Q", length)
-        + text
-        + (data if draw(st.integers(0, 9)) else data[: draw(st.integers(0, len(data)))])
-    )
+    end = len(data) if draw(st.integers(0, 9)) else draw(st.integers(0, len(data)))
+    return struct.pack("<Q", length) + text + data[:end]
 
 
 @st.composite
@@ -130,52 +90,24 @@ def archives(draw, saved: Path) -> tuple[bytes, dict[str, bytes], bool]:
         described = draw(pickles(described))
     for _ in range(draw(st.integers(0, 2))):
         name = draw(st.sampled_from(sorted(records)))
-        match draw(st.sampled_from(["drop", "cut", "rename"])):
-            case "drop":
-                del records[name]
-            case "cut":
-                records[name] = records[name][: draw(st.integers(0, len(records[name])))]
-            case "rename":
-                records[draw(st.sampled_from(["byteorder", "data.pkl", "data/99", "x" * 300]))] = records.pop(name)
+        content = records.pop(name)
+        if renamed := draw(st.sampled_from(["", name, "byteorder", "data.pkl", "data/99", "x" * 300])):
+            records[renamed] = content[: draw(st.integers(0, len(content)))]
     return described, records, draw(st.integers(0, 9)) == 0
 
 
 @st.composite
 def pickles(draw, described: bytes) -> bytes:
-    """Operations changed, left out, repeated and exchanged, or bytes."""
+    """Operations left out, repeated and exchanged for others, or bytes changed."""
     if draw(st.integers(0, 3)) == 0:
         return bytes_changed(draw, described)
     places = [place for _, _, place in pickletools.genops(described)] + [len(described)]
     operations = [described[a:b] for a, b in zip(places, places[1:], strict=False)]
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(operations) - 2))
-        match draw(st.sampled_from(["number", "drop", "repeat", "exchange", "other"])):
-            case "number":
-                operations[place] = pickle.dumps(draw(NUMBERS), 2)[2:-1]
-            case "drop":
-                del operations[place]
-            case "repeat":
-                operations[place : place + 1] *= draw(st.sampled_from([2, 1000]))
-            case "exchange":
-                other = draw(st.integers(0, len(operations) - 2))
-                operations[place], operations[other] = operations[other], operations[place]
-            case "other":
-                operations[place] = draw(
-                    st.sampled_from(
-                        [
-                            b"cbuiltins\nbytearray\n",
-                            b"cposix\nsystem\n",
-                            b"R",
-                            b"}",
-                            b"(",
-                            b"t",
-                            b"0",
-                            b"Q",
-                            b"b",
-                            b"\x8e" + b"\xff" * 8,
-                        ]
-                    )
-                )
+        number = pickle.dumps(draw(NUMBERS), 2)[2:-1]
+        other = draw(st.sampled_from([number, *OPERATIONS, *operations]))
+        operations[place : place + 1] = draw(st.sampled_from([[], [other], operations[place : place + 1] * 1000]))
     return b"".join(operations)
 
 

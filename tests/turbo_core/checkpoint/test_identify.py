@@ -1,11 +1,12 @@
-"""A file is what its tensors say: which Wan model it is."""
+"""A file is what its tensors say: which Wan model it is, upstream's int8 and LingBot-World included."""
 
 import dataclasses
 
 import comfy.ldm.wan.model
 import pytest
 import torch
-from td_pack.tests.support.outlines import NAME, names, refusal, spec, stock, turbo
+from td_pack.tests.support import checkpoints
+from td_pack.tests.support.outlines import NAME, camera_model, names, refusal, spec, stock, turbo, without
 from td_pack.turbo_core.checkpoint.identify import identify
 from td_pack.turbo_core.checkpoint.layout import expected_shapes
 from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
@@ -87,3 +88,108 @@ def test_comfyuis_own_quantization_is_taken():
 def test_an_attention_that_a_file_chooses_is_left_to_comfyui():
     chosen = names("blocks.0.self_attn.comfy_attention.config", "blocks.1.cross_attn.comfy_attention.config")
     assert identify(NAME, {**stock(), **chosen})[0] == spec()
+
+
+@pytest.fixture
+def int8():
+    return checkpoints.upstream_state_dict(1, dim=256, ffn_dim=384, layers=1, int8=True)
+
+
+def test_int8_is_seen_from_the_tensors(int8):
+    spec, tensors = identify("file", int8)
+    assert spec.int8 and spec.turbo and not spec.sla
+    assert spec.describe() == "TurboWan T2V 1 layers of width 256 int8"
+    assert tensors["blocks.0.ffn.2.weight"] is int8["blocks.0.ffn.2.int8_weight"]
+    assert tensors["blocks.0.ffn.2.weight_scale"].shape == (2, 3)
+
+
+DAMAGED_INT8 = {
+    "no scale": (
+        {"blocks.0.ffn.2.scale": None},
+        "1 missing: blocks.0.ffn.2.weight_scale. It looks like int8 weights without",
+    ),
+    "scale of another shape": ({"blocks.0.ffn.2.scale": torch.ones(2, 2)}, "weight_scale [2, 2] instead of [2, 3]"),
+    "scale per row": ({"blocks.0.ffn.2.scale": torch.ones(256)}, "weight_scale [256] instead of [2, 3]"),
+    "NaN scale": (
+        {"blocks.0.ffn.2.scale": torch.full((2, 3), torch.nan)},
+        "1 with scales that are not positive numbers: ",
+    ),
+    "zero scale": ({"blocks.0.ffn.2.scale": torch.zeros(2, 3)}, "1 with scales that are not positive numbers: "),
+    "scale in half": (
+        {"blocks.0.ffn.2.scale": torch.ones(2, 3).half()},
+        "of a wrong type: blocks.0.ffn.2.weight_scale float16",
+    ),
+    "codes in uint8": (
+        {"blocks.0.ffn.2.int8_weight": torch.zeros(256, 384, dtype=torch.uint8)},
+        "of a wrong type: blocks.0.ffn.2.weight uint8",
+    ),
+    "another size": (
+        {"blocks.0.ffn.2.int8_weight": torch.zeros(256, 256, dtype=torch.int8)},
+        "blocks.0.ffn.2.weight [256, 256] instead of [256, 384]",
+    ),
+    "an int8 bias": ({"blocks.0.ffn.2.bias": torch.zeros(256, dtype=torch.int8)}, "blocks.0.ffn.2.bias int8"),
+    "an int8 embedding": (
+        {
+            "text_embedding.2.weight": torch.zeros(256, 256, dtype=torch.int8),
+            "text_embedding.2.weight_scale": torch.ones(2, 2),
+        },
+        "of a wrong type: text_embedding.2.weight int8",
+    ),
+    "cut": ({"head.modulation": None}, "head.modulation is missing"),
+}
+
+
+@pytest.mark.parametrize("changes, message", DAMAGED_INT8.values(), ids=DAMAGED_INT8)
+def test_a_damaged_int8_file_says_what_is_wrong(int8, changes, message):
+    damaged = {key: value for key, value in (int8 | changes).items() if value is not None}
+    assert message in refusal(damaged)
+
+
+CAMERA = {"cam": 1536, "act": 1792}
+
+
+@pytest.mark.parametrize("control", CAMERA)
+def test_lingbot_world_is_known_by_its_control(control):
+    tensors = camera_model(control, dim=5120, ffn_dim=13824, layers=40)
+    found, same = identify(NAME, tensors)
+    assert found == spec(5120, 13824, 40, 36, camera=control) and same == tensors
+    assert found.task == "I2V" and found.describe() == f"LingBot-World {control} I2V 14B"
+    assert expected_shapes(found)["patch_embedding_wancamctrl.weight"] == (5120, CAMERA[control])
+    stock_count = len(expected_shapes(dataclasses.replace(found, camera="")))
+    assert len(tensors) - stock_count == 2 * 163  # published: 163 linears more than Wan 2.2 A14B, each with a bias
+    if control == "cam":
+        # Twice as many bytes is the `original_bytes` of the published quantization: 37,088,665,728.
+        assert sum(tensor.numel() for tensor in tensors.values()) == 18_544_332_864
+
+
+NOT_LINGBOT = {
+    "action modules": (
+        {**camera_model(), **names("blocks.0.action_model.proj.weight")},
+        "1 unexpected: blocks.0.action_model",
+    ),
+    "another control": (
+        {**camera_model(), "patch_embedding_wancamctrl.weight": torch.empty(256, 1024, device="meta")},
+        "camera control of 1024 channels, and LingBot-World has 1536 (cam) or 1792 (act)",
+    ),
+    "no image": (
+        {**camera_model(), "patch_embedding.weight": torch.empty(256, 16, 1, 2, 2, device="meta")},
+        "16 input and 16 output channels",
+    ),
+    "a control that is no matrix": (
+        {**camera_model(), "patch_embedding_wancamctrl.weight": torch.empty(256, 96, 4, 4, device="meta")},
+        "patch_embedding_wancamctrl.weight has the shape [256, 96, 4, 4]",
+    ),
+    "no control embedding": (
+        without(camera_model(), "patch_embedding_wancamctrl"),
+        "part of a Wan model: patch_embedding_wancamctrl.weight is missing",
+    ),
+    "one injector missing": (
+        without(camera_model(), "blocks.1.cam_scale_layer"),
+        "2 missing: blocks.1.cam_scale_layer.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("tensors, said", NOT_LINGBOT.values(), ids=NOT_LINGBOT)
+def test_what_only_looks_like_lingbot_world_is_refused_by_name(tensors, said):
+    assert said in refusal(tensors)

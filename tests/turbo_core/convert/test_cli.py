@@ -1,27 +1,13 @@
 """`dev.py convert`: what it writes and says."""
 
-import subprocess
-import sys
-
 import pytest
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.server import ROOT
-from td_pack.turbo_core.checkpoint.identify import identify
-from td_pack.turbo_core.checkpoint.read import read_safetensors
 from td_pack.turbo_core.convert.cli import main
 
 
 @pytest.fixture
 def source(tmp_path):
     return checkpoints.write_pth(tmp_path / "source.pth", checkpoints.upstream_state_dict(1, layers=1))
-
-
-def test_dev_py_converts(source, tmp_path):
-    command = [sys.executable, str(ROOT / "dev.py"), "--here", "convert", source.name, "new", "--weights", "int8_block"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("new.safetensors: TurboWan T2V 1 layers of width 256 int8, 0.00 GB, in ")
-    assert identify("new", *read_safetensors(tmp_path / "new.safetensors"))[0].int8
 
 
 def test_an_error_is_one_sentence_and_the_exit_code(source, capsys):

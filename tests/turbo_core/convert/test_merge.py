@@ -106,14 +106,6 @@ def test_a_lora_for_nothing_here_says_what_it_holds(state_dict, tmp_path):
     assert not (tmp_path / "merged.safetensors").exists()
 
 
-def test_a_lora_of_another_size_is_refused(state_dict, lora_file, tmp_path):
-    source = checkpoints.write_pth(tmp_path / "wide.pth", checkpoints.upstream_state_dict(3, dim=384))
-    with pytest.raises(
-        TurboError, match="style.safetensors does not fit this model: on blocks.0.self_attn.q, which is 384"
-    ):
-        merged(tmp_path, source, lora=lora_file)
-
-
 @pytest.mark.parametrize("weights", ["keep", "bf16", "int8_block", "fp8_e4m3fn", "int8_rowwise"])
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_a_lora_that_is_no_number_is_named_and_leaves_nothing(weights, factor, state_dict, tmp_path):

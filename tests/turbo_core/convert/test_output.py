@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from td_pack.tests.support import checkpoints
+from td_pack.tests.support.videos import largest_file
 from td_pack.turbo_core.checkpoint.read import read_safetensors
 from td_pack.turbo_core.convert import output
 from td_pack.turbo_core.convert.codec import TensorInfo
 from td_pack.turbo_core.convert.container import Container
 from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.errors import TurboError
-
-resource = pytest.importorskip("resource", reason="limits the size of files, which Windows cannot")
 
 TESTS = str(Path(__file__).resolve().parents[2])
 
@@ -178,13 +177,9 @@ def test_a_killed_run_leaves_no_file_of_that_name_and_the_next_one_clears_up(sou
 
 def test_a_disk_that_becomes_full_is_named_and_leaves_nothing(source, tmp_path):
     """A limit on the size of files fails a write as a full disk does."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
-    try:
-        with pytest.raises(TurboError, match="The disk became full while writing new.safetensors; make room"):
-            convert(Request(source, tmp_path / "new.safetensors"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = "The disk became full while writing new.safetensors; make room"
+    with largest_file(1 << 20), pytest.raises(TurboError, match=message):
+        convert(Request(source, tmp_path / "new.safetensors"))
     assert names(tmp_path) == ["source.pth"]
 
 

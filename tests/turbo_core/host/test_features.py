@@ -1,4 +1,4 @@
-"""Private and optional parts of ComfyUI: with them and without."""
+"""Optional parts of ComfyUI: with them and without."""
 
 from types import SimpleNamespace
 
@@ -7,13 +7,6 @@ import pytest
 import torch
 from server import PromptServer
 from td_pack.turbo_core.host import features
-
-
-def test_private_attributes_of_a_layer_are_optional():
-    layer = torch.nn.Linear(1, 1)
-    assert not features.is_streamed(layer) and not features.is_cast(layer)
-    layer._v, layer.comfy_force_cast_weights = object(), True
-    assert features.is_streamed(layer) and features.is_cast(layer)
 
 
 @pytest.mark.parametrize("context", ["the host's", "ours"])

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from td_pack.tests.support.checkpoints import golden_case
-from td_pack.tests.support.experts import guided
 from td_pack.tests.support.models import conditioning, load_case, relative_error
 from td_pack.turbo_core.host.run import run, run_sigmas
 
@@ -47,17 +46,6 @@ def test_samples(golden):
     given = positive, latent, case["seed"], case["steps"], 0, case["boundary"], mode, "cpu"
     samples = run(high, *given, *low)["samples"]
     assert relative_error(latent_format.process_in(samples), tensors["samples"]) <= tolerance[1]
-
-
-def test_the_parts_give_the_same_bits_as_the_whole(golden):
-    case, tensors, (high, *low), _ = golden
-    positive, latent = (
-        conditioning(case, tensors, high.model.latent_format),
-        {"samples": torch.zeros_like(tensors["x"])},
-    )
-    whole = run(high, positive, latent, 3, 4, 0, 0.9, "sde", "cpu", *low)["samples"]
-    parts = guided(positive, run_sigmas(high, 4, 0), high, *low, mode="sde", given=latent)
-    assert torch.equal(whole, parts)
 
 
 def test_the_network_is_given_bfloat16_timesteps(golden):

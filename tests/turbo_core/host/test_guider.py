@@ -1,16 +1,34 @@
-"""Two experts in one run: which runs when, with which patches, options and guidance."""
+"""Two experts in one run: which runs when, with which patches, guidance and latents; what is held and refused."""
+
+import gc
+import weakref
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import CFGOverride, Noise_EmptyNoise
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_custom_sampler import CFGOverride, Noise_EmptyNoise, Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_easycache import EasyCacheNode
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.experts import guided, image_text, sample, stock_sample, text, traced_pair
-from td_pack.tests.support.models import relative_error
+from td_pack.tests.support.experts import (
+    SHAPE,
+    Stop,
+    guided,
+    image_text,
+    latent,
+    sample,
+    stock_sample,
+    text,
+    traced_pair,
+)
+from td_pack.tests.support.models import relative_error, stock_model
 from td_pack.turbo_core.errors import TurboError
+from td_pack.turbo_core.host.guider import ExpertGuider
+from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.run import needs_low_expert, run_sigmas
+from td_pack.turbo_core.host.sampler import make_sampler
 
 
 @pytest.mark.parametrize(
@@ -119,3 +137,128 @@ def test_other_samplers_do_not_count_into_the_record_of_a_run(t2v):
 def test_noise_levels_of_another_kind_of_model_are_refused(t2v, mode, levels, wrong):
     with pytest.raises(TurboError, match=f"The SIGMAS hold {wrong} where a step begins or ends"):
         guided(text(), levels, t2v, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["sde", "ode"])
+def test_a_batch_equals_single_runs(t2v, mode):
+    noise = torch.randn(2, *SHAPE[1:], generator=torch.Generator().manual_seed(9))
+
+    def result(value):
+        drawn = SimpleNamespace(seed=0, generate_noise=lambda latent: value)
+        return guided(text(), run_sigmas(t2v, 2, 0), t2v, mode=mode, noise=drawn, given=latent(len(value)))
+
+    batch = result(noise)
+    assert batch.shape[0] == 2
+    if mode == "ode":  # re-noise is drawn in the batch's shape, so only the deterministic mode can be compared
+        single = torch.cat([result(noise[i : i + 1]) for i in range(2)])
+        # Matrix products of another size may be summed in another order.
+        assert relative_error(batch, single) <= 1e-5
+    else:
+        assert not torch.equal(batch[0], batch[1])
+
+
+def test_masked_out_parts_of_the_latent_are_kept(t2v):
+    given = checkpoints.draw(2, "latent", SHAPE)
+    mask = torch.zeros(1, 1, *SHAPE[2:])
+    mask[..., :4] = 1
+    out = sample(t2v, text(), latent={"samples": given, "noise_mask": mask})
+    # Through the latent format's mean and standard deviation and back, in float32.
+    assert torch.allclose(out[..., 4:], given[..., 4:], atol=1e-5)
+    assert (out[..., :4] - given[..., :4]).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("steps,loaded", [(2, False), (4, True)])
+def test_an_expert_without_a_step_never_reaches_the_device(experts, steps, loaded):
+    comfy.model_management.unload_all_models()
+    sample(experts[0], image_text(), experts[1], steps)
+    assert any(m.model is experts[1] for m in comfy.model_management.current_loaded_models) == loaded
+
+
+def test_only_the_low_half_leaves_the_high_expert_alone(experts):
+    comfy.model_management.unload_all_models()
+    guided(image_text(), run_sigmas(experts[0], 4, 0)[2:], *experts)
+    assert [m.model for m in comfy.model_management.current_loaded_models] == [experts[1]]
+
+
+@pytest.mark.parametrize("expert", ["high", "low"])
+def test_an_interrupt_leaves_nothing_behind(experts, expert):
+    models = dict(zip(("high", "low"), experts, strict=True))
+
+    def stop(executor, *args, **kwargs):
+        raise Stop
+
+    stopped = models[expert].clone()
+    stopped.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "stop", stop)
+    guider = ExpertGuider(**{**models, expert: stopped})
+    guider.set_conds(image_text())
+    with pytest.raises(Stop):
+        SamplerCustomAdvanced.execute(
+            Noise_RandomNoise(3), guider, make_sampler("sde", "cpu"), run_sigmas(experts[0], 4, 0), latent()
+        )
+    assert guider._run is None
+    assert all(model.model.current_patcher is None for model in experts)
+    high, low, calls = traced_pair(experts)
+    sample(high, image_text(), low)
+    assert len(calls) == 4
+
+
+@pytest.mark.usefixtures("experts")
+def test_comfyui_frees_both_experts(folder):
+    models = [load_model(str(folder / f"{name}.pth")) for name in ("high", "low")]
+    networks = [weakref.ref(model.model) for model in models]
+    sample(models[0], image_text(), models[1])
+    models.clear()
+    gc.collect()
+    comfy.model_management.cleanup_models_gc()
+    comfy.model_management.free_memory(1e30, comfy.model_management.get_torch_device())
+    gc.collect()
+    assert [network() for network in networks] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "problem,message",
+    [
+        ("text width", "The text conditioning is 768 wide and this model takes 4096"),
+        ("no text", "The conditioning is empty"),
+        ("no image", "This is an image-to-video model and the conditioning holds no image"),
+        ("tasks", "The two experts do not belong together, their task differs"),
+        ("sizes", "The two experts do not belong together, their number of layers differs"),
+        ("boundary", "boundary is 1.5"),
+        ("cfg", "needs a negative conditioning"),
+        ("other loader", "load it with TurboDiffusionLoader"),
+    ],
+)
+def test_what_does_not_fit_together_is_said_before_anything_runs(experts, t2v, folder, problem, message):
+    def build():
+        if problem == "tasks":
+            return ExpertGuider(experts[0], t2v)
+        if problem == "sizes":
+            deeper = checkpoints.write_pth(folder / "deep.pth", checkpoints.upstream_state_dict(1, layers=3))
+            return ExpertGuider(t2v, load_model(str(deeper)))
+        if problem == "boundary":
+            return ExpertGuider(t2v, boundary=1.5)
+        if problem == "other loader":
+            return ExpertGuider(stock_model(1))
+        guider = ExpertGuider(experts[0] if problem == "no image" else t2v)
+        guider.set_conds({"text width": text(768), "no text": []}.get(problem, text()))
+        guider.set_cfg(3.0, 1.0)
+
+    with pytest.raises(TurboError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 4, 2, 8, 8), (1, 48, 2, 8, 8)])
+def test_a_latent_that_is_not_wan_s_is_refused(t2v, shape):
+    with pytest.raises(TurboError, match="Wan needs a 16-channel video latent"):
+        sample(t2v, text(), latent={"samples": torch.zeros(shape)})
+
+
+@pytest.mark.parametrize(
+    "channels,frames,message", [(16, 3, "is for 9 frames and the latent has 5"), (32, 2, "another kind")]
+)
+def test_an_image_of_another_length_or_kind_is_refused(experts, channels, frames, message):
+    image = torch.zeros(1, channels, frames, *SHAPE[3:])
+    given = image_text(concat_latent_image=image)
+    for sampled in (sample, stock_sample):
+        with pytest.raises(TurboError, match=message):
+            sampled(experts[0], given)

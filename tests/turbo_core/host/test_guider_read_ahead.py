@@ -1,14 +1,25 @@
 """The low expert's file is read while the high expert still computes."""
 
+import os
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from comfy.patcher_extension import WrappersMP
-from td_pack.tests.server_nodes.slow_file import SlowFile
 from td_pack.tests.support.experts import Stop, image_text, sample, text
 from td_pack.tests.support.trickle import has_reader, trickle
+
+
+class SlowFile(type(Path())):
+    """The path of a pipe, with the size of a large file."""
+
+    def is_file(self) -> bool:
+        return True
+
+    def stat(self, **_) -> os.stat_result:
+        return os.stat_result((*os.stat(self)[:6], 1 << 30, 0, 0, 0))
 
 
 def waiting(model, done):

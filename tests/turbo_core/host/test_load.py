@@ -1,7 +1,5 @@
 """What the loader makes of real files: the right model, in the right precision, mapped and complete."""
 
-import json
-import subprocess
 import sys
 
 import comfy.ops
@@ -87,11 +85,6 @@ def test_stock_scaled_fp8_files_keep_their_precision(tmp_path):
     assert torch.equal(forward(load_model(path)), forward(comfy.sd.load_diffusion_model(path)))
 
 
-def test_expected_shapes_are_those_of_comfyui_s_network(plain, tmp_path):
-    named = {name: tuple(value.shape) for name, value in plain.model.diffusion_model.state_dict().items()}
-    assert named == expected_shapes(plain.model.spec)
-
-
 def test_wan_2_1_i2v_with_image_embedding_loads_and_uses_it(tmp_path):
     from comfy.ldm.wan.model import WanModel
 
@@ -128,21 +121,10 @@ def test_dtype_is_what_was_asked_for(name, dtype, state_dict, plain, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/maps is Linux's")
 def test_weights_that_fit_stay_mapped_from_the_file(state_dict, tmp_path):
     path = checkpoints.write_pth(tmp_path / "model.pth", state_dict)
-    code = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import conftest
-from td_pack.turbo_core.host.load import load_model
-weight = load_model(sys.argv[2], "bf16").model.diffusion_model.blocks[0].ffn[0].weight
-address = weight.data_ptr()
-for line in open("/proc/self/maps"):
-    span = line.split()[0].split("-")
-    if int(span[0], 16) <= address < int(span[1], 16):
-        print(line)
-"""
-    tests = str(checkpoints.GOLDEN.parent)
-    answer = subprocess.run([sys.executable, "-c", code, tests, str(path)], capture_output=True, text=True, check=True)
-    assert str(path) in answer.stdout
+    model = load_model(str(path), "bf16")
+    address = model.model.diffusion_model.blocks[0].ffn[0].weight.data_ptr()
+    spans = [line.split()[0].split("-") for line in open("/proc/self/maps") if str(path) in line]
+    assert any(int(start, 16) <= address < int(end, 16) for start, end in spans)
 
 
 def test_the_patcher_can_be_made_anew_for_compile_and_hooks(plain):
@@ -150,46 +132,6 @@ def test_the_patcher_can_be_made_anew_for_compile_and_hooks(plain):
     anew = factory(*arguments, disable_dynamic=True)
     assert anew.model is not plain.model
     assert torch.equal(forward(anew), forward(plain))
-
-
-def test_a_saved_model_loads_again(plain, tmp_path):
-    saved = plain.model.state_dict_for_saving(
-        {k: v.clone() for k, v in plain.model.diffusion_model.state_dict().items()}
-    )
-    again = load_model(
-        str(checkpoints.write_safetensors(tmp_path / "saved.safetensors", saved, {"workflow": json.dumps({})}))
-    )
-    assert again.model.spec == plain.model.spec
-    # The same numbers at another alignment in memory: the matrix library may sum in another order.
-    assert relative_error(forward(again), forward(plain)) <= 1e-6
-
-
-@pytest.mark.parametrize("named", ["index", "part"])
-def test_a_model_in_several_files_is_the_model_in_one(named, tmp_path):
-    state_dict = checkpoints.stock(4)
-    single = load_model(str(checkpoints.write_safetensors(tmp_path / "single.safetensors", state_dict)))
-    index = lingbot.write_shards(tmp_path / "parts", state_dict, 3)
-    path = index if named == "index" else next(index.parent.glob("*-00002-of-*"))
-    parts = load_model(str(path))
-    assert parts.model.spec == single.model.spec
-    assert relative_error(forward(parts), forward(single)) <= 1e-6  # as above: another alignment
-    assert parts.cached_patcher_init[1][0] == str(path)
-
-
-@pytest.mark.parametrize("change, message", [
-    ({"blocks.0.action_model.keyboard.weight": torch.ones(4)}, "1 unexpected: blocks.0.action_model.keyboard.weight"),
-    ({"blocks.1.cam_shift_layer.bias": None}, "1 missing: blocks.1.cam_shift_layer.bias"),
-    ({"c2ws_hidden_states_layer1.weight": torch.ones(256, 128)}, "layer1.weight [256, 128] instead of [256, 256]"),
-])  # fmt: skip
-@pytest.mark.parametrize("pack", [False, True], ids=["bf16", "nf4"])
-def test_a_camera_model_that_is_not_lingbot_world_is_refused_by_name(pack, change, message, tmp_path):
-    state_dict = {k: v for k, v in (lingbot.state_dict(5) | change).items() if v is not None}
-    path = checkpoints.write_safetensors(
-        tmp_path / "odd.safetensors", lingbot.packed(state_dict) if pack else state_dict
-    )
-    with pytest.raises(CheckpointError, match="odd.safetensors is not a complete LingBot-World cam") as error:
-        load_model(str(path))
-    assert message in str(error.value)
 
 
 def test_a_fast_model_is_refused_by_its_folder(tmp_path):

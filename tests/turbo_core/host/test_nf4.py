@@ -19,6 +19,7 @@ from td_pack.tests.support.models import (
     weights,
 )
 from td_pack.turbo_core.errors import TurboError
+from td_pack.turbo_core.host.camera_model import CONDCamera
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.lora import with_lora
 from td_pack.turbo_core.host.nf4 import LAYOUT, is_nf4
@@ -74,20 +75,36 @@ def test_every_linear_is_packed_and_nothing_else(model):
     assert get_layout_class(LAYOUT).__name__ == "TurboDiffusionNF4Layout"
 
 
-@pytest.mark.parametrize("double", [True, False], ids=["double", "single"])
-def test_it_is_the_dense_model(double, tmp_path):
-    sd = lingbot.packed(checkpoints.stock(43, layers=1), double=double)
+def denoised(model) -> torch.Tensor:
+    """One pass, from an image and along a camera if the model takes them."""
+    control, given = model.model.spec.camera, {"c_crossattn": checkpoints.draw(1, "text", (1, 8, 4096))}
+    if control:
+        camera = checkpoints.draw(4, "camera", (1, lingbot.CHANNELS[control], 3, 8, 12))
+        image = checkpoints.draw(3, "image", (1, 20, 3, 8, 12))
+        given |= {"c_concat": image, "camera": CONDCamera(camera).concat([])}
+    x = checkpoints.draw(2, "x", (1, 16, 3, 8, 12))
+    with torch.inference_mode():
+        return model.model.apply_model(x, torch.tensor([0.98765]), **given)
+
+
+@pytest.mark.parametrize(
+    "plain, double",
+    [(checkpoints.stock(43, layers=1), True), (checkpoints.stock(43, layers=1), False)]
+    + [(lingbot.state_dict(5, control, layers=1), True) for control in lingbot.CHANNELS],
+    ids=["double", "single", *lingbot.CHANNELS],
+)
+def test_it_is_the_dense_model(plain, double, tmp_path):
+    sd = lingbot.packed(plain, double=double)
     ours = load_model(str(checkpoints.write_safetensors(tmp_path / "packed.safetensors", sd)))
     theirs = load_model(str(checkpoints.write_safetensors(tmp_path / "dense.safetensors", dense(sd))), "fp32")
     for name, weight in theirs.model.diffusion_model.named_parameters():
         if lingbot.is_linear(name, weight):
             packed = dict(ours.model.diffusion_model.named_parameters())[name]
             assert is_nf4(packed) and torch.equal(packed.dequantize(), weight)
+    given = denoised(ours)
     # The same numbers at another alignment in memory: the matrix library may sum in another order.
-    assert relative_error(step(ours), step(theirs)) <= 1e-6
-    assert ours.model.calls["nf4 dequantize"] == sum(
-        lingbot.is_linear(key, value) for key, value in checkpoints.stock(43, layers=1).items()
-    )
+    assert relative_error(given, denoised(theirs)) <= 1e-6
+    assert ours.model.calls["nf4 dequantize"] == sum(lingbot.is_linear(key, value) for key, value in plain.items())
 
 
 def test_its_size_is_counted_packed(model, packed):
@@ -105,31 +122,6 @@ def test_offloaded_weights_stay_packed_and_give_the_same_bits(model):
     resident = step(model)
     assert torch.equal(step(model, lowvram_model_memory=1), resident)
     assert torch.equal(step(model), resident)
-
-
-def test_weights_that_comfyui_fetches_are_unpacked_too(model):
-    """On a GPU, offloaded and dynamic weights are not on the device; on a CPU ComfyUI's forward is called here by
-    name."""
-    layer = model.model.diffusion_model.blocks[0].self_attn.q
-    x = checkpoints.draw(2, "x", (2, 192, 256))
-    assert torch.equal(super(type(layer), layer).forward(x), layer(x))
-    half = super(type(layer), layer).forward(x.half())
-    assert half.dtype == torch.float16 and torch.equal(half, layer(x.half()))
-
-
-def test_a_weight_moves_and_copies_as_comfyui_moves_weights(model):
-    """What dynamic VRAM and streams do to a quantized weight: its parts in one buffer, and back."""
-    from comfy.memory_management import interpret_gathered_like, vram_aligned_size
-
-    weight = model.model.diffusion_model.blocks[0].ffn[0].weight.data
-    buffer = torch.zeros(vram_aligned_size(weight), dtype=torch.uint8)
-    (view,) = interpret_gathered_like([weight], buffer)
-    view.copy_(weight)
-    assert is_nf4(view) and torch.equal(view.dequantize(), weight.dequantize())
-    other = torch.empty_like(weight).copy_(weight)
-    assert torch.equal(other.dequantize(), weight.dequantize())
-    assert weight.to(torch.float16).dequantize().dtype == torch.float16
-    assert buffer.numel() < 0.2 * weight.numel() * 4 + 6 * 1024
 
 
 @pytest.mark.parametrize("load", [{}, {"lowvram_model_memory": 1}], ids=["resident", "offloaded"])
@@ -157,16 +149,6 @@ def test_partial_unloading_does_not_add_a_lora_twice(model):
     assert torch.equal(given, expected)
 
 
-def test_clones_have_their_own_loras(model):
-    plain = step(model)
-    first, _ = comfy.sd.load_lora_for_models(model, None, lora(), 0.7, 0)
-    second, _ = comfy.sd.load_lora_for_models(first, None, lora(), -0.7, 0)
-    assert relative_error(step(first), plain) > 1e-4
-    # 0.7 - 0.7 in float32: what is left is the rounding of two sums.
-    assert relative_error(step(second), plain) <= 1e-6
-    assert torch.equal(step(model), plain)
-
-
 @pytest.mark.parametrize("load", [{}, {"lowvram_model_memory": 1}], ids=["resident", "offloaded"])
 def test_our_lora_node_runs_beside_the_weight(model, load):
     plain, before = step(model), weights(model)
@@ -176,16 +158,6 @@ def test_our_lora_node_runs_beside_the_weight(model, load):
     # The same change in another order of float32 sums.
     assert relative_error(step(beside, **load) - plain, expected - plain) <= 1e-3
     assert torch.equal(step(model), plain) and same(weights(model), before)
-
-
-def test_a_small_lora_is_not_lost(model, reference):
-    """A thousandth of a weight's step: packing again would round all of it away."""
-    tensors = lora(1e-3)
-    change = [
-        step(with_lora(m, "test.safetensors", tensors, 1.0)[0]).double() - step(m).double() for m in (model, reference)
-    ]
-    # A difference of float32 outputs that agree to four digits.
-    assert change[0].norm() > 0 and relative_error(*change) <= 2e-2
 
 
 def test_what_would_pack_a_weight_again_is_refused(model):

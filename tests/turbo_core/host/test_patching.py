@@ -5,14 +5,12 @@ import comfy.sd
 import pytest
 import torch
 from td_pack.kernels import use_backend
-from td_pack.tests.support import checkpoints, experts
-from td_pack.tests.support.models import relative_error, stock_model
+from td_pack.tests.support import checkpoints
+from td_pack.tests.support.models import compiled_by, relative_error, same, sample, weights
 from td_pack.turbo_core.attention import SLA
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
-
-SHAPE = (1, 16, 3, 16, 16)  # 192 tokens: 3 key blocks, so that sparsity is real
 
 
 @pytest.fixture
@@ -20,16 +18,11 @@ def model(sparse_path):
     return load_model(sparse_path)
 
 
-def sample(model, steps: int = 1, low=None) -> torch.Tensor:
-    return experts.sample(model, experts.text(), low, steps, mode="ode", latent={"samples": torch.zeros(SHAPE)})
-
-
-def weights(model) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.model.diffusion_model.state_dict().items()}
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+@pytest.fixture
+def no_graphs():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
 
 
 def test_settings_belong_to_their_clone(model):
@@ -85,11 +78,6 @@ def test_what_cannot_be_done_is_said(t2v, given, message):
         with_attention(t2v, *given)
 
 
-def test_models_of_other_loaders_are_refused():
-    with pytest.raises(TurboError, match="load it with TurboDiffusionLoader"):
-        with_attention(stock_model(1), "dense", 0.1, "", False)
-
-
 @pytest.mark.parametrize("style", ["diffusion_model", "kohya"])
 def test_a_lora_is_applied_to_every_layer_and_removed_to_the_bit(model, style):
     before, plain = weights(model), sample(model)
@@ -111,71 +99,13 @@ def test_a_lora_is_applied_to_every_layer_and_removed_to_the_bit(model, style):
     comfy.model_management.unload_all_models()
 
 
-def test_lora_and_attention_settings_stack(model):
-    patched, _ = comfy.sd.load_lora_for_models(
-        with_attention(model, "sla", 0.7, "", False), None, checkpoints.lora("kohya"), 1.0, 0
-    )
-    other, _ = comfy.sd.load_lora_for_models(model, None, checkpoints.lora("kohya"), 1.0, 0)
-    assert torch.equal(sample(patched), sample(with_attention(other, "sla", 0.7, "", False)))
-
-
-def test_a_partly_loaded_model_gives_the_same_video(model):
-    plain = sample(model)
-    comfy.model_management.unload_all_models()
-    patched, _ = comfy.sd.load_lora_for_models(model, None, checkpoints.lora("kohya"), 1.0, 0)
-    whole = sample(patched)
-    comfy.model_management.unload_all_models()
-    for expected, clone in ((plain, model.clone()), (whole, patched.clone())):
-        clone.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=1)
-        assert clone.model.model_lowvram
-        inputs = {"timestep": torch.tensor([988.0]), "context": experts.text()[0][0]}
-        offloaded = clone.model.diffusion_model(checkpoints.draw(2, "x", SHAPE), **inputs)
-        clone.unpatch_model()
-        clone.patch_model()
-        resident = clone.model.diffusion_model(checkpoints.draw(2, "x", SHAPE), **inputs)
-        clone.unpatch_model()
-        # A LoRA on an offloaded layer is added on the fly, in another order.
-        assert relative_error(offloaded, resident) <= 1e-5
-        assert torch.equal(sample(clone), expected)
-        comfy.model_management.unload_all_models()
-
-
-@pytest.fixture
-def eager_compile():
-    """The t2v TorchCompileModel node's way to compile, with the backend that shows graph breaks without a compiler."""
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
-    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
-
-    def compiled(model):
-        clone = model.clone(disable_dynamic=True)
-        set_torch_compile_wrapper(model=clone, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
-        return clone
-
-    torch.compiler.reset()
-    yield compiled
-    torch.compiler.reset()
-
-
-def test_a_compiled_model_follows_its_own_settings(model, eager_compile):
-    """Settings kept in transformer_options would go stale: the compile node drops their guards."""
-    settings = [("sla", 0.7, "", False), ("dense", 0.1, "", False), ("sla", 0.7, "", False, 1)]
-    expected = [sample(with_attention(model, *given), 2) for given in settings]
-    for compile_first in (False, True):
-        torch.compiler.reset()
-        compiled = eager_compile(model)
-        for i in (0, 1, 2, 0):
-            m = with_attention(compiled if compile_first else model, *settings[i])
-            # The compiler may reorder float32 sums; the settings differ by far more
-            # (test_settings_belong_to_their_clone).
-            assert relative_error(sample(m if compile_first else eager_compile(m), 2), expected[i]) <= 1e-5
-
-
 def calls(model) -> tuple[int, int, int]:
     return tuple(model.model.calls[name] for name in ("network", "sparse attention", "dense attention"))
 
 
+@pytest.mark.usefixtures("no_graphs")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_run_counts_what_it_did(model, compiled, eager_compile):
+def test_a_run_counts_what_it_did(model, compiled):
     """Sparse calls are layers times steps, less what is dense."""
     steps = 3
     for given, sparse in (
@@ -186,16 +116,17 @@ def test_a_run_counts_what_it_did(model, compiled, eager_compile):
         (("dense", 0.1, "", False), 0),
     ):
         clone = with_attention(model, *given)
-        sample(eager_compile(clone) if compiled else clone, steps)
+        sample(compiled_by("eager", clone) if compiled else clone, steps)
         assert calls(clone) == (steps, sparse, 2 * steps - sparse)
 
 
+@pytest.mark.usefixtures("no_graphs")
 @pytest.mark.parametrize("mode, compiled", [("sla", False), ("sla", True), ("sagesla", False)])
-def test_where_sparse_attention_cannot_run_the_user_is_told_what_to_choose(model, mode, compiled, eager_compile):
+def test_where_sparse_attention_cannot_run_the_user_is_told_what_to_choose(model, mode, compiled):
     """Dense attention without the linear branch is another function: nobody gets it who did not choose it."""
     clone = with_attention(model, mode, 0.5, "", False)
     with use_backend("comfy_kitchen"), pytest.raises(TurboError) as error:  # which has no sparse attention
-        sample(eager_compile(clone) if compiled else clone, 1)
+        sample(compiled_by("eager", clone) if compiled else clone, 1)
     assert str(error.value) == (
         "Sparse attention cannot run on cpu (triton: comfy_kitchen was demanded; batched: comfy_kitchen was demanded; "
         "torch: comfy_kitchen was demanded): "
@@ -225,12 +156,6 @@ class TestDenseSteps:
         sample(high, 4, low)
         assert calls(high) == (2, 0, 4)
         assert calls(low) == (2, 2, 2)
-
-    def test_help_a_model_without_trained_weights(self, t2v):
-        """What they are for: block-sparse attention with dense first steps is closer to the dense result."""
-        dense = sample(t2v, 4)
-        without, some = (sample(with_attention(t2v, "sla", 0.4, "", True, steps), 4) for steps in (0, 2))
-        assert 0 < relative_error(some, dense) < relative_error(without, dense)
 
     def test_end_when_a_step_fails(self, model):
         """Interrupted or out of memory, the layers have their settings back."""

@@ -1,7 +1,6 @@
 """Encoding through ComfyUI's umT5: the same bits as its own nodes, from the cache too, and nothing left in memory."""
 
 import gc
-import logging
 import os
 import sys
 import weakref
@@ -99,17 +98,6 @@ def test_a_prompt_that_names_an_embedding_file_is_not_kept(encoder, cache, tmp_p
     """Its content can change without the key."""
     text_conditioning(encoder, "e", "a disc embedding:nothing", [str(tmp_path)], cache)
     assert not (tmp_path / "cache").exists()
-
-
-def test_a_damaged_entry_is_encoded_again(encoder, cache, tmp_path, caplog):
-    first = text_conditioning(encoder, "e", "a red disc", [], cache)
-    (entry,) = (tmp_path / "cache").iterdir()
-    content = entry.read_bytes()
-    entry.write_bytes(content[:-100])
-    with caplog.at_level(logging.WARNING, "turbodiffusion"):
-        assert same(text_conditioning(encoder, "e", "a red disc", [], cache), first)
-    assert "is damaged" in caplog.text
-    assert entry.read_bytes() == content
 
 
 def test_the_encoder_is_gone_when_its_work_is_done(encoder, monkeypatch):

@@ -1,4 +1,4 @@
-"""A Wan model that is not whole: every tensor that is missing, left over or of another shape is named."""
+"""A Wan model that is not whole: every wrong tensor is named. A file of another kind: where it belongs is said."""
 
 import re
 
@@ -119,3 +119,72 @@ def test_a_model_of_no_size_is_none(key):
     linear = torch.empty(0, 64, device="meta")
     with pytest.raises(CheckpointError, match="must not be empty"):
         identify(NAME, {**turbo(), "patch_embedding.weight": linear})
+
+
+LORA, VAE, VISION = "a LoRA; LoraLoaderModelOnly", "a VAE; models/vae", "a CLIP vision model; Load CLIP Vision"
+ALL_IN_ONE = "an all-in-one checkpoint; Load Checkpoint"
+FOREIGN = {  # the names of the tensors: what the message says of their kind, and of the place for it
+    ("lora_unet_blocks_0_self_attn_q.lora_down.weight", "lora_unet_blocks_0_self_attn_q.alpha"): LORA,
+    tuple(f"diffusion_model.blocks.0.self_attn.q.lora_{side}.weight" for side in "AB"): LORA,
+    ("transformer.blocks.0.attn1.to_q.lora_A.default.weight", "transformer.condition_embedder.x.lora_B.weight"): LORA,
+    **{
+        (f"diffusion_model.blocks.0.ffn.0.{key}",): LORA
+        for key in ("lokr_w1", "hada_w1_a", "lora.up.weight", "lora_up.weight", "oft_blocks")
+    },
+    ("lycoris_blocks_0_ffn_0.lokr_w1",): LORA,
+    ("encoder.conv1.weight", "conv2.weight", "decoder.head.0.gamma"): VAE,
+    ("encoder.conv_in.weight", "decoder.conv_in.weight"): VAE,
+    ("shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"): "a text encoder; models/text_encoders",
+    ("token_embedding.weight", "blocks.0.attn.q.weight", "norm.weight"): "a text encoder; umt5_xxl",
+    ("text_model.embeddings.token_embedding.weight",): "a text encoder; with Load CLIP.",
+    ("vision_model.encoder.layers.0.mlp.fc1.weight",): VISION,
+    ("log_scale", "visual.patch_embedding.weight", "visual.transformer.0.attn.proj.weight"): VISION,
+    ("double_blocks.0.img_in.weight",): "'double_blocks.0.img_in.weight'; Load Diffusion Model",
+    (*(f"model.diffusion_model.{key}" for key in stock()), "vae.conv1.weight"): ALL_IN_ONE,
+}
+
+
+@pytest.mark.parametrize("keys", FOREIGN, ids=lambda keys: keys[0])
+def test_a_file_of_another_kind_is_named_with_its_node(keys):
+    text = refusal(names(*keys))
+    assert all(said in text for said in FOREIGN[keys].split("; ")) and "missing" not in text
+
+
+def test_a_wan_model_of_diffusers_is_named():
+    tensors = names("condition_embedder.time_embedder.linear_1.weight", "blocks.0.attn1.to_q.weight", "proj_out.weight")
+    text = refusal(tensors | {"patch_embedding.weight": torch.empty(1536, 16, 1, 2, 2, device="meta")})
+    assert "in the Diffusers layout" in text and "original TurboDiffusion or ComfyUI file" in text
+
+
+@pytest.mark.parametrize("in_channels, out_channels", [(48, 48), (32, 16), (52, 16), (16, 48)])
+def test_wan_with_other_channels_belongs_to_comfyuis_loader(in_channels, out_channels):
+    """48 in and out is Wan 2.2 TI2V 5B; 32 and 52 are control models."""
+    tensors = {**stock(in_channels=in_channels), "head.head.weight": torch.empty(out_channels * 4, 256, device="meta")}
+    text = refusal(tensors)
+    assert f"{in_channels} input and {out_channels} output channels" in text and "use Load Diffusion Model" in text
+
+
+OTHER_WAN = {
+    "VACE": ("vace_patch_embedding.weight", "vace_blocks.0.self_attn.q.weight"),
+    "Fun Camera": ("control_adapter.conv.weight",),
+    "Fun Control": ("ref_conv.weight",),
+    "S2V": ("casual_audio_encoder.encoder.conv.weight",),
+    "HuMo": ("audio_proj.audio_proj_glob_1.layer.weight",),
+    "Animate": ("face_adapter.fuser_blocks.0.linear1_q.weight",),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_WAN)
+@pytest.mark.parametrize("in_channels", [16, 36])
+def test_another_kind_of_wan_belongs_to_comfyuis_loader(kind, in_channels):
+    text = refusal({**stock(in_channels=in_channels), **names(*OTHER_WAN[kind])})
+    assert f"is Wan {kind};" in text and "use Load Diffusion Model" in text
+
+
+def test_an_unknown_kind_of_wan_belongs_to_comfyuis_loader():
+    text = refusal({**stock(), **names("new_adapter.weight")})
+    assert "1 unexpected: new_adapter.weight." in text and "load it with Load Diffusion Model" in text
+
+
+def test_an_odd_width_is_refused():
+    assert "300 wide, which is not a multiple of 128" in refusal(stock(dim=300))
