@@ -259,8 +259,8 @@ def test_the_compiled_cases_are_what_is_launched():
         assert case.function == "_attention_kernel"
         for target, build in case.targets.items():
             hip = target.startswith("gfx")
-            major = int(target[3:-2]) if hip else int(target[3:-1])
-            launched = attention.launch_config(major, hip, case.constexprs["D"])
+            capability = (int(target[3:-2]), 0) if hip else (int(target[3:-1]), int(target[-1]))
+            launched = attention.launch_config(capability, hip, case.constexprs["D"])
             given = {**case.constexprs, **build.constexprs}
             compiled = given["BLOCK_M"], given["BLOCK_N"], build.num_warps, build.num_stages
             assert tuple(launched.values()) == compiled, (case.name, target)
