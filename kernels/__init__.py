@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from .attention import custom_ops as _attention
-from .attention.custom_ops import check_sparse_attention, sparse_linear_attention
-from .attention.pv_format import sage_pv_format
+from .attention.custom_ops import automatic_format, check_sparse_attention, sparse_linear_attention
+from .attention.pv_format import AUTOMATIC, sage_pv_format
 from .backends import Fixable
 from .call_counter import counting
 from .dispatch import Choice, NoBackendError, Operator, use_backend
@@ -38,12 +38,14 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
 )
 
 __all__ = [
+    "AUTOMATIC",
     "OPERATORS",
     "TILE",
     "Choice",
     "Fixable",
     "NoBackendError",
     "Operator",
+    "automatic_format",
     "check_sparse_attention",
     "counting",
     "dequantize_block",

@@ -24,8 +24,9 @@ class TurboDiffusionSLA(io.ComfyNode):
                     "mode",
                     options=list(MODES),
                     default="auto",
-                    tooltip="auto: sla if the checkpoint was trained for it, else dense. sla: sparse-linear "
-                    "attention. sagesla: the same with sage attention in 8 bits, faster on RTX cards and less exact. "
+                    tooltip="auto: sparse-linear if the checkpoint was trained for it, in 8 bits where that is faster "
+                    "(TurboDiffusion Status says which and why), else dense. sla: sparse-linear attention in 16 bits. "
+                    "sagesla: the same with sage attention in 8 bits, less exact. "
                     "dense: full attention; a checkpoint trained for SLA gives worse videos with it.",
                 ),
                 io.Float.Input(

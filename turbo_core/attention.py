@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+from ..kernels import AUTOMATIC
 from .errors import TurboError
 
 Mode = Literal["auto", "sla", "sagesla", "dense"]
@@ -12,12 +13,12 @@ DEFAULT_TOPK = 0.1
 class SLA(NamedTuple):
     """One layer's attention. Plain data, so that torch.compile guards on it and clones of a model keep their own.
 
-    `linear` adds the trained linear branch; without it the attention is block-sparse only. `pv` is the format of 8-bit
-    attention (see `kernels.sparse_linear_attention`), empty for 16 bits."""
+    `linear` adds the trained linear branch; without it the attention is block-sparse only. `pv` is the format of sage
+    attention (see `kernels.sparse_linear_attention`), empty for 16 bits; by default the device decides."""
 
     topk: float = DEFAULT_TOPK
     linear: bool = True
-    pv: str = ""
+    pv: str = AUTOMATIC
 
 
 def parse_blocks(text: str, layers: int) -> set[int]:

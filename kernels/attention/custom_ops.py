@@ -1,12 +1,14 @@
 """The entry of sparse-linear attention (SLA): which key blocks, attention to them, and the linear branch, in one
 call."""
 
+from collections.abc import Mapping
+
 import torch
 
 from ..call_counter import count
-from ..dispatch import Operator, unfit_dtype
+from ..dispatch import NoBackendError, Operator, unfit_dtype
 from .format import BLOCK_K, BLOCK_Q
-from .pv_format import PV_FORMATS
+from .pv_format import AUTOMATIC, PV_FORMATS, SIXTEEN_BITS, Format, fastest_format
 
 HEAD_DIMS = (64, 128)
 
@@ -16,12 +18,29 @@ SAGE_SPARSE_LINEAR = Operator("sage_sparse_linear_attention", "attention", "sage
 
 
 def _operator(pv: str) -> Operator:
-    return SAGE_SPARSE_LINEAR if pv else SPARSE_LINEAR
+    return SPARSE_LINEAR if pv == SIXTEEN_BITS else SAGE_SPARSE_LINEAR
 
 
-def check_sparse_attention(device: torch.device, pv: str = "") -> None:
+def automatic_format(device: torch.device, unfit: Mapping[str, str] | None = None) -> Format:
+    """The format that sparse attention takes on a device by itself: sage attention's where it is predicted to be faster
+    and its kernels run and pass their self-test, else 16 bits. `unfit` as in `Operator.choose`.
+
+    Raises torch.OutOfMemoryError if there is no memory for the self-test."""
+    fastest = fastest_format(device)
+    if fastest.name == SIXTEEN_BITS:
+        return fastest
+    try:
+        choice = SAGE_SPARSE_LINEAR.choose(device, unfit)
+    except NoBackendError as error:
+        return Format(SIXTEEN_BITS, error.reasons)
+    if choice.backend != "triton":
+        return Format(SIXTEEN_BITS, choice.rejected.get("triton", f"{choice.backend} is no faster in 8 bits"))
+    return fastest
+
+
+def check_sparse_attention(device: torch.device, pv: str = SIXTEEN_BITS) -> None:
     """Raises NoBackendError if `sparse_linear_attention` cannot run on a device."""
-    _operator(pv).choose(device)
+    _operator(automatic_format(device).name if pv == AUTOMATIC else pv).choose(device)
 
 
 def _unfit(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
@@ -45,8 +64,9 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, topk: float, pv: s
         raise ValueError(f"q, k, v must share dtype and device: {[(x.dtype, str(x.device)) for x in (q, k, v)]}.")
     if not 0 < topk <= 1:
         raise ValueError(f"topk is {topk}: it is a share of the key blocks, above 0 and at most 1.")
-    if pv and pv not in PV_FORMATS:
-        raise ValueError(f"pv is {pv!r}: choose one of {', '.join(map(repr, ('', *PV_FORMATS)))}.")
+    known = (SIXTEEN_BITS, *PV_FORMATS, AUTOMATIC)
+    if pv not in known:
+        raise ValueError(f"pv is {pv!r}: choose one of {', '.join(map(repr, known))}.")
 
 
 @torch.library.custom_op("turbodiffusion::sparse_linear_attention", mutates_args=())
@@ -65,11 +85,17 @@ def sparse_linear_attention(
     [D, D] and bias [D] are given. Returns a contiguous [B, L, H, D] in q's dtype.
 
     With `pv` ("fp16", "int8" or "fp8") the sparse branch is sage attention: q k^T in int8 and its product with v in
-    that format; without, in 16 bits (float32 in float32). Raises ValueError for shapes, dtypes or options that do not
-    fit together, and NoBackendError on a device that can run neither the kernels nor the definition."""
+    that format; without, in 16 bits (float32 in float32); with "auto", what `automatic_format` gives. Raises ValueError
+    for shapes, dtypes or options that do not fit together, and NoBackendError on a device that can run neither the
+    kernels nor the definition."""
     _check(q, k, v, topk, pv)
-    run = _operator(pv).find(q.device, _unfit(q, k, v))
+    unfit = _unfit(q, k, v)
+    if pv == AUTOMATIC:
+        pv = automatic_format(q.device, unfit).name
+    run = _operator(pv).find(q.device, unfit)
     count("sparse attention")
+    if pv:
+        count("sage attention")
     options = {"topk": topk, "block_q": block_q, "block_k": block_k} | ({"pv": pv} if pv else {})
     return run(q, k, v, proj_weight, proj_bias, **options).contiguous()
 

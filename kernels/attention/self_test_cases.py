@@ -37,4 +37,4 @@ def sage(generator: torch.Generator, device: torch.device) -> Iterator[Case]:
     """The block map by itself, then sage attention in the format that the device runs."""
     given, others = _inputs(generator)
     yield Case("block_map", given)
-    yield Case("sage_sparse_linear_attention", given | others | {"pv": sage_pv_format(device)[0]})
+    yield Case("sage_sparse_linear_attention", given | others | {"pv": sage_pv_format(device).name})

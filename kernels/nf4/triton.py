@@ -10,12 +10,15 @@ import triton.language as tl
 ELEMENTS = 4096  # of the weight, for a program
 
 
-@triton.jit(do_not_specialize=["N", "B"])
+@triton.jit(do_not_specialize=["B"])
 def _nf4_dequantize_kernel(
-    p_codes, p_absmax, p_map, p_nested_absmax, p_nested_map, p_out, offset, N, B,
+    p_codes, p_absmax, p_map, p_nested_absmax, p_nested_map, p_out, offset, N, BYTES, B,
     NESTED: tl.constexpr, BLOCKSIZE: tl.constexpr, NESTED_BLOCKSIZE: tl.constexpr, BLOCKS: tl.constexpr
 ):  # fmt: skip
-    """codes [ceil(N/2)] -> out [N], B = ceil(N/BLOCKSIZE); a program for BLOCKS blocks."""
+    """codes [BYTES] -> out [N], BYTES = ceil(N/2), B = ceil(N/BLOCKSIZE); a program for BLOCKS blocks.
+
+    N and BYTES are specialized: known to be multiples of 16, the masks against them keep loads and stores of 16 bytes
+    whole."""
     HALF: tl.constexpr = BLOCKSIZE // 2
     o_b = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     m_b = o_b < B
@@ -26,7 +29,7 @@ def _nf4_dequantize_kernel(
     else:
         b_scale = tl.load(p_absmax + o_b, mask=m_b, other=0)
     o_byte = o_b[:, None] * HALF + tl.arange(0, HALF)[None, :]
-    b_codes = tl.load(p_codes + o_byte, mask=o_byte * 2 < N, other=0).to(tl.int32)
+    b_codes = tl.load(p_codes + o_byte, mask=o_byte < BYTES, other=0).to(tl.int32)
     b_high = tl.load(p_map + (b_codes >> 4)) * b_scale[:, None]
     b_low = tl.load(p_map + (b_codes & 15)) * b_scale[:, None]
     o_out = o_b[:, None] * BLOCKSIZE + tl.arange(0, BLOCKSIZE)[None, :]
@@ -62,6 +65,7 @@ def nf4_dequantize(
             out,
             nested_offset,
             rows * columns,
+            codes.numel(),
             len(absmax),
             nested,
             blocksize,

@@ -15,9 +15,10 @@ BENCHES = {
     "mutants": "how many small defects in the product the tests notice",
     "weight": "lines of tests for each line of product",
     "fallback": "sparse-linear attention in plain torch on this CPU against full attention",
+    "predict": "seconds a step on GPUs that are not here, predicted from compiled code (docs/benchmarks/predicted.md)",
     "kernels": "the kernels on this machine's GPU, in the Python that starts it (torch and triton are enough)",
 }
-STANDALONE = ("kernels",)  # need neither ComfyUI nor its environment
+STANDALONE = ("kernels", "predict")  # need neither ComfyUI nor its environment
 
 
 def main(arguments: list[str]) -> int:

@@ -83,7 +83,7 @@ def test_rdna_needs_a_triton_that_was_tried(monkeypatch, architecture):
     chosen = {title: operator.choose(GPU) for title, operator in kernels.OPERATORS.items()}
     for operator in ("sparse attention", "sage attention", "int8 linear"):
         assert chosen[operator].backend == "triton"
-    assert sage_pv_format(GPU)[0] == "fp16"
+    assert sage_pv_format(GPU).name == "fp16" and kernels.automatic_format(GPU).name == ""
 
 
 def test_old_cards(monkeypatch):

@@ -57,6 +57,34 @@ def test_int8_is_not_multiplied_where_that_is_slower(monkeypatch, availability, 
     assert OPERATORS["sparse attention"].choose(GPU).backend == "triton"
 
 
+def test_automatic_attention_is_sage_attention_where_its_kernels_are_faster_and_right(monkeypatch, availability):
+    wrong = "its self-test of sage_sparse_linear_attention is off by 90.0%"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    monkeypatch.setattr(kernels.attention.pv_format, "triton_version", lambda: (3, 6, 0))
+    for fault, expected in ((None, "int8"), (wrong, "")):
+        faults = {("triton", "sage"): fault}
+        monkeypatch.setattr(self_test, "fault", lambda backend, _, cases, __, f=faults: f.get((backend.name, cases)))
+        availability(triton=None)
+        told = fault or "predicted to take 38% of the time in 16 bits (fp8 37%)"
+        assert kernels.automatic_format(GPU) == (expected, told)
+    monkeypatch.setattr(self_test, "fault", lambda *given: None)
+    availability(triton=None)
+    assert kernels.automatic_format(GPU, {"triton": "its kernels are for other tensors"}).name == ""
+    kernels.check_sparse_attention(GPU, kernels.AUTOMATIC)
+
+
+def test_automatic_attention_on_a_cpu_is_in_the_precision_of_its_tensors():
+    assert kernels.automatic_format(CPU) == ("", "Triton does not run: it does not reach a cpu device")
+    q, k, v = torch.randn(3, 1, 200, 2, 64, generator=torch.Generator().manual_seed(5))
+    counter = Counter()
+    with counting(counter):
+        automatic, plain, sage = (
+            kernels.sparse_linear_attention(q, k, v, None, None, 0.5, pv) for pv in (kernels.AUTOMATIC, "", "int8")
+        )
+    assert torch.equal(automatic, plain) and not torch.equal(plain, sage)
+    assert counter == {"sparse attention": 3, "sage attention": 1}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_dequantized_weight_is_multiplied_in_float_and_counted_so(dtype):
     generator = torch.Generator().manual_seed(2)

@@ -208,8 +208,8 @@ def test_the_compiled_cases_are_what_is_launched():
     for case in aot_cases.CASES[:4]:
         assert case.function == "_attention_kernel"
         for target, build in case.targets.items():
-            major, hip = TARGETS[target].capability[0], TARGETS[target].backend == "hip"
-            launched = attention.launch_config(major, hip, case.constexprs["D"])
+            hip = TARGETS[target].backend == "hip"
+            launched = attention.launch_config(TARGETS[target].capability, hip, case.constexprs["D"])
             given = {**case.constexprs, **build.constexprs}
             compiled = given["BLOCK_M"], given["BLOCK_N"], build.num_warps, build.num_stages
             assert tuple(launched.values()) == compiled, (case.name, target)

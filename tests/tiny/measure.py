@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from ...kernels.attention.pv_format import PV_FORMATS
 from ...turbo_core.host.lora import with_lora
 from . import models, vision, world
 from .training.whole_vae import WanVAE
@@ -119,6 +120,20 @@ class Table:
         row("int8, dense attention", models.load(quantized))
         row("int8, SLA 2 of 9", models.load(quantized, 2))
 
+    def attention(self) -> None:
+        """Computed in float32, so that a difference is of sage attention alone; one step, which does what four do
+        here, since its reference is slow on a CPU."""
+        path, reference = self.weights / models.T2V, None
+        for pv in ("", *PV_FORMATS):
+            clips = self.clips(models.load(path, 2, "fp32", pv), steps=1)
+            name = (
+                f"SLA 2 of 9, 1 step, sage attention, v in {pv}"
+                if pv
+                else "SLA 2 of 9, 1 step, float32 (the reference)"
+            )
+            self.add(judge(name, clips, self.scenes, reference), clips)
+            reference = clips if reference is None else reference
+
     def lora(self) -> None:
         wanted = [scene for scene in scenes(400) if len(scene.shapes) == 1 and scene.shapes[0].color == "red"][:16]
         tensors = {k: v.float() for k, v in safetensors.torch.load_file(self.weights / models.LORA).items()}
@@ -190,8 +205,8 @@ def markdown(rows: list[Row]) -> str:
 
 
 def measure(weights: Path, out: Path, dense: Path | None, parts: list[str], count: int, show) -> None:
-    """Measures each part ("t2v", "i2v", "lora") and leaves its table and a contact sheet, tiny-PART.json, .md and
-    .jpg."""
+    """Measures each part ("t2v", "attention", "i2v", "lora") and leaves its table and a contact sheet, tiny-PART.json,
+    .md and .jpg."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="turbodiffusion-tiny-") as folder:
         for part in parts:

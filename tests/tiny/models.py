@@ -7,6 +7,7 @@ import comfy.latent_formats
 import safetensors.torch
 import torch
 
+from ...turbo_core.attention import SLA
 from ...turbo_core.convert.convert import Request, convert
 from ...turbo_core.host import run as host_run
 from ...turbo_core.host.attention_patch import with_attention
@@ -29,11 +30,17 @@ def load_vae(path: Path = WEIGHTS / VAE) -> torch.nn.Module:
     return vae
 
 
-def load(path: Path, key_blocks: int | None = None, dtype: str = "bf16"):
-    """A ModelPatcher with sparse-linear attention to this many of the 9 key blocks, or with dense attention."""
+def load(path: Path, key_blocks: int | None = None, dtype: str = "bf16", pv: str = ""):
+    """A ModelPatcher with sparse-linear attention to this many of the 9 key blocks, in 16 bits or with v in the format
+    `pv`; or with dense attention."""
     patcher = load_model(str(path), dtype)
-    mode = "dense" if key_blocks is None else "sla"
-    return with_attention(patcher, mode, 0.1 if key_blocks is None else (key_blocks + 0.5) / 9.5, "", False)
+    if key_blocks is None:
+        return with_attention(patcher, "dense", 0.1, "", False)
+    settings = SLA((key_blocks + 0.5) / 9.5, pv=pv)
+    clone = with_attention(patcher, "sla", settings.topk, "", False)
+    for i in range(len(patcher.model.diffusion_model.blocks)):
+        clone.add_object_patch(f"diffusion_model.blocks.{i}.self_attn.sla", settings)
+    return clone
 
 
 def int8(path: Path, folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import comfy.model_patcher
 
-from ...kernels import sage_pv_format
+from ...kernels import AUTOMATIC, sage_pv_format
 from ..attention import MODES, SLA, Mode, parse_blocks
 from ..errors import TurboError
 from .guider import model_spec
@@ -16,12 +16,13 @@ def with_attention(
     allow_untrained: bool,
     dense_steps: int = 0,
 ) -> comfy.model_patcher.ModelPatcher:
-    """A clone of a model from TurboDiffusionLoader whose self-attention is sparse-linear ("sla", or "sagesla" in 8
-    bits) or dense; the blocks in `dense_blocks` (as `parse_blocks`) and the first `dense_steps` steps of each run are
-    dense in every mode. The original and its other clones are not changed.
+    """A clone of a model from TurboDiffusionLoader whose self-attention is sparse-linear ("sla" in 16 bits, "sagesla"
+    in 8 bits) or dense; the blocks in `dense_blocks` (as `parse_blocks`) and the first `dense_steps` steps of each run
+    are dense in every mode. The original and its other clones are not changed.
 
-    "auto" is "sla" for a checkpoint with a trained proj_l and dense for others. `allow_untrained` lets "sla" run
-    without one, as its sparse branch alone. Raises TurboError for a mode, share, block or number of steps that this
+    "auto" is sparse-linear for a checkpoint with a trained proj_l, in the format that `kernels.automatic_format` gives
+    for the device it runs on, and dense for others. `allow_untrained` lets "sla" and "sagesla" run without one, as the
+    sparse branch alone. Raises TurboError for a mode, share, block or number of steps that this
     model cannot have."""
     spec = model_spec(patcher)
     if mode not in MODES:
@@ -36,7 +37,8 @@ def with_attention(
             "choose auto or dense, or set allow_untrained to try it block-sparse."
         )
     sparse = mode in ("sla", "sagesla") or (mode == "auto" and spec.sla)
-    pv = sage_pv_format(patcher.load_device)[0] if mode == "sagesla" else ""
+    sage = sage_pv_format(patcher.load_device).name if mode == "sagesla" else ""
+    pv = AUTOMATIC if mode == "auto" else sage
     dense = parse_blocks(dense_blocks, spec.layers)
     clone = patcher.clone()
     for i in range(spec.layers):

@@ -11,7 +11,7 @@ import torch
 from comfy.cli_args import args
 from comfyui_version import __version__ as comfyui_version
 
-from ...kernels import OPERATORS, NoBackendError, sage_pv_format
+from ...kernels import OPERATORS, NoBackendError, automatic_format, sage_pv_format
 from ..checkpoint.layout import TEXT_WIDTH, WanSpec
 from ..memory import STEP_FORMULA, step_bytes, tokens, weight_bytes
 from ..record import RUN, RunRecord, amount
@@ -73,8 +73,20 @@ def _operators() -> list[str]:
             lines.append(f"{title}: none. {error}")
         except torch.cuda.OutOfMemoryError:
             lines.append(f"{title}: not known, since the self-test ran out of memory")
-    pv, reason = sage_pv_format(device)
-    return [*lines, f"sage attention multiplies with v in {pv}: {reason}"]
+    sage = sage_pv_format(device)
+    return [
+        *lines,
+        f"sparse attention in mode auto: {_automatic(device)}",
+        f"sage attention (mode sagesla) multiplies with v in {sage.name}: {sage.reason}",
+    ]
+
+
+def _automatic(device: torch.device) -> str:
+    try:
+        name, reason = automatic_format(device)
+    except torch.cuda.OutOfMemoryError:
+        return "not known, since the self-test ran out of memory"
+    return f"8 bits, v in {name}: {reason}" if name else f"16 bits: {reason}"
 
 
 def _models(patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:

@@ -14,64 +14,64 @@ from ...int8.format import MIN_AMAX, TILE
 from ...triton_primitives import ROUND, encode, find_amax
 
 
+@triton.jit
+def _load_row(p, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr):
+    """A row in two parts, float32 [FIRST] and [REST]; 0 behind its end."""
+    o_b = FIRST + tl.arange(0, REST)
+    b_a = tl.load(p + tl.arange(0, FIRST)).to(tl.float32)
+    b_b = tl.load(p + o_b) if FIRST + REST == WIDTH else tl.load(p + o_b, mask=o_b < WIDTH, other=0.0)
+    return b_a, b_b.to(tl.float32)
+
+
+@triton.jit
+def _center_row(p_x, eps, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr):
+    """The two parts of a row minus its mean, 0 behind its end; the mean, 1/std."""
+    b_a, b_b = _load_row(p_x, WIDTH, FIRST, REST)
+    mean = (tl.sum(b_a) + tl.sum(b_b)) / WIDTH
+    b_a -= mean
+    b_b = b_b - mean if FIRST + REST == WIDTH else tl.where(FIRST + tl.arange(0, REST) < WIDTH, b_b - mean, 0.0)
+    return b_a, b_b, mean, tl.rsqrt((tl.sum(b_a * b_a) + tl.sum(b_b * b_b)) / WIDTH + eps)
+
+
 @triton.jit(do_not_specialize=["L", "FRAME"])
 def _layer_norm_modulate_kernel(
-    p_x,
-    p_shift,
-    p_scale,
-    p_y,
-    p_row_scales,
-    eps,
-    L,
-    FRAME,
-    x_b,
-    x_l,
-    shift_b,
-    shift_f,
-    scale_b,
-    scale_f,
-    WIDTH: tl.constexpr,
-    WIDTH_PADDED: tl.constexpr,
-    QUANTIZE: tl.constexpr,
-    MIN_AMAX: tl.constexpr,
-):
+    p_x, p_shift, p_scale, p_y, p_row_scales, eps, L, FRAME,
+    x_b, x_l, shift_b, shift_f, scale_b, scale_f,
+    WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, QUANTIZE: tl.constexpr, MIN_AMAX: tl.constexpr,
+):  # fmt: skip
     """One token; `FRAME` tokens share a shift and a scale."""
-    i_l = tl.program_id(0).to(tl.int64)
-    i_b = tl.program_id(1).to(tl.int64)
+    i_l, i_b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     i_f = i_l // FRAME
     i_row = i_b * L + i_l
-    o_w = tl.arange(0, WIDTH_PADDED)
-    m_w = o_w < WIDTH
-    b_x = tl.load(p_x + i_b * x_b + i_l * x_l + o_w, mask=m_w, other=0.0).to(tl.float32)
-    b_shift = tl.load(p_shift + i_b * shift_b + i_f * shift_f + o_w, mask=m_w, other=0.0).to(tl.float32)
-    b_scale = tl.load(p_scale + i_b * scale_b + i_f * scale_f + o_w, mask=m_w, other=0.0).to(tl.float32)
-
-    b_x = tl.where(m_w, b_x - tl.sum(b_x) / WIDTH, 0.0)
-    rstd = tl.rsqrt(tl.sum(b_x * b_x) / WIDTH + eps)
-    b_y = b_x * rstd * (1 + b_scale) + b_shift
+    b_xa, b_xb, _, rstd = _center_row(p_x + i_b * x_b + i_l * x_l, eps, WIDTH, FIRST, REST)
+    b_shift_a, b_shift_b = _load_row(p_shift + i_b * shift_b + i_f * shift_f, WIDTH, FIRST, REST)
+    b_scale_a, b_scale_b = _load_row(p_scale + i_b * scale_b + i_f * scale_f, WIDTH, FIRST, REST)
+    b_ya = b_xa * rstd * (1 + b_scale_a) + b_shift_a
+    b_yb = b_xb * rstd * (1 + b_scale_b) + b_shift_b
     if QUANTIZE:
-        amax = find_amax(b_y, MIN_AMAX)
+        amax = tl.maximum(find_amax(b_ya, MIN_AMAX), find_amax(b_yb, MIN_AMAX), propagate_nan=tl.PropagateNan.ALL)
         tl.store(p_row_scales + i_row, tl.div_rn(amax, 127.0))
         # The low byte of the sum is the code. `encode` would take a quarter more instructions, to clamp what |b_y| <=
         # amax bounds and to clear the code of a NaN, which does not matter: its scale is NaN.
-        b_y = (b_y * tl.div_rn(127.0, amax) + ROUND).to(tl.int32, bitcast=True)
-    tl.store(p_y + i_row * WIDTH + o_w, b_y.to(p_y.dtype.element_ty), mask=m_w)
+        multiplier = tl.div_rn(127.0, amax)
+        b_ya = (b_ya * multiplier + ROUND).to(tl.int32, bitcast=True)
+        b_yb = (b_yb * multiplier + ROUND).to(tl.int32, bitcast=True)
+    o_b = FIRST + tl.arange(0, REST)
+    p_y += i_row * WIDTH
+    tl.store(p_y + tl.arange(0, FIRST), b_ya.to(p_y.dtype.element_ty))
+    tl.store(p_y + o_b, b_yb.to(p_y.dtype.element_ty), mask=o_b < WIDTH)
 
 
 @triton.jit(do_not_specialize=["L"])
 def _statistics_kernel(
-    p_x, p_statistics, eps, L, x_b, x_l, WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr
+    p_x, p_statistics, eps, L, x_b, x_l, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr
 ):  # fmt: skip
     """Mean and 1/std of one token: statistics [B, L, 2] float32."""
     i_l, i_b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    o_w = tl.arange(0, WIDTH_PADDED)
-    m_w = o_w < WIDTH
-    b_x = tl.load(p_x + i_b * x_b + i_l * x_l + o_w, mask=m_w, other=0.0).to(tl.float32)
-    mean = tl.sum(b_x) / WIDTH
-    b_x = tl.where(m_w, b_x - mean, 0.0)
+    _, _, mean, rstd = _center_row(p_x + i_b * x_b + i_l * x_l, eps, WIDTH, FIRST, REST)
     p_statistics += (i_b * L + i_l) * 2
     tl.store(p_statistics, mean)
-    tl.store(p_statistics + 1, tl.rsqrt(tl.sum(b_x * b_x) / WIDTH + eps))
+    tl.store(p_statistics + 1, rstd)
 
 
 @triton.jit(do_not_specialize=["L", "FRAME"])
@@ -108,6 +108,13 @@ def _modulate_quantize_block_kernel(
     tl.store(p_codes + (i_b * L + i_l + o_l)[:, None] * WIDTH + o_w[None, :], encode(b_y, amax, 128), mask=m_x)
 
 
+def launch_config(width: int) -> dict[str, int]:
+    """Launch config of the kernels that hold a row: in two parts, powers of 2, of which the first is whole. Wan's
+    widths, 1536 and 5120, are whole sums of two; one part of 8192 would compute 3072 channels that are not there."""
+    first = 1 << max(0, (width - 1).bit_length() - 1)
+    return dict(FIRST=first, REST=triton.next_power_of_2(max(1, width - first)), num_warps=4)
+
+
 def _launch(
     x: torch.Tensor,
     shift: torch.Tensor,
@@ -131,11 +138,10 @@ def _launch(
             *shift.stride()[:2],
             *scale.stride()[:2],
             WIDTH=width,
-            WIDTH_PADDED=triton.next_power_of_2(width),
             QUANTIZE=row_scales is not None,
             MIN_AMAX=MIN_AMAX,
-            num_warps=4 if width <= 2048 else 8,
             enable_fp_fusion=True,
+            **launch_config(width),
         )
 
 
@@ -156,8 +162,7 @@ def _quantize_block(
     with torch.cuda.device_of(x):
         _statistics_kernel[(length, b)](
             x, statistics, eps, length, *x.stride()[:2],
-            WIDTH=width, WIDTH_PADDED=triton.next_power_of_2(width),
-            num_warps=4 if width <= 2048 else 8, enable_fp_fusion=True,
+            WIDTH=width, enable_fp_fusion=True, **launch_config(width),
         )  # fmt: skip
         _modulate_quantize_block_kernel[(scales.numel(),)](
             x, statistics, shift, scale, codes, scales, length, triton.cdiv(length, shift.shape[1]), width,

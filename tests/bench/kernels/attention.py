@@ -65,7 +65,7 @@ def formats(device: torch.device) -> list[str]:
     """The formats of the product with v that this device can run."""
     if device.type != "cuda" or torch.version.hip is not None:
         return ["", "fp16"]
-    eight = torch.cuda.get_device_capability(device) >= (8, 9) and sage_pv_format(device)[0] != "fp16"
+    eight = torch.cuda.get_device_capability(device) >= (8, 9) and sage_pv_format(device).name != "fp16"
     fastest = ["fp8"] if eight or torch.cuda.get_device_capability(device)[0] in (9, 10) else []
     return ["", "fp16", "int8", *fastest]
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from td_pack.tests.bench import predict
 from td_pack.tests.bench.kernels import attention, report, targets
 from td_pack.tests.bench.kernels.timing import Timing
 
@@ -51,6 +52,11 @@ def test_a_wrong_operator_is_not_timed(monkeypatch):
     clock = Clock(torch.device("cpu"), 60, quick=True)
     rows = list(attention.measure(clock, shapes=[(130, 1)], ratios=(0.5,), width=64))
     assert [row.timing for row in rows if row.operator.startswith("sla")] == [None, None]
+
+
+def test_the_page_of_predictions_is_current():
+    """`python dev.py bench predict` writes it; the loops that it rests on are checked by test_aot.py."""
+    assert predict.PAGE.read_text(encoding="utf-8") == predict.page()
 
 
 def test_targets_are_judged_on_the_ratio_that_was_measured():

@@ -3,13 +3,13 @@ counted."""
 
 from ...support.aot import Build, KernelCase, loops
 
-_INSTRUCTIONS = {"double": (774, 774, 774, 785, 769, 795), "single": (763, 763, 763, 771, 755, 782)}
+_INSTRUCTIONS = {"double": (373, 381, 381, 394, 378, 421), "single": (362, 370, 370, 379, 363, 409)}
 
 
 def _case(name: str, nested: bool) -> KernelCase:
     signature = {"p_codes": "*u8", "p_absmax": "*u8" if nested else "*fp32", "p_map": "*fp32"}
     signature |= {"p_nested_absmax": "*fp32", "p_nested_map": "*fp32", "p_out": "*bf16", "offset": "fp32"}
-    signature |= dict.fromkeys(("N", "B"), "i32")
+    signature |= dict.fromkeys(("N", "BYTES", "B"), "i32")
     constexprs = {"NESTED": nested, "BLOCKSIZE": 64, "NESTED_BLOCKSIZE": 256 if nested else 1, "BLOCKS": 64}
     return KernelCase(
         name=f"nf4_dequantize-{name}",
@@ -18,6 +18,7 @@ def _case(name: str, nested: bool) -> KernelCase:
         signature=signature | dict.fromkeys(constexprs, "constexpr"),
         constexprs=constexprs,
         targets={target: Build(4, 3, loop=loop) for target, loop in loops(*_INSTRUCTIONS[name]).items()},
+        divisible=("N", "BYTES"),
         fp_fusion=False,
     )
 

@@ -1,6 +1,7 @@
 """The norm kernels at the widths of Wan 1.3B and 14B: no tensor cores and no loop, so the whole kernel is counted."""
 
 from ....kernels.int8.format import MIN_AMAX, TILE
+from ....kernels.norm.triton.layer_norm import launch_config
 from ...support.aot import Build, KernelCase, loops
 
 _STRIDES = ("x_b", "x_l")
@@ -8,12 +9,12 @@ _MODULATION = ("shift_b", "shift_f", "scale_b", "scale_f")
 _INSTRUCTIONS = {
     "rms_norm_rope-1536": (286, 286, 286, 293, 296, 293),
     "rms_norm_rope-5120": (399, 399, 399, 386, 387, 386),
-    "layer_norm_modulate-1536": (331, 331, 331, 341, 330, 342),
-    "layer_norm_modulate-5120": (442, 443, 443, 445, 421, 445),
-    "layer_norm_modulate_quantize-1536": (541, 540, 540, 549, 519, 556),
-    "layer_norm_modulate_quantize-5120": (782, 785, 785, 783, 719, 795),
-    "layer_norm_statistics-1536": (176, 176, 176, 180, 180, 181),
-    "layer_norm_statistics-5120": (225, 226, 226, 229, 229, 230),
+    "layer_norm_modulate-1536": (288, 289, 289, 301, 277, 298),
+    "layer_norm_modulate-5120": (522, 527, 527, 534, 473, 534),
+    "layer_norm_modulate_quantize-1536": (486, 486, 486, 494, 468, 501),
+    "layer_norm_modulate_quantize-5120": (817, 823, 823, 824, 742, 837),
+    "layer_norm_statistics-1536": (191, 191, 191, 194, 194, 196),
+    "layer_norm_statistics-5120": (318, 319, 319, 322, 322, 323),
     "layer_norm_modulate_quantize_block": (1640, 1641, 1641, 1631, 1430, 1650),
     "layer_norm_modulate_quantize_block_by_frame": (1248, 1246, 1246, 1254, 1154, 1263),
 }
@@ -54,26 +55,30 @@ def _rope(heads: int, padded: int) -> KernelCase:
     return _case(f"{name}-{width}", "rms_norm", name, signature, constexprs, _STRIDES, _warps(width))
 
 
-def _modulate(quantize: bool, width: int, padded: int) -> KernelCase:
+def _modulate(quantize: bool, width: int) -> KernelCase:
     name = "layer_norm_modulate" + "_quantize" * quantize
-    signature = dict.fromkeys(("p_x", "p_shift", "p_scale"), "*bf16")
+    signature = {"p_x": "*bf16"} | dict.fromkeys(("p_shift", "p_scale"), "*fp32")  # a TurboWan file's modulation
     signature |= {"p_y": "*i8", "p_row_scales": "*fp32"} if quantize else {"p_y": "*bf16", "p_row_scales": "constexpr"}
     signature |= {"eps": "fp32"}
     signature |= dict.fromkeys(("L", "FRAME", *_STRIDES, *_MODULATION), "i32")
-    constexprs = {"WIDTH": width, "WIDTH_PADDED": padded, "QUANTIZE": quantize, "MIN_AMAX": MIN_AMAX} | (
-        {} if quantize else {"p_row_scales": None}
-    )
+    parts, warps = _parts(width)
+    constexprs = parts | {"QUANTIZE": quantize, "MIN_AMAX": MIN_AMAX} | ({} if quantize else {"p_row_scales": None})
     function = "layer_norm_modulate"
-    return _case(
-        f"{name}-{width}", "layer_norm", function, signature, constexprs, _STRIDES + _MODULATION, _warps(width)
-    )
+    return _case(f"{name}-{width}", "layer_norm", function, signature, constexprs, _STRIDES + _MODULATION, warps)
 
 
-def _statistics(width: int, padded: int) -> KernelCase:
+def _statistics(width: int) -> KernelCase:
     signature = {"p_x": "*bf16", "p_statistics": "*fp32", "eps": "fp32"} | dict.fromkeys(("L", *_STRIDES), "i32")
-    constexprs = {"WIDTH": width, "WIDTH_PADDED": padded}
+    parts, warps = _parts(width)
     name = f"layer_norm_statistics-{width}"
-    return _case(name, "layer_norm", "statistics", signature, constexprs, _STRIDES, _warps(width))
+    return _case(name, "layer_norm", "statistics", signature, parts, _STRIDES, warps)
+
+
+def _parts(width: int) -> tuple[dict[str, int], int]:
+    """The constants and the warps of a kernel that holds a row of that width."""
+    config = launch_config(width)
+    warps = config.pop("num_warps")
+    return {"WIDTH": width} | config, warps
 
 
 def _quantize_block(one_frame: bool) -> KernelCase:
@@ -90,7 +95,7 @@ def _quantize_block(one_frame: bool) -> KernelCase:
 CASES = [
     _rope(12, 16),
     _rope(40, 64),
-    *(_statistics(*width) for width in ((1536, 2048), (5120, 8192))),
+    *(_statistics(width) for width in (1536, 5120)),
     *(_quantize_block(one_frame) for one_frame in (True, False)),
-    *(_modulate(quantize, *width) for quantize in (False, True) for width in ((1536, 2048), (5120, 8192))),
+    *(_modulate(quantize, width) for quantize in (False, True) for width in (1536, 5120)),
 ]

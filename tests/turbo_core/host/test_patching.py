@@ -31,7 +31,7 @@ def test_settings_belong_to_their_clone(model):
         [m.get_model_object(f"diffusion_model.blocks.{i}.self_attn.sla") for i in (0, 1)]
         for m in (model, dense, sparse)
     ]
-    assert settings == [[SLA(0.1), SLA(0.1)], [None, None], [SLA(0.7), None]]
+    assert settings == [[SLA(0.1, pv="auto"), SLA(0.1)], [None, None], [SLA(0.7, pv=""), None]]
     outputs = [sample(m) for m in (model, dense, sparse)]
     assert not any(torch.equal(outputs[a], outputs[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
     # Alternating them in any order changes nothing, and the original is as before.
@@ -57,7 +57,9 @@ def test_sagesla_is_sparse_linear_attention_in_8_bits(model):
 
 
 def test_auto_is_what_the_checkpoint_was_trained_for(model, t2v):
-    assert torch.equal(sample(with_attention(model, "auto", 0.1, "", False)), sample(model))
+    automatic = with_attention(model, "auto", 0.1, "", False)
+    assert automatic.get_model_object("diffusion_model.blocks.0.self_attn.sla") == SLA(0.1, pv="auto")
+    assert torch.equal(sample(automatic), sample(model))
     assert torch.equal(sample(with_attention(t2v, "auto", 0.1, "", False)), sample(t2v))
 
 
