@@ -29,6 +29,10 @@ BAD_VALUES = [
     ("sample", "cfg_high", math.inf, "value_bigger_than_max", "cfg_high"),
     ("sample", "sigma_max", math.nan, "custom_validation_failed", "sigma_max is nan: choose a positive number"),
     ("sample", "seed", math.nan, "invalid_input_type", "seed"),
+    ("sample", "high", 5, "bad_linked_input", "high"),
+    ("sample", "positive", None, "bad_linked_input", "positive"),
+    ("sample", "low", {"__value__": ["missing", 0]}, "bad_linked_input", "low"),
+    ("vae", "vae_name", {"__value__": ["missing", 0]}, "value_not_in_list", "missing"),
     ("attention", "topk", 0.0, "value_smaller_than_min", "topk"),
     ("attention", "topk", 1.1, "value_bigger_than_max", "topk"),
 ]
