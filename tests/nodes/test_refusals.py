@@ -32,7 +32,7 @@ BAD_VALUES = [
     ("sample", "high", 5, "bad_linked_input", "high"),
     ("sample", "positive", None, "bad_linked_input", "positive"),
     ("sample", "low", {"__value__": ["missing", 0]}, "bad_linked_input", "low"),
-    ("vae", "vae_name", {"__value__": ["missing", 0]}, "value_not_in_list", "missing"),
+    ("attention", "mode", {"__value__": ["missing", 0]}, "bad_linked_input", "mode"),
     ("attention", "topk", 0.0, "value_smaller_than_min", "topk"),
     ("attention", "topk", 1.1, "value_bigger_than_max", "topk"),
 ]
