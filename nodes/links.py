@@ -34,7 +34,7 @@ def known_inputs(nodes: Iterable[type[io.ComfyNode]]) -> dict[str, Inputs]:
 def with_plain_links(request: dict[str, Any], known: Mapping[str, Inputs]) -> dict[str, Any]:
     """Puts each value that must be a link and is none into a list of one, which ComfyUI refuses ("must be a length-2
     list of [node_id, slot_index]"), and drops the links of inputs that the node does not have."""
-    of_others = {old_id for old in OLD for old_id in old.ids} & execution.nodes.NODE_CLASS_MAPPINGS.keys()
+    of_others = {old_id for old in OLD for old_id in old.ids}.intersection(execution.nodes.NODE_CLASS_MAPPINGS)
     for node in nodes_of(request):
         kind, inputs = node["class_type"], node["inputs"]
         if kind not in known or kind in of_others:

@@ -23,7 +23,7 @@ class ServerFailed(RuntimeError):
 
 
 def install(pack: Path, folder: Path) -> None:
-    """Links the pack, or copies it where links are not allowed (Windows). What is there, from an earlier start, stays."""
+    """Links the pack, or copies it where links are not allowed (Windows). What an earlier start left stays."""
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)

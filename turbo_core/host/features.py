@@ -102,7 +102,7 @@ def nodes_of(request: dict[str, Any]) -> list[dict[str, Any]]:
     """The nodes with a type and inputs in the body of a POST /prompt."""
     prompt = request.get("prompt")
     nodes = prompt.values() if isinstance(prompt, dict) else ()
-    return [node for node in nodes if {"class_type", "inputs"} <= node.keys()]
+    return [node for node in nodes if _is_node(node) and {"class_type", "inputs"} <= node.keys()]
 
 
 def show_on_node(node_id: str | None, text: str) -> None:
