@@ -20,6 +20,10 @@ from pathlib import Path
 
 import websocket
 
+NO_COMFYUI = "What answers at {} is not a ComfyUI: give its address with --server."
+ANSWER_SECONDS = 60.0  # for an answer, and a second more for each MB of it
+LONGEST_JSON, LONGEST_FILE = 32 << 20, 4 << 30  # bytes
+LONGEST_TEXT = 4000  # characters of a message
 HISTORY_LAG = 10.0  # seconds by which /history may trail the last event
 
 
@@ -28,7 +32,8 @@ class Failed(Exception):
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    shown = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."
+    print(shown.encode(errors="replace").decode(), file=sys.stderr, flush=True)  # stderr escapes what it cannot encode
 
 
 class Server:
@@ -36,26 +41,38 @@ class Server:
         scheme, _, rest = url.strip().rpartition("://")
         self.url = f"{scheme.lower() or 'http'}://{rest.strip('/')}"
 
-    def request(self, path: str, body: bytes | None = None, content_type: str = "application/json") -> bytes:
+    def request(
+        self,
+        path: str,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+        most: int = LONGEST_JSON,
+    ) -> bytes:
         try:
             request = urllib.request.Request(self.url + path, body, {"Content-Type": content_type})
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.read()
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
+                return read(answer, most)
         except urllib.error.HTTPError as error:
-            raise Failed(refusal(error.code, error.read())) from None
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                raise Failed(refusal(error.code, read(error, LONGEST_JSON))) from None
+            raise Failed(f"ComfyUI answered {error.code}.") from None
         except (OSError, http.client.HTTPException, ValueError) as error:  # no answer, one of another kind, no address
             reason = str(getattr(error, "reason", error)).strip()
             raise Failed(f"ComfyUI does not answer at {self.url} ({reason}): start it, or give --server.") from None
 
     def ask(self, path: str, body: bytes | None = None, content_type: str = "application/json") -> dict:
         """What the server answers in JSON."""
-        try:
-            answer = json.loads(self.request(path, body, content_type))
-        except ValueError:
-            answer = None
+        answer = parsed(self.request(path, body, content_type))
         if not isinstance(answer, dict):
-            raise Failed(f"What answers at {self.url} is not a ComfyUI: give its address with --server.")
+            raise Failed(NO_COMFYUI.format(self.url))
         return answer
+
+    def text(self, answer: object, key: str) -> str:
+        """A text in an answer of the server."""
+        value = answer.get(key) if isinstance(answer, dict) else None
+        if not isinstance(value, str):
+            raise Failed(NO_COMFYUI.format(self.url))
+        return value
 
     def upload(self, picture: Path) -> str:
         """Puts a picture into ComfyUI's input folder; the name that LoadImage takes. An equal name does not
@@ -69,7 +86,7 @@ class Server:
             body = head.encode() + picture.read_bytes() + f"\r\n--{mark}--\r\n".encode()
         except OSError as error:
             raise Failed(f"{picture} cannot be read ({error.strerror}).") from None
-        return self.ask("/upload/image", body, f"multipart/form-data; boundary={mark}")["name"]
+        return self.text(self.ask("/upload/image", body, f"multipart/form-data; boundary={mark}"), "name")
 
     def run(self, prompt: dict) -> list[dict]:
         """Queues the prompt, follows it to its end, and returns the files it saved."""
@@ -82,11 +99,12 @@ class Server:
         except (websocket.WebSocketException, OSError) as error:
             raise Failed(f"{self.url} does not accept websockets ({error}): enable them in its proxy.") from None
         try:
-            queued = self.ask("/prompt", json.dumps({"prompt": prompt, "client_id": client}).encode())
-            self.follow(events, queued["prompt_id"], prompt)
+            answer = self.ask("/prompt", json.dumps({"prompt": prompt, "client_id": client}).encode())
+            prompt_id = self.text(answer, "prompt_id")
+            self.follow(events, prompt_id, prompt)
         finally:
             events.close()
-        return self.files(queued["prompt_id"])
+        return self.files(prompt_id)
 
     def follow(self, events: websocket.WebSocket, prompt_id: str, prompt: dict) -> None:
         while True:
@@ -101,21 +119,23 @@ class Server:
                 raise Failed("ComfyUI closed the connection while it worked; its console says why.")
             if isinstance(message, bytes):
                 continue  # a preview
-            event = json.loads(message)
-            kind, data = event["type"], event.get("data") or {}
-            if data.get("prompt_id") != prompt_id:
+            event = parsed(message)
+            data = event.get("data") if isinstance(event, dict) else None
+            if not isinstance(data, dict) or data.get("prompt_id") != prompt_id:
                 continue
+            kind, node = event.get("type"), data.get("node")
             if kind == "execution_error":
-                raise Failed(f"{data['node_type']} (node {data['node_id']}): {data['exception_message'].strip()}")
+                reason = str(data.get("exception_message")).strip()
+                raise Failed(f"{data.get('node_type')} (node {data.get('node_id')}): {reason}")
             if kind == "execution_interrupted":
                 raise Failed("The run was interrupted.")
-            if kind == "progress" and prompt.get(data["node"]):
-                say(f"  {data['value']} of {data['max']}")
-            if kind == "executing":
-                if data["node"] is None:
-                    return
-                if data["node"] in prompt:
-                    say(title(prompt[data["node"]]))
+            if kind == "executing" and node is None:
+                return
+            if isinstance(node, str) and node in prompt:
+                if kind == "progress":
+                    say(f"  {data.get('value')} of {data.get('max')}")
+                if kind == "executing":
+                    say(title(prompt[node]))
 
     def files(self, prompt_id: str) -> list[dict]:
         end = time.monotonic() + HISTORY_LAG
@@ -123,12 +143,35 @@ class Server:
             if time.monotonic() > end:
                 raise Failed("ComfyUI finished the run and lists no result for it.")
             time.sleep(0.1)
-        outputs = history[prompt_id]["outputs"].values()
-        items = [item for output in outputs for value in output.values() if isinstance(value, list) for item in value]
+        entry = history[prompt_id]
+        outputs = entry.get("outputs") if isinstance(entry, dict) else None
+        if not isinstance(outputs, dict):
+            raise Failed(NO_COMFYUI.format(self.url))
+        kinds = [kind for output in outputs.values() if isinstance(output, dict) for kind in output.values()]
+        items = [item for kind in kinds if isinstance(kind, list) for item in kind]
         return [item for item in items if isinstance(item, dict) and item.get("type") == "output"]
 
     def download(self, file: dict) -> bytes:
-        return self.request("/view?" + urllib.parse.urlencode({k: file[k] for k in ("filename", "subfolder", "type")}))
+        place = {key: self.text(file, key) for key in ("filename", "subfolder", "type")}
+        return self.request(f"/view?{urllib.parse.urlencode(place, errors='replace')}", most=LONGEST_FILE)
+
+
+def read(answer, most: int) -> bytes:
+    """The body of an answer of at most that many bytes; one that trickles in or has no end is an OSError."""
+    end, body = time.monotonic() + ANSWER_SECONDS, bytearray()
+    while chunk := answer.read1(1 << 16):
+        body += chunk
+        if len(body) > most or time.monotonic() > end + len(body) / 1e6:
+            raise OSError("its answer is too long or too slow")
+    return bytes(body)
+
+
+def parsed(text: bytes | str) -> object:
+    """What a text holds in JSON, None if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def is_api_format(prompt: object) -> bool:
@@ -138,6 +181,14 @@ def is_api_format(prompt: object) -> bool:
     )
 
 
+def file_name(given: str) -> str:
+    """The last part of a name that the server gives, as a name for a file here."""
+    name = "".join(char if char.isprintable() else "_" for char in given.replace("\\", "/")).rpartition("/")[2]
+    if name.strip(". ") == "":
+        raise Failed(f"The server names a file {given!r}: give --out a file name.")
+    return name
+
+
 def save(target: Path, content: bytes) -> None:
     """Writes a file that is whole or not there."""
     partial = target.with_name(f"{target.name}.partial")
@@ -145,10 +196,11 @@ def save(target: Path, content: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
         partial.replace(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError, ValueError):
             partial.unlink()
-        raise Failed(f"{target} cannot be written ({error.strerror}): give another --out.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise Failed(f"{target} cannot be written ({reason}): give another --out.") from None
 
 
 def title(node: dict) -> str:
@@ -158,14 +210,14 @@ def title(node: dict) -> str:
 def refusal(code: int, body: bytes) -> str:
     """The sentences of an error answer; POST /prompt says what is wrong with which node."""
     try:
-        answer = json.loads(body)
+        answer = parsed(body)
         lines = [answer["error"]["message"] if isinstance(answer["error"], dict) else str(answer["error"])]
         for node_id, node in (answer.get("node_errors") or {}).items():
             for error in node["errors"]:
                 details = error["details"] if len(error["details"]) < 400 else error["details"][:400] + " ..."
                 lines.append(f"{node['class_type']} (node {node_id}): {error['message']}: {details}")
         return "\n".join(lines)
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         return f"ComfyUI answered {code}."
 
 
@@ -244,7 +296,7 @@ def main() -> int:
             raise Failed("The run saved no file.")
         for file in files:
             is_folder = options.out.is_dir() or len(files) > 1 or not options.out.suffix
-            target = options.out / Path(file["filename"]).name if is_folder else options.out
+            target = options.out / file_name(server.text(file, "filename")) if is_folder else options.out
             save(target, server.download(file))
             print(target)
     except Failed as error:

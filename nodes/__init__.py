@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import metadata, replacements
+from . import links, metadata, replacements
 from .attention import TurboDiffusionSLA
 from .camera import TurboDiffusionCameraCondition, TurboDiffusionCameraEmbed, TurboDiffusionCameraPath
 from .compare import TurboDiffusionCompare
@@ -28,6 +28,7 @@ class TurboDiffusionExtension(ComfyExtension):
     async def on_load(self) -> None:
         metadata.register()
         await replacements.register()
+        links.register(await self.get_node_list())
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..turbo_core.host.features import before_each_prompt
+from ..turbo_core.host.features import before_each_prompt, nodes_of
 
 KEY = "turbodiffusion"
 _PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
@@ -19,13 +19,7 @@ def pack_version() -> str:
 
 def with_version(request: dict[str, Any], version: str) -> dict[str, Any]:
     """Adds the version to the metadata that a request of POST /prompt saves, if its prompt has a node of this pack."""
-    prompt = request.get("prompt")
-    kinds = (
-        [node.get("class_type") for node in prompt.values() if isinstance(node, dict)]
-        if isinstance(prompt, dict)
-        else []
-    )
-    if any(str(kind).startswith("TurboDiffusion") for kind in kinds):
+    if any(node["class_type"].startswith("TurboDiffusion") for node in nodes_of(request)):
         extra = request.setdefault("extra_data", {})
         stored = extra.setdefault("extra_pnginfo", {}) if isinstance(extra, dict) else None
         if isinstance(stored, dict):

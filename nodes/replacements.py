@@ -11,7 +11,7 @@ from typing import Any
 import execution
 from comfy_api.latest import ComfyAPI, io
 
-from ..turbo_core.host.features import before_each_prompt, node_replacements
+from ..turbo_core.host.features import before_each_prompt, node_replacements, nodes_of
 
 _SEED = "control after generate"  # the widget that the editor adds after a seed; a saved workflow holds its value too
 
@@ -32,10 +32,14 @@ class Old:
     fixed: Mapping[str, object] = field(default_factory=dict)
     absent: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The new node's input by the old node's."""
+        return dict((name[1], name[0]) if isinstance(name, tuple) else (name, name) for name in self.inputs)
+
     def replacements(self) -> list[Any]:
         """io.NodeReplace for each of the ids."""
-        pairs = [name if isinstance(name, tuple) else (name, name) for name in self.inputs]
-        mapping: list[dict[str, object]] = [{"new_id": new, "old_id": old} for new, old in pairs]
+        mapping: list[dict[str, object]] = [{"new_id": new, "old_id": old} for old, new in self.names.items()]
         mapping += [{"new_id": new, "set_value": value} for new, value in self.fixed.items()]
         return [io.NodeReplace(self.new, old, list(self.widgets), mapping, self._outputs()) for old in self.ids]
 
@@ -97,15 +101,15 @@ OLD = (
 
 
 def with_absent_inputs(request: dict[str, Any]) -> dict[str, Any]:
-    """Adds the `absent` inputs to the old nodes in a request of POST /prompt that this server lacks."""
-    absent = {old_id: old.absent for old in OLD for old_id in old.ids}
-    known = execution.nodes.NODE_CLASS_MAPPINGS
-    prompt = request.get("prompt")
-    for node in prompt.values() if isinstance(prompt, dict) else ():
-        kind = node.get("class_type") if isinstance(node, dict) else None
-        if kind in absent and kind not in known and isinstance(node.get("inputs"), dict):
-            node["inputs"] = {**absent[kind], **node["inputs"]}
-            node.setdefault("_meta", {})  # ComfyUI's replacement reads it
+    """Adds the `absent` inputs to the old nodes in a request of POST /prompt that this server lacks. Any other input
+    that is missing becomes a value that ComfyUI refuses by name, since its replacement fails without one."""
+    absent = {old_id: {**dict.fromkeys(old.names, [None]), **old.absent} for old in OLD for old_id in old.ids}
+    present = execution.nodes.NODE_CLASS_MAPPINGS
+    for node in nodes_of(request):
+        kind = node["class_type"]
+        if kind in absent and kind not in present:
+            node["inputs"] = absent[kind] | node["inputs"]
+            node["_meta"] = node["_meta"] if isinstance(node.get("_meta"), dict) else {}  # the replacement reads it
     return request
 
 

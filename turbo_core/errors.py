@@ -1,5 +1,7 @@
 """Errors whose text is meant for the user: one sentence that says what is wrong and what to do."""
 
+import math
+
 LONGEST = 2000  # characters of a message: a screen
 
 
@@ -23,3 +25,10 @@ class TurboError(ValueError):
 
 class CheckpointError(TurboError):
     """A model file that cannot be used."""
+
+
+def check_finite(name: str, value: float, usual: str) -> None:
+    """Raises TurboError for an input that is NaN or infinite; `usual` is what to give instead. ComfyUI's range check
+    lets NaN pass, and does not see a value that arrives on a link."""
+    if not math.isfinite(value):
+        raise TurboError(f"{name} is {value}: give a finite number, usually {usual}.")

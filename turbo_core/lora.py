@@ -9,7 +9,7 @@ import enum
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -140,9 +140,9 @@ class _Module:
 def match(name: str, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Match:
     """What the LoRA file `name`, which holds `tensors`, does to a model whose parameters have these `shapes` by name.
 
-    A module of the file is used as a whole or not at all. Raises TurboError if no module can be used, or if more of
-    them have another size than the model's layer than fit: by chance a few layers of a model of another size have the
-    same size."""
+    A module of the file is used as a whole or not at all. Raises TurboError if no module can be used, if a tensor that
+    would be used is complex, or if more modules have another size than the model's layer than fit: by chance a few
+    layers of a model of another size have the same size."""
     known = _spellings(key.removesuffix(".weight") for key in shapes if key.endswith(".weight"))
     changes: list[LowRank | Difference] = []
     unused: dict[str, Reason] = {}
@@ -179,7 +179,22 @@ def match(name: str, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, t
             "(lora_A/lora_B or "
             "lora_down/lora_up) made for Wan."
         )
+    _refuse(name, "complex", tensors, result, torch.is_complex)
     return result
+
+
+def check_values(name: str, tensors: Mapping[str, torch.Tensor], found: Match) -> None:
+    """Raises TurboError if a tensor that `found` uses holds values that are NaN or infinite in float32. Apart from
+    `match`, because it reads the whole file: Convert reads each tensor once, and checks what it writes."""
+    _refuse(name, "NaN or infinite", tensors, found, lambda tensor: not tensor.float().isfinite().all())
+
+
+def _refuse(
+    name: str, what: str, tensors: Mapping[str, torch.Tensor], found: Match, is_bad: Callable[[torch.Tensor], bool]
+) -> None:
+    bad = next((key for key, tensor in tensors.items() if key not in found.unused and is_bad(tensor)), None)
+    if bad is not None:
+        raise TurboError(f"{name} cannot be used: {bad} holds {what} values; download the file again, or use another.")
 
 
 def _modules(tensors: Iterable[str]) -> dict[str, _Module]:
@@ -224,7 +239,9 @@ def _is_low_rank(part: Mapping[str, torch.Tensor]) -> bool:
     number."""
     alpha = part.get("alpha")
     matrices = part["down"].ndim > 1 and part["up"].ndim > 1 and part["down"].shape[0] > 0
-    return matrices and (alpha is None or (alpha.numel() == 1 and math.isfinite(float(alpha))))
+    return matrices and (
+        alpha is None or (alpha.numel() == 1 and not alpha.is_complex() and math.isfinite(float(alpha)))
+    )
 
 
 def _misfit(change: LowRank | Difference, shapes: Mapping[str, tuple[int, ...]]) -> str | None:

@@ -9,6 +9,8 @@ BENCHES = {
     "memory": "memory of a whole run by phase: text encoder, two 14B experts, VAE",
     "switch": "what the switch between two experts costs from a cold disk",
     "batch": "40 jobs with a worker killed twice, overhead over queueing by hand, throughput over workers",
+    "soak": "hundreds of mixed prompts, ten clients at once, servers and workers killed: what grows, what is lost",
+    "attacks": "runs the tests that attack the pack, and counts them: docs/benchmarks/attacks.md",
     "decode": "memory of decoding 81 and 161 frames, beside ComfyUI's own decode",
     "text": "time and memory of encoding a prompt with a full-size umT5-XXL, and of having it kept",
     "lora": "time and memory of a LoRA applied, changed and removed on a bf16 expert, beside the stock node",

@@ -14,6 +14,7 @@ from td_pack.tests.support import workflows
 from td_pack.tests.support.server import free_port
 from td_pack.tests.support.videos import rate_and_metadata
 from td_pack.tests.support.workflows import TINY_FILES
+from td_pack.tests.turbo_core.batch.scripted_server import ScriptedServer, served
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,6 +123,33 @@ def test_another_server_is_said(run, path, says):
         other.shutdown()
         thread.join()
     assert done.returncode == 1 and says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+FILE = '{"filename": %s, "subfolder": "", "type": "output"}'
+HISTORY = '{"PROMPT_ID": {"outputs": {"1": {"images": [%s]}}}}'
+HOSTILE = {
+    "list": (dict(prompt="[]"), "is not a ComfyUI"),
+    "no id": (dict(prompt='{"prompt_id": 5}'), "is not a ComfyUI"),
+    "deep": (dict(system_stats="[" * 100_000), "is not a ComfyUI"),
+    "events": (dict(ws='{"type": "execution_error", "data": {"prompt_id": "PROMPT_ID"}}'), "None (node None): None"),
+    "long": (
+        dict(ws=json.dumps({"type": "execution_error", "data": {"prompt_id": "PROMPT_ID", "node_id": "x" * 9999}})),
+        " ...",
+    ),
+    "history": (dict(history='{"PROMPT_ID": []}'), "is not a ComfyUI"),
+    "outputs": (dict(history='{"PROMPT_ID": {"outputs": {"1": 5, "2": {"images": [5, null]}}}}'), "saved no file"),
+    "no name": (dict(history=HISTORY % FILE % "null"), "is not a ComfyUI"),
+    "folder": (dict(history=HISTORY % FILE % '"../.."'), "The server names a file"),
+    "surrogate": (dict(history=HISTORY % FILE % ('"' + "\\ud800" * 300 + '"')), "cannot be written"),
+}
+
+
+@pytest.mark.parametrize(("answers", "says"), HOSTILE.values(), ids=HOSTILE)
+def test_a_server_that_misbehaves_is_one_sentence(run, answers, says):
+    with served(ScriptedServer(**answers)) as (url,):
+        done = run(T2V, "--out", "videos", url=url)
+    assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert len(done.stderr) < 5000
 
 
 @pytest.mark.parametrize(

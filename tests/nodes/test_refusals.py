@@ -1,11 +1,13 @@
 """What does not fit is said in one sentence: before the run where the prompt shows it, else by the node that finds
 it."""
 
+import math
+
 import pytest
 import torch
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.client import ExecutionFailed, PromptRejected
-from td_pack.tests.support.jobs import attention, loader, node, sampled, t2v_job, text
+from td_pack.tests.support.jobs import attention, custom_sampled, loader, node, sampled, t2v_job, text
 
 pytestmark = pytest.mark.server
 
@@ -20,6 +22,13 @@ BAD_VALUES = [
     ("sample", "sigma_max", "inf", "custom_validation_failed", "choose a positive number"),
     ("sample", "latent", ["text", 0], "return_type_mismatch", "latent"),
     ("sample", "high", ["vae", 0], "return_type_mismatch", "high"),
+    ("sample", "cfg_high", math.inf, "value_bigger_than_max", "cfg_high"),
+    ("sample", "sigma_max", math.nan, "custom_validation_failed", "sigma_max is nan: choose a positive number"),
+    ("sample", "seed", math.nan, "invalid_input_type", "seed"),
+    ("sample", "high", 5, "bad_linked_input", "high"),
+    ("sample", "positive", None, "bad_linked_input", "positive"),
+    ("sample", "low", {"__value__": ["missing", 0]}, "bad_linked_input", "low"),
+    ("attention", "mode", {"__value__": ["missing", 0]}, "bad_linked_input", "mode"),
     ("attention", "topk", 0.0, "value_smaller_than_min", "topk"),
     ("attention", "topk", 1.1, "value_bigger_than_max", "topk"),
 ]
@@ -39,6 +48,25 @@ def test_what_is_visible_before_running_is_a_node_error(server, name, field, val
 BAD_LINKS = [
     ("wrong text encoder", {"text": text(width=768)}, "The text conditioning is 768 wide and this model takes 4096"),
     ("no negative", {"sample": sampled(cfg_high=2.0)}, "needs a negative conditioning"),
+    ("cfg_high", {"sample": sampled(cfg_high=math.nan)}, "^cfg_high is nan: give a finite number"),
+    (
+        "linked cfg_low",
+        {"number": node("PrimitiveFloat", value="nan"), "sample": sampled(cfg_low=["number", 0])},
+        "^cfg_low is nan: give a finite number",
+    ),
+    (
+        "cfg_high of the guider",
+        {
+            "noise": node("RandomNoise", noise_seed=1),
+            "sampler": node("TurboDiffusionSampler", mode="ode", noise_device="cpu"),
+            "sigmas": node("TurboDiffusionSigmas", steps=2, sigma_max=80.0, boundary=0.9),
+            "guider": node(
+                "TurboDiffusionGuider", high=["model", 0], positive=["text", 0], boundary=0.9, cfg_high=math.nan
+            ),
+            "sample": custom_sampled(["latent", 0]),
+        },
+        "^cfg_high is nan: give a finite number",
+    ),
     (
         "blocks",
         {"attention": attention(dense_blocks="7"), "sample": sampled(high=["attention", 0])},
@@ -53,6 +81,11 @@ def test_what_arrives_on_a_link_is_the_node_s_error(server, problem, changes, me
         server.client.run(t2v_job("bad", **changes))
 
 
+def lora_of(value: float) -> dict[str, torch.Tensor]:
+    layer = "diffusion_model.blocks.0.self_attn.q"
+    return {f"{layer}.lora_A.weight": torch.full((2, 256), value), f"{layer}.lora_B.weight": torch.zeros(256, 2)}
+
+
 FILES = [
     ("diffusion_models", "page.pth", b"<!DOCTYPE html><html></html>" * 9, "page.pth is a web page"),
     (
@@ -63,6 +96,9 @@ FILES = [
     ),
     ("loras", "page.safetensors", b"<!DOCTYPE html>", "page.safetensors is a web page"),
     ("loras", "empty.safetensors", b"", "empty.safetensors is empty"),
+    ("loras", "nan.safetensors", lora_of(math.nan), "nan.safetensors cannot be used: .* holds NaN or infinite values"),
+    ("loras", "inf.safetensors", lora_of(-math.inf), "inf.safetensors cannot be used: .* holds NaN or infinite values"),
+    ("loras", "good.safetensors", lora_of(0.0), "strength is nan: give a finite number"),
 ]
 
 
@@ -75,7 +111,12 @@ def test_a_file_of_another_kind_says_what_it_is_and_the_next_prompt_works(server
     else:
         checkpoints.write_safetensors(path, content)
     if folder == "loras":
-        lora = node("TurboDiffusionLoRA", model=["model", 0], lora_name=name, strength=1.0)
+        lora = node(
+            "TurboDiffusionLoRA",
+            model=["model", 0],
+            lora_name=name,
+            strength=math.nan if name == "good.safetensors" else 1.0,
+        )
         job = t2v_job("bad", lora=lora, sample=sampled(high=["lora", 0]))
     else:
         job = t2v_job("bad", model=loader(name))

@@ -23,7 +23,9 @@ class ServerFailed(RuntimeError):
 
 
 def install(pack: Path, folder: Path) -> None:
-    """Links the pack, or copies it where links are not allowed (Windows)."""
+    """Links the pack, or copies it where links are not allowed (Windows). What an earlier start left stays."""
+    if folder.exists():
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         folder.symlink_to(pack, target_is_directory=True)

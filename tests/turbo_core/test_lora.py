@@ -112,6 +112,7 @@ UNUSED = {
     "flat up": (Reason.INVALID, pair(DOWN, torch.zeros(6))),
     "no rank": (Reason.INVALID, pair(torch.zeros(0, 6), torch.zeros(6, 0), torch.tensor(1.0))),
     "several alphas": (Reason.INVALID, pair(*K_PAIR.values(), torch.ones(3))),
+    "complex alpha": (Reason.INVALID, pair(*K_PAIR.values(), torch.tensor(1j))),
     "alpha no number": (Reason.INVALID, pair(*K_PAIR.values(), torch.tensor(float("nan")))),
 }  # fmt: skip
 FITS = {"head.head.diff": torch.zeros(4, 6)}
@@ -147,9 +148,10 @@ def test_reasons_are_counted_the_commonest_first():
                              r"times \[2, 5\]; use"),
         ({f"{Q}.diff_b": torch.zeros(6)}, rf"x does not fit .*: its difference for {Q}.bias is \[6\] instead of "
                                           r"\[8\]; use"),
+        (PAIR | {f"{Q}.lora_A.weight": DOWN.cfloat()}, f"x cannot be used: {Q}.lora_A.weight holds complex values"),
         (FITS | UNUSED["rows"][1] | {f"{Q}.diff": DOWN}, "x does not fit this model: on blocks.0.cross_attn.k_img"),
     ],
-    ids=["nothing", "another model", "a pair", "a difference", "two of three"],
+    ids=["nothing", "another model", "a pair", "a difference", "complex", "two of three"],
 )  # fmt: skip
 def test_a_file_for_another_model_is_refused(tensors, message):
     with pytest.raises(TurboError, match=message):

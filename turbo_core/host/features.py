@@ -73,11 +73,36 @@ def dense_attention(
 
 
 def before_each_prompt(handler: Callable[[dict], dict]) -> bool:
-    """Registers `handler` for the body of each POST /prompt; returns False if this version cannot."""
+    """Registers `handler` for the body of each POST /prompt; returns False if this version cannot.
+
+    A prompt that is none (the body, the prompt, a node or its inputs are no object, a type is no text) is left out:
+    ComfyUI then answers "No prompt provided", where it would fail with a Python error."""
     add = getattr(PromptServer.instance, "add_on_prompt_handler", None)
+
+    def on_prompt(body: object) -> dict:
+        request = body if isinstance(body, dict) else {}
+        prompt = request.get("prompt")
+        if not isinstance(prompt, dict) or not all(map(_is_node, prompt.values())):
+            request.pop("prompt", None)
+        return handler(request)
+
     if add is not None:
-        add(handler)
+        add(on_prompt)
     return add is not None
+
+
+def _is_node(node: object) -> bool:
+    """Whether this can be a node of a prompt; ComfyUI says what is wrong with one that lacks its type or inputs."""
+    if not isinstance(node, dict):
+        return False
+    return isinstance(node.get("class_type", ""), str) and isinstance(node.get("inputs", {}), dict)
+
+
+def nodes_of(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """The nodes with a type and inputs in the body of a POST /prompt."""
+    prompt = request.get("prompt")
+    nodes = prompt.values() if isinstance(prompt, dict) else ()
+    return [node for node in nodes if _is_node(node) and {"class_type", "inputs"} <= node.keys()]
 
 
 def show_on_node(node_id: str | None, text: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..checkpoint.layout import WanSpec
-from ..errors import TurboError
+from ..errors import TurboError, check_finite
 from ..record import BEFORE, Before, RunRecord
 from ..sampling.schedule import check_boundary, uses_low_expert
 from .base_model import TurboWAN
@@ -100,7 +100,10 @@ class ExpertGuider(comfy.samplers.CFGGuider):
                 self._low = self._low.get_non_dynamic_delegate()
 
     def set_cfg(self, high: float, low: float) -> None:
-        """Raises TurboError for a cfg other than 1 without a negative conditioning (call `set_conds` first)."""
+        """Raises TurboError for a cfg that is NaN or infinite, and for one other than 1 without a negative conditioning
+        (call `set_conds` first)."""
+        check_finite("cfg_high", high, "1")
+        check_finite("cfg_low", low, "1")
         self._check_negative(high)
         if self._low is not None:
             self._check_negative(low)

@@ -9,7 +9,7 @@ from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter.lora import LoRAAdapter
 
 from .. import lora
-from ..errors import TurboError
+from ..errors import TurboError, check_finite
 from .guider import model_spec
 from .side_paths import add_side_paths, takes_side_paths
 
@@ -34,10 +34,12 @@ def with_lora(
     A linear gets the product strength * scale * up (down x) added to its own when it runs, so that no change is lost to
     the rounding of a weight, and weights stay as they are. Whole differences, and what changes a norm, a bias or a
     convolution, are patched as the stock LoRA nodes do. LoRAs stack; strength 0 changes nothing. Raises TurboError as
-    `lora.match`, and for a model of another loader."""
+    `lora.match` and `lora.check_values`, for a strength that is NaN or infinite, and for a model of another loader."""
+    check_finite("strength", strength, "1")
     model_spec(patcher)
     shapes = {key: tuple(value.shape) for key, value in patcher.model.diffusion_model.named_parameters()}
     found = lora.match(name, tensors, shapes)
+    lora.check_values(name, tensors, found)
     clone = patcher.clone()
     clone.set_attachments(_APPLIED, (*applied_loras(patcher), AppliedLora(name, strength, found.report)))
     if strength == 0:

@@ -49,7 +49,7 @@ class ScriptedServer:
         self.asked.append(path)
         answer = self.answers.get(path)
         if request.method == "POST" and path == "/prompt":
-            self._queued = (await request.json())["prompt_id"]
+            self._queued = (await request.json()).get("prompt_id", "PROMPT_ID")
             self._has_queued.set()
         if callable(answer):
             return await answer(request)
