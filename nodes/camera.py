@@ -145,7 +145,7 @@ class TurboDiffusionCameraPath(io.ComfyNode):
             path = path_from_preset(preset, amount, ease, length, fov)
         else:
             path = path_from_folder(_input_directory(), folder, convention, max_length, fov)
-        show_on_node(cls.hidden.unique_id, f"{path.frames} frames")
+        show_on_node(cls, f"{path.frames} frames")
         return io.NodeOutput(path, path.frames)
 
 

@@ -56,6 +56,6 @@ class TurboDiffusionCompare(io.ComfyNode):
             ]
         ).unsqueeze(0)
         text = compare.report(found, labels, width, height)
-        show_on_node(cls.hidden.unique_id, text.partition("\n")[2])  # without the line of labels
+        show_on_node(cls, text.partition("\n")[2])  # without the line of labels
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
         return io.NodeOutput(compare.beside(a, b, plot.captions(labels, width, height)), picture, text, ui=shown)

@@ -168,7 +168,7 @@ class TurboDiffusionConvert(io.ComfyNode):
             bar.update_absolute(done, total)
 
         report = convert(request, progress)
-        show_on_node(cls.hidden.unique_id, report.summary)
+        show_on_node(cls, report.summary)
         return io.NodeOutput(str(report.path), ui=ui.PreviewText(str(report)))
 
 

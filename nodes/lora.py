@@ -55,5 +55,5 @@ class TurboDiffusionLoRA(io.ComfyNode):
         patched, found = with_lora(model, lora_name, tensors, strength)
         text = f"{lora_name}: {found.report}"
         logger.info("%s", text)
-        show_on_node(cls.hidden.unique_id, text)
+        show_on_node(cls, text)
         return io.NodeOutput(patched, ui=ui.PreviewText(text))

@@ -289,5 +289,5 @@ class TurboDiffusionSample(io.ComfyNode):
             cfg_high,
             cfg_low,
         )
-        show_on_node(cls.hidden.unique_id, sampled[RUN].summary)
+        show_on_node(cls, sampled[RUN].summary)
         return io.NodeOutput(sampled)

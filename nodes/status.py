@@ -42,5 +42,5 @@ class TurboDiffusionStatus(io.ComfyNode):
     @classmethod
     def execute(cls, any: Any = None) -> io.NodeOutput:
         text = report(any)
-        show_on_node(cls.hidden.unique_id, text.partition("\n")[0])
+        show_on_node(cls, text.partition("\n")[0])
         return io.NodeOutput(text, ui=ui.PreviewText(text))

@@ -105,8 +105,10 @@ def nodes_of(request: dict[str, Any]) -> list[dict[str, Any]]:
     return [node for node in nodes if _is_node(node) and {"class_type", "inputs"} <= node.keys()]
 
 
-def show_on_node(node_id: str | None, text: str) -> None:
-    """Has the page draw a text on a running node, `cls.hidden.unique_id`; the page does not draw a `ui.PreviewText`."""
+def show_on_node(node: Any, text: str) -> None:
+    """Has the page draw a text on a running node, given as the class that ComfyUI executes and with `unique_id` among
+    its hidden inputs; the page does not draw a `ui.PreviewText`. Outside of a prompt it does nothing."""
+    node_id = getattr(node.hidden, "unique_id", None)
     if node_id:
         server = PromptServer.instance
         server.send_progress_text(text, node_id)
