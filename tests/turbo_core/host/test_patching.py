@@ -170,5 +170,5 @@ class TestDenseSteps:
                 torch.ones(1),
                 transformer_options={"sample_sigmas": torch.tensor([1.0, 0.5, 0.0])},
             )
-        assert [block.self_attn.sla for block in network.blocks] == [SLA(0.7)] * 2
+        assert [block.self_attn.sla for block in network.blocks] == [SLA(0.7, pv="")] * 2
         patched.unpatch_model()
