@@ -38,7 +38,6 @@ NAMES = {
     "comfy.model_base.WAN21": "base of TurboWAN; its constructor is skipped",
     "comfy.model_detection.model_config_from_unet": "a Wan config that get_model is not asked for",
     "comfy.model_management.cast_to": "float32 copy of a parameter on a device",
-    "comfy.model_management.cast_to_device": "device, then dtype",
     "comfy.model_management.cuda_device_context": "a context manager; nothing on other devices",
     "comfy.model_management.current_loaded_models": "a list of LoadedModel, whose `model` is a weak reference",
     "comfy.model_management.dtype_size": "bytes",
@@ -66,6 +65,7 @@ NAMES = {
     "comfy.model_prefetch.prefetch_queue_pop": "before each block, and with None after the last",
     "comfy.ops.cast_bias_weight": "(weight, bias, state) with offloadable=True; the state goes to uncast_bias_weight",
     "comfy.ops.manual_cast": "operations that cast weights to the type of their input",
+    "comfy.ops.manual_cast.Linear": "a linear of these; the matrices of a LoRA beside a layer",
     "comfy.ops.mixed_precision_ops": "operations whose Linear is the base of the quantized linears",
     "comfy.ops.run_every_op": "raises on an interrupt; before each operation that fetches its own weight",
     "comfy.ops.uncast_bias_weight": "after each cast_bias_weight",
@@ -151,7 +151,6 @@ OVERRIDES = {
     "comfy.model_base.WAN21.extra_conds": "self, **kwargs",
     "comfy.model_base.WAN21.resize_cond_for_context_window": "self, cond_key, cond_value, window, x_in, device, "
     "retain_index_list=",
-    "comfy.ops.mixed_precision_ops().Linear.__init__": "self, in_features, out_features, bias=, device=, dtype=",
     "comfy.ops.mixed_precision_ops().Linear._forward": "self, input, weight, bias",
     "comfy.ops.mixed_precision_ops().Linear._load_from_state_dict": "self, *args",
     "comfy.ops.mixed_precision_ops().Linear.forward": "self, input, *args, **kwargs",
@@ -268,10 +267,9 @@ ATTRIBUTES = {
     "comfy.supported_models_base.BASE": "custom_operations quant_config sampling_settings set_inference_dtype "
     "unet_config",
     "comfy.model_patcher.ModelPatcher": "add_callback_with_key add_object_patch add_patches attachments "
-    "cached_patcher_init cleanup "
-    "get_free_memory get_model_object hook_mode hook_patches is_dynamic load_device loaded_ram_size loaded_size "
-    "model_dtype "
-    "model_size offload_device patches pre_run restore_hook_patches set_attachments",
+    "cached_patcher_init cleanup get_additional_models_with_key get_free_memory get_model_object hook_mode "
+    "hook_patches is_dynamic load_device loaded_ram_size loaded_size model_dtype model_size offload_device patches "
+    "pre_run restore_hook_patches set_additional_models set_attachments",
     "comfy.model_patcher.ModelPatcherDynamic": "get_non_dynamic_delegate",
     "comfy.model_sampling.ModelSamplingDiscreteFlow": "multiplier shift",
     "comfy.samplers.CFGGuider": "conds original_conds",
