@@ -21,9 +21,8 @@ ATTACKED = {
     "model files: generated mutations": (f"{CHECKPOINT}/test_fuzz.py",),
     "model files: named faults": tuple(
         f"{CHECKPOINT}/test_{name}.py"
-        for name in ("archive", "metadata", "read", "shards", "packed", "identify_damaged", "identify_foreign")
+        for name in ("archive", "metadata", "read", "shards", "packed", "identify")
     ),
-    "model files through a live server": (f"{NODES}/test_hostile_files.py",),
     "LoRA files": ("tests/turbo_core/test_lora.py",),
     "conversions: damage, kills, full disks": (f"{CONVERT}/test_damage.py", f"{CONVERT}/test_output.py"),
     "cached prompts": ("tests/turbo_core/test_text_cache.py",),
