@@ -130,8 +130,8 @@ class _Launcher:
         if len(devices) > 1:
             raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
         machine = function()
-        sizes = machine.kernel.parameters
-        values = [_argument(kind, value, size) for (_, kind, value), size in zip(given, sizes, strict=False)]
+        sizes = machine.kernel.parameters[: len(given)]  # Triton's own scratch pointers follow
+        values = [_argument(kind, value, size) for (_, kind, value), size in zip(given, sizes, strict=True)]
         allocations = []
         for name, _, value in given:
             if isinstance(value, torch.Tensor):

@@ -75,8 +75,8 @@ def dense_attention(
 def before_each_prompt(handler: Callable[[dict], dict]) -> bool:
     """Registers `handler` for the body of each POST /prompt; returns False if this version cannot.
 
-    A prompt that is none (the body, the prompt, a node or its inputs are no object, a type is no text) is left out:
-    ComfyUI then answers "No prompt provided", where it would fail with a Python error."""
+    A malformed prompt (the body, the prompt, a node or its inputs are no JSON object, a `class_type` is no string) is
+    removed from the body: ComfyUI then answers "No prompt provided", where it would fail with a Python error."""
     add = getattr(PromptServer.instance, "add_on_prompt_handler", None)
 
     def on_prompt(body: object) -> dict:

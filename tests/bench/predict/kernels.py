@@ -6,7 +6,7 @@ loop takes two clocks for each of its instructions. Products and the other instr
 scheduler, that all depend on their own products, one seldom covers the other's."""
 
 import importlib
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from .gpus import BLOCK, GPU
 
@@ -18,15 +18,19 @@ EXPONENTIALS, SCORES, SUMS = 34, 32, 64
 CONVERTS_ON_SPECIAL = ("sm_80",)  # I2F; later chips have I2FP, which the usual units execute
 
 
-class Time(NamedTuple):
+@dataclass(frozen=True)
+class Time:
     """One kernel, or several: seconds, the bytes it moves through memory, launches."""
 
     seconds: float
     bytes: float
     launches: int
 
-    def __add__(self, other: "Time") -> "Time":  # type: ignore[override]
-        return Time(*(a + b for a, b in zip(self, other, strict=True)))
+    def __add__(self, other: "Time") -> "Time":
+        return Time(self.seconds + other.seconds, self.bytes + other.bytes, self.launches + other.launches)
+
+    def __mul__(self, count: int) -> "Time":
+        return Time(self.seconds * count, self.bytes * count, self.launches * count)
 
 
 NOTHING = Time(0.0, 0.0, 0)

@@ -88,7 +88,7 @@ def step(gpu: GPU, model: Model, topk: float, pv: str) -> dict[str, Time]:
         for kind, times in part.items():
             for time in times if isinstance(times, list) else [times]:
                 found[kind] = found.get(kind, NOTHING) + time
-    return {kind: Time(*(value * model.layers for value in time)) for kind, time in found.items()}
+    return {kind: time * model.layers for kind, time in found.items()}
 
 
 def floor(gpu: GPU, model: Model, topk: float, pv: str) -> float:

@@ -3,6 +3,7 @@
 Mutations know the structure: entries of a safetensors header and its metadata, operations of a pickle, records of an
 archive. `--long` tries a hundred times as many, drawn anew each time."""
 
+import itertools
 import json
 import pickle
 import pickletools
@@ -102,7 +103,7 @@ def pickles(draw, described: bytes) -> bytes:
     if draw(st.integers(0, 3)) == 0:
         return bytes_changed(draw, described)
     places = [place for _, _, place in pickletools.genops(described)] + [len(described)]
-    operations = [described[a:b] for a, b in zip(places, places[1:], strict=False)]
+    operations = [described[a:b] for a, b in itertools.pairwise(places)]
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(operations) - 2))
         number = pickle.dumps(draw(NUMBERS), 2)[2:-1]
