@@ -54,7 +54,8 @@ def with_lora(
             adapter = LoRAAdapter(set(), (change.up, change.down, alpha, None, None, None))
             patches[f"{_NETWORK}{change.layer}.weight"] = adapter
     add_side_paths(clone, beside, strength)
-    clone.add_patches(patches, strength)
+    if patches:  # else the weights stay loaded as they are: ComfyUI loads them again after any call of add_patches
+        clone.add_patches(patches, strength)
     return clone, found
 
 
