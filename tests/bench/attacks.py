@@ -20,7 +20,8 @@ CHECKPOINT, CONVERT, BATCH, NODES = (
 ATTACKED = {
     "model files: generated mutations": (f"{CHECKPOINT}/test_fuzz.py",),
     "model files: named faults": tuple(
-        f"{CHECKPOINT}/test_{name}.py" for name in ("archive", "metadata", "read", "shards", "packed", "identify")
+        f"{CHECKPOINT}/test_{name}.py"
+        for name in ("archive", "metadata", "read", "shards", "packed", "identify", "identify_refusals")
     ),
     "LoRA files": ("tests/turbo_core/test_lora.py",),
     "conversions: damage, kills, full disks": (f"{CONVERT}/test_damage.py", f"{CONVERT}/test_output.py"),
