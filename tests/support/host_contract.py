@@ -24,18 +24,18 @@ NAMES = {
     "comfy.ldm.modules.attention.optimized_attention": "q, k, v [B, L, dim] -> [B, L, dim]; chosen at import",
     "comfy.ldm.wan.model.Head": "base of TurboHead",
     "comfy.ldm.wan.model.WanAttentionBlock": "base of TurboBlock; positional arguments up to eps",
-    "comfy.ldm.wan.model.WanModel": "base of TurboWanModel; takes wan_attn_block_class",
+    "comfy.ldm.wan.model.VaceWanAttentionBlock": "base of TurboVaceBlock; its forward calls that of the next class",
+    "comfy.ldm.wan.model.WanI2VCrossAttention": "the cross-attention of blocks made as i2v_cross_attn",
+    "comfy.ldm.wan.model.WanModel": "base of TurboWanModel; makes its blocks in its constructor",
     "comfy.ldm.wan.model.WanSelfAttention": "base of TurboSelfAttention",
     "comfy.ldm.wan.model.repeat_e": "repeats [B, frames, dim] over the tokens of each frame",
-    "comfy.ldm.wan.model.sinusoidal_embedding_1d": "float32 [B, dim] of a timestep",
     "comfy.ldm.wan.vae.WanVAE": "type of first_stage_model that decode.py takes apart",
     "comfy.ldm.wan.vae.count_cache_layers": "length of the decoder's feat_cache",
     "comfy.ldm.wan.vae2_2.WanVAE": "type of first_stage_model that decode.py takes apart",
     "comfy.ldm.wan.vae2_2.count_conv3d": "length of the decoder's feat_cache",
     "comfy.ldm.wan.vae2_2.unpatchify": "[B, 12, t, h, w] -> [B, 3, t, 2h, 2w]",
-    "comfy.model_base.BaseModel.__init__": "called in place of WAN21's constructor",
-    "comfy.model_base.ModelType.FLOW": "Wan's kind of sampling",
-    "comfy.model_base.WAN21": "base of TurboWAN; its constructor is skipped",
+    "comfy.model_base.BaseModel": "makes the network of the class unet_model, which Wan's classes name by keyword",
+    "comfy.model_base.WAN21": "base of TurboWAN",
     "comfy.model_detection.model_config_from_unet": "a Wan config that get_model is not asked for",
     "comfy.model_management.cast_to": "float32 copy of a parameter on a device",
     "comfy.model_management.cuda_device_context": "a context manager; nothing on other devices",
@@ -66,6 +66,7 @@ NAMES = {
     "comfy.ops.cast_bias_weight": "(weight, bias, state) with offloadable=True; the state goes to uncast_bias_weight",
     "comfy.ops.manual_cast": "operations that cast weights to the type of their input",
     "comfy.ops.manual_cast.Linear": "a linear of these; the matrices of a LoRA beside a layer",
+    "comfy.ops.disable_weight_init": "operations whose layers keep uninitialized tensors",
     "comfy.ops.mixed_precision_ops": "operations whose Linear is the base of the quantized linears",
     "comfy.ops.run_every_op": "raises on an interrupt; before each operation that fetches its own weight",
     "comfy.ops.uncast_bias_weight": "after each cast_bias_weight",
@@ -142,6 +143,7 @@ OVERRIDES = {
     "comfy.ldm.wan.model.WanSelfAttention.__init__": "self, dim, num_heads, window_size=, qk_norm=, eps=, kv_dim=, "
     "operation_settings=",
     "comfy.ldm.wan.model.WanSelfAttention.forward": "self, x, freqs, transformer_options=",
+    "comfy.model_base.BaseModel.__init__": "self, model_config, model_type=, device=, unet_model=",
     "comfy.model_base.BaseModel._apply_model": "self, x, t, c_concat=, c_crossattn=, control=, transformer_options=, "
     "**kwargs",
     "comfy.model_base.BaseModel.process_timestep": "self, timestep, **kwargs",
@@ -202,9 +204,10 @@ BY_NAME = (
 # ComfyUI's code that the pack's follows, stands in for or relies on in detail: the pack's part, then the digest of each
 # known form (of the code without comments and docstrings), oldest first.
 COPIES = {
-    "comfy.ldm.wan.model.WanModel._forward": ("what TurboWanModel.forward_orig is given", "0a5745e57931"),
-    "comfy.ldm.wan.model.WanModel.forward_orig": ("TurboWanModel.forward_orig", "c6d4f6a411ff"),
-    "comfy.ldm.wan.model.WanModel.unpatchify": ("TurboWanModel.forward_orig", "b20eb819639f"),
+    "comfy.ldm.wan.model.WanModel.forward_orig": (
+        "TurboWanModel.forward_orig: the sinusoid has the dtype of x, the blocks are called in order",
+        "c6d4f6a411ff",
+    ),
     "comfy.ldm.wan.model.WanSelfAttention.forward": ("TurboSelfAttention.attend", "3933f0b4c6d4"),
     "comfy.ldm.wan.model.WanAttentionBlock.__init__": (
         "TurboBlock: its self_attn is replaced, its ffn is [Linear, GELU, Linear]",
@@ -214,7 +217,6 @@ COPIES = {
     "comfy.ldm.wan.model.WanAttentionBlock.forward": ("TurboBlock.forward", "72a7f7fb6b87"),
     "comfy.ldm.wan.model.Head.forward": ("TurboHead.forward", "1c1a04b4cc20"),
     "comfy.ldm.modules.attention.wrap_attn": ("features.dense_attention", "9aa9e5b4377d", "b718a53ee9c8"),
-    "comfy.model_base.WAN21.__init__": ("TurboWAN, which skips it", "e9be780540c1"),
     "comfy.model_base.BaseModel._apply_model": ("TurboWAN._apply_model and process_timestep", "92d6911c06d8"),
     "comfy.samplers.CFGGuider.inner_set_conds": ("ExpertGuider.inner_set_conds", "237fbdf6248d"),
     "comfy.samplers.CFGGuider.sample": ("SecondExpert", "a24598c99242"),
@@ -254,18 +256,19 @@ COPIES = {
 
 # Class (or what makes one): the attributes that the pack reads, or sets.
 ATTRIBUTES = {
-    "comfy.ldm.wan.model.WanModel": "blocks freq_dim img_emb out_dim patch_embedding patch_size text_embedding "
-    "time_embedding "
-    "time_projection unpatchify",
-    "comfy.ldm.wan.model.WanAttentionBlock": "cross_attn ffn modulation norm1 norm2 norm3",
+    "comfy.ldm.wan.model.WanModel": "blocks out_dim patch_size",
+    "comfy.ldm.wan.model.WanAttentionBlock": "cross_attn cross_attn_norm eps ffn modulation norm1 norm2 "
+    "norm3 num_heads qk_norm self_attn window_size",
+    "comfy.ldm.wan.model.VaceWanAttentionBlock": "block_id",
+    "comfy.model_base.WAN21": "image_to_video",
     "comfy.ldm.wan.model.WanSelfAttention": "k norm_k norm_q num_heads o q v",
     "comfy.ldm.wan.model.Head": "modulation",
     "torch.nn.LayerNorm": "eps",
     "torch.nn.Module": "_forward_hooks _forward_pre_hooks",
     "comfy.model_base.BaseModel": "current_patcher diffusion_model get_dtype_inference load_model_weights "
     "process_latent_in",
-    "comfy.supported_models_base.BASE": "custom_operations quant_config sampling_settings set_inference_dtype "
-    "unet_config",
+    "comfy.supported_models_base.BASE": "custom_operations get_model quant_config sampling_settings "
+    "set_inference_dtype unet_config",
     "comfy.model_patcher.ModelPatcher": "add_callback_with_key add_object_patch add_patches attachments "
     "cached_patcher_init cleanup get_additional_models_with_key get_free_memory get_model_object hook_mode "
     "hook_patches is_dynamic load_device loaded_ram_size loaded_size model_dtype model_size offload_device patches "
@@ -283,7 +286,6 @@ ATTRIBUTES = {
     "spacial_compression_decode throw_exception_if_invalid upscale_ratio vae_dtype vae_output_dtype",
     "comfy.ldm.wan.vae.WanVAE": "conv2 decoder",
     "comfy.ldm.wan.vae.RMS_norm": "gamma",
-    "torch.nn.Conv3d": "out_channels",
     "comfy.sd.CLIP": "encode_from_tokens_scheduled tokenize",
     "comfy.sd1_clip.SDClipModel": "transformer",
     "comfy.utils.ProgressBar": "update_absolute",

@@ -6,7 +6,7 @@ import torch
 
 from ..errors import CheckpointError
 from .comfy_quant import is_side, quant_problems, quantized_layers
-from .layout import PROJ_L, WanSpec, count_layers, expected_shapes, tile_layers, tile_shape
+from .layout import PROJ_L, WanSpec, count_layers, tile_layers, tile_shape
 from .packed import Packed, as_unpacked, packed_problems
 
 _LISTED = 10
@@ -14,14 +14,18 @@ _ATTENTION = ".comfy_attention.config"  # which attention ComfyUI is to use for 
 
 
 def check_complete(
-    name: str, spec: WanSpec, tensors: dict[str, torch.Tensor], packed: Mapping[str, Packed] | None = None
+    name: str,
+    spec: WanSpec,
+    tensors: dict[str, torch.Tensor],
+    packed: Mapping[str, Packed],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Raises one CheckpointError that lists every disagreement between a file and its spec, by kind, the first ten of
-    each and their number, and says what the file looks like instead. `name` is used in the message only; `packed`: the
-    4-bit weights."""
-    packed_wrong = packed_problems(tensors, packed or {})
-    tensors = as_unpacked(tensors, packed or {})
-    expected = expected_shapes(spec)
+    """Raises one CheckpointError that lists every disagreement between a file and the float `shapes` of a model of its
+    spec, by kind, the first ten of each and their number, and says what the file looks like instead. `name` is used in
+    the message only; `packed`: the 4-bit weights."""
+    packed_wrong = packed_problems(tensors, packed)
+    tensors = as_unpacked(tensors, packed)
+    expected = dict(shapes)
     quant_wrong = quant_problems(tensors, expected)
     tiled = tile_layers(tensors)
     for layer in tiled:
@@ -60,7 +64,7 @@ def _type_fits(key: str, dtype: torch.dtype, tiled: set[str]) -> bool:
     layer, _, kind = key.rpartition(".")
     if layer in tiled and kind == "weight":
         # Only the blocks' linears are multiplied in int8; embeddings, head and proj_l are not.
-        return layer.startswith("blocks.") and not layer.endswith(PROJ_L)
+        return layer.startswith(("blocks.", "vace_blocks.")) and not layer.endswith(PROJ_L)
     return dtype == torch.float32 if kind == "weight_scale" else dtype.is_floating_point
 
 

@@ -7,9 +7,10 @@ import torch
 from ..errors import CheckpointError
 from .check import check_complete
 from .keys import PATCH_EMBEDDING, has_linear_patch_embedding, strip_wrappers, to_comfyui
-from .layout import CAMERA_EMBEDDING, CONTROLS, HEAD_DIM, LATENT_CHANNELS, WanSpec, read_spec
+from .layout import CAMERA_EMBEDDING, CONTROLS, HEAD_DIM, WanSpec, expected_shapes, read_spec
 from .metadata import check_config, check_metadata, recorded_as_turbo
 from .packed import as_unpacked, flat_codes, packed_weights
+from .variants import is_extra
 
 # Axes of the tensors that sizes are read from, in ComfyUI's shapes
 _AXES = {
@@ -46,17 +47,6 @@ _FOREIGN = (
     ("decoder.conv_in.", "a VAE", "move it to models/vae and load it with Load VAE"),
     ("condition_embedder.", "one in the Diffusers layout", "use the original TurboDiffusion or ComfyUI file"),
 )
-_OTHER_WAN = (
-    ("vace_patch_embedding.weight", "Wan VACE"),
-    ("control_adapter.conv.weight", "Wan Fun Camera"),
-    ("casual_audio_encoder.", "Wan S2V"),
-    ("audio_proj.", "Wan HuMo"),
-    ("face_adapter.", "Wan Animate"),
-    ("patch_embedding_mask.", "SCAIL-2"),
-    ("patch_embedding_pose.", "SCAIL"),
-    ("patch_embedding_global.", "WanDancer"),
-    ("ref_conv.", "Wan Fun Control"),
-)
 
 
 def identify(
@@ -88,8 +78,12 @@ def identify(
             f"{name} looks like part of a Wan model: {error.args[0]} is missing; the download or the "
             "conversion is incomplete, get the file again."
         ) from None
-    _refuse_other_family(name, spec, whole)
-    check_complete(name, spec, tensors, packed)
+    _refuse_impossible(name, spec, whole)
+    expected = expected_shapes(spec)
+    extra = {
+        key: tuple(whole[key].shape) for key in whole if key not in expected and is_extra(key, whole, spec.variant)
+    }
+    check_complete(name, spec, tensors, packed, expected | extra)
     check_config(name, metadata, spec)
     return spec, tensors
 
@@ -111,25 +105,18 @@ def _refuse_foreign(name: str, tensors: Collection[str]) -> None:
     )
 
 
-def _refuse_other_family(name: str, spec: WanSpec, tensors: dict[str, torch.Tensor]) -> None:
-    kind = next((kind for fragment, kind in _OTHER_WAN if any(key.startswith(fragment) for key in tensors)), None)
-    if kind is None:
-        out_channels = tensors["head.head.weight"].shape[0] // 4 if "head.head.weight" in tensors else LATENT_CHANNELS
-        plain = not spec.image_embedding and not spec.camera
-        known = spec.in_channels == 36 or (spec.in_channels == LATENT_CHANNELS and plain)
-        if out_channels != LATENT_CHANNELS or not known:
-            kind = f"a Wan model with {spec.in_channels} input and {out_channels} output channels"
-    if kind is not None:
-        raise CheckpointError(
-            f"{name} is {kind}; this node loads Wan 2.1 T2V and I2V, Wan 2.2 A14B and LingBot-World: use Load "
-            "Diffusion Model."
-        )
+def _refuse_impossible(name: str, spec: WanSpec, tensors: dict[str, torch.Tensor]) -> None:
     if spec.camera == "other":
         width = tensors[f"{CAMERA_EMBEDDING}.weight"].shape[-1]
         known_widths = " or ".join(f"{size} ({control})" for size, control in CONTROLS.items())
         raise CheckpointError(
             f"{name} has a camera control of {width} channels, and LingBot-World has {known_widths}; use the "
             "original file."
+        )
+    if spec.camera and not spec.takes_image:
+        raise CheckpointError(
+            f"{name} is a LingBot-World model with {spec.in_channels} input channels, none of them for an image; use "
+            "the original file."
         )
     if spec.dim % HEAD_DIM:
         raise CheckpointError(

@@ -8,6 +8,7 @@ import torch
 
 from ...kernels import tile_count
 from .keys import PATCH_EMBEDDING, PATCH_SIZE
+from .variants import I2V, T2V, variant_name
 
 HEAD_DIM = 128
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding
@@ -29,7 +30,8 @@ _BLOCK = re.compile(
 class WanSpec:
     """What a checkpoint is, read from its tensors. `turbo`: made by TurboDiffusion; `sla`: has a trained `proj_l`;
     `int8`: has weights in 128x128 tiles; `four_bit`: "nf4" or "fp4" if it has bitsandbytes' 4-bit weights; `camera`:
-    LingBot-World's kind of control, "cam" or "act"."""
+    LingBot-World's kind of control, "cam" or "act"; `variant`: the name of its entry in `variants`, empty for a Wan
+    model that only ComfyUI knows."""
 
     turbo: bool
     sla: bool
@@ -43,10 +45,13 @@ class WanSpec:
     int8: bool = False
     four_bit: str = ""
     camera: str = ""
+    out_channels: int = LATENT_CHANNELS
+    variant: str = T2V
 
     @property
     def takes_image(self) -> bool:
-        return self.in_channels > LATENT_CHANNELS
+        """Whether channels beside the video's are put in: an image, or the picture of a control."""
+        return self.in_channels > self.out_channels
 
     @property
     def sigma_max(self) -> float:
@@ -61,11 +66,11 @@ class WanSpec:
         kind = "TurboWan" if self.turbo else "Wan"
         if self.camera:
             kind = f"LingBot-World {self.camera}"
-        size = {(1536, 30): "1.3B", (5120, 40): "14B"}.get(
+        size = {(1536, 30): "1.3B", (3072, 30): "5B", (5120, 40): "14B"}.get(
             (self.dim, self.layers), f"{self.layers} layers of width {self.dim}"
         )
         weights = " int8" if self.int8 else f" {self.four_bit.upper()}" if self.four_bit else ""
-        return f"{kind} {self.task} {size}{weights}{' with SLA' if self.sla else ''}"
+        return f"{kind} {self.variant or self.task} {size}{weights}{' with SLA' if self.sla else ''}"
 
 
 def count_layers(names: Iterable[str]) -> int:
@@ -79,6 +84,8 @@ def read_spec(tensors: dict[str, torch.Tensor], turbo: bool, four_bit: str = "")
     from."""
     positions = tensors.get("img_emb.emb_pos")
     sla, int8 = any(PROJ_L in name for name in tensors), bool(tile_layers(tensors))
+    in_channels, out_channels = tensors[PATCH_EMBEDDING].shape[1], tensors["head.head.weight"].shape[0] // 4
+    image_embedding = any(name.startswith("img_emb.proj.") for name in tensors)
     camera = ""
     if any(name.startswith((CAMERA_EMBEDDING, *_CAMERA_LAYERS)) for name in tensors):
         camera = CONTROLS.get(tensors[f"{CAMERA_EMBEDDING}.weight"].shape[-1], "other")
@@ -89,12 +96,14 @@ def read_spec(tensors: dict[str, torch.Tensor], turbo: bool, four_bit: str = "")
         dim=tensors["head.modulation"].shape[-1],
         ffn_dim=tensors["blocks.0.ffn.0.weight"].shape[0],
         layers=count_layers(tensors),
-        in_channels=tensors[PATCH_EMBEDDING].shape[1],
+        in_channels=in_channels,
         text_width=tensors["text_embedding.0.weight"].shape[-1],
-        image_embedding=any(name.startswith("img_emb.proj.") for name in tensors),
+        image_embedding=image_embedding,
         image_positions=None if positions is None else positions.shape[1],
         four_bit=four_bit,
         camera=camera,
+        out_channels=out_channels,
+        variant=I2V if camera else variant_name(tensors, in_channels, out_channels, image_embedding),
     )
 
 
@@ -110,7 +119,7 @@ def tile_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def expected_shapes(spec: WanSpec) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a model with this spec, in ComfyUI's names and shapes."""
+    """Every tensor of the trunk of a model with this spec, in ComfyUI's names and shapes."""
     shapes: dict[str, tuple[int, ...]] = {}
     dim = spec.dim
 
@@ -150,7 +159,7 @@ def expected_shapes(spec: WanSpec) -> dict[str, tuple[int, ...]]:
         linear(f"{block}.ffn.0", spec.ffn_dim, dim)
         linear(f"{block}.ffn.2", dim, spec.ffn_dim)
     shapes["head.modulation"] = (1, 2, dim)
-    linear("head.head", LATENT_CHANNELS * 4, dim)
+    linear("head.head", spec.out_channels * 4, dim)
     if spec.camera:
         linear(CAMERA_EMBEDDING, dim, next(width for width, name in CONTROLS.items() if name == spec.camera))
         for name in _CAMERA_LAYERS:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from ..errors import CheckpointError
 from .keys import PATCH_SIZE
-from .layout import HEAD_DIM, LATENT_CHANNELS, WanSpec
+from .layout import HEAD_DIM, WanSpec
+from .variants import I2V, T2V
 
 METADATA_KEY = "turbodiffusion"
 CONFIG, QUANTIZATION = "config", "_quantization_metadata"
@@ -17,7 +18,6 @@ _LIMIT = 4 << 20  # characters of a value; a `_quantization_metadata` of 400 lay
 # What every Wan model has, under ComfyUI's names
 _CONSTANTS = {
     "image_model": "wan2.1",
-    "out_dim": LATENT_CHANNELS,
     "patch_size": list(PATCH_SIZE),
     "freq_dim": 256,
     "window_size": [-1, -1],
@@ -55,10 +55,12 @@ def check_config(name: str, metadata: Mapping[str, str], spec: WanSpec) -> None:
         "num_heads": spec.dim // HEAD_DIM,
         "num_layers": spec.layers,
         "in_dim": spec.in_channels,
+        "out_dim": spec.out_channels,
         "text_dim": spec.text_width,
-        "model_type": "i2v" if spec.image_embedding else "t2v",
         "flf_pos_embed_token_number": spec.image_positions,
     }
+    if spec.variant in (T2V, I2V):
+        found["model_type"] = "i2v" if spec.image_embedding else "t2v"
     for key, value in stated.items() if isinstance(stated, dict) else ():
         if key in found and value != found[key]:
             raise CheckpointError(

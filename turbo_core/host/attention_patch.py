@@ -1,11 +1,20 @@
 """Sets the self-attention of a model clone."""
 
+from collections.abc import Container
+
 import comfy.model_patcher
 
 from ...kernels import AUTOMATIC, sage_pv_format
 from ..attention import MODES, SLA, Mode, parse_blocks
 from ..errors import TurboError
 from .guider import model_spec
+
+
+def _is_in(layer: str, blocks: Container[int]) -> bool:
+    """Whether a layer, by its name in the network, belongs to one of these main blocks. Those of VACE's control branch
+    do not."""
+    name, number, *_ = layer.split(".")
+    return name == "blocks" and int(number) in blocks
 
 
 def with_attention(
@@ -40,9 +49,13 @@ def with_attention(
     sage = sage_pv_format(patcher.load_device).name if mode == "sagesla" else ""
     pv = AUTOMATIC if mode == "auto" else sage
     dense = parse_blocks(dense_blocks, spec.layers)
+    if sparse and not patcher.model.attention_layers:
+        raise TurboError(
+            "This kind of Wan model runs as ComfyUI runs it, and its attention cannot be sparse: choose auto or dense."
+        )
     clone = patcher.clone()
-    for i in range(spec.layers):
-        settings = SLA(topk, linear=spec.sla, pv=pv) if sparse and i not in dense else None
-        clone.add_object_patch(f"diffusion_model.blocks.{i}.self_attn.sla", settings)
+    for name in patcher.model.attention_layers:
+        settings = SLA(topk, linear=spec.sla, pv=pv) if sparse and not _is_in(name, dense) else None
+        clone.add_object_patch(f"diffusion_model.{name}.sla", settings)
     clone.add_object_patch("dense_steps", dense_steps)
     return clone

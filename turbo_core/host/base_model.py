@@ -11,14 +11,16 @@ import comfy.model_base
 import torch
 
 from ...kernels import NoBackendError, check_sparse_attention, counting
-from ..checkpoint.layout import PROJ_L, WanSpec, expected_shapes
+from ..checkpoint.layout import PROJ_L, WanSpec
 from ..errors import TurboError
 from ..record import RunRecord
 from ..sampling.schedule import in_first_steps
 from .conditioning import check_conditioning
-from .model import TurboWanModel
+from .model import TurboWanModel, subclass_of
 from .model_sampling import RCMSampling, rcm_settings
 from .saving import check_side_paths
+from .self_attention import TurboSelfAttention
+from .side_paths import takes_side_paths
 
 UNUSED_OVERRIDE = "attention override not used"  # in `TurboWAN.calls`
 OVERRIDING_NODES = "Model Sparse Attention, Model Attention Backend"
@@ -26,7 +28,19 @@ OVERRIDING_NODES = "Model Sparse Attention, Model Attention Backend"
 logger = logging.getLogger("turbodiffusion")
 
 
-class TurboWAN(comfy.model_base.WAN21):
+class _OurNetwork(comfy.model_base.BaseModel):
+    """Stands between ComfyUI's Wan models and its BaseModel: their constructors name a network class, and this one puts
+    ours in its place."""
+
+    network_class: type[TurboWanModel]
+
+    def __init__(self, model_config: Any, *args: Any, unet_model: type, **kwargs: Any):
+        known = "turbo" in model_config.unet_config  # not for a variant that only ComfyUI knows
+        network = subclass_of(self.network_class, unet_model) if known else unet_model
+        super().__init__(model_config, *args, unet_model=network, **kwargs)
+
+
+class TurboWAN(comfy.model_base.WAN21, _OurNetwork):
     """A Wan model with its `spec`; to every stock node it is a WAN21.
 
     `calls` counts the calls of its last run (or, without a TurboDiffusion guider, of its runs so far): passes through
@@ -36,27 +50,25 @@ class TurboWAN(comfy.model_base.WAN21):
 
     network_class: type[TurboWanModel] = TurboWanModel
 
-    def __init__(self, model_config: Any, spec: WanSpec, source: Path, device: torch.device | None = None):
+    def __init__(self, model_config: Any, spec: WanSpec, source: Path, **kwargs: Any):
+        """`kwargs` are those of ComfyUI's class."""
         few_step = spec.turbo and not spec.camera
         if few_step:  # a copy, since ComfyUI's class holds the original
             model_config.sampling_settings = rcm_settings(model_config.sampling_settings, spec)
-        # WAN21's constructor fixes the network class, so BaseModel's is called.
-        comfy.model_base.BaseModel.__init__(
-            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=self.network_class
-        )
+        super().__init__(model_config, **kwargs)
         if few_step:
             self.model_sampling = RCMSampling(model_config)
-        self.image_to_video = spec.image_embedding
         self.spec, self.source = spec, source
         self.dense_steps = 0  # at the start of each run; nodes change it per model clone by an object patch
         self.calls: Counter[str] = Counter()
         self.last_run: RunRecord | None = None
-        names = expected_shapes(spec)
+        network = self.diffusion_model
+        self.attention_layers = {
+            name: layer for name, layer in network.named_modules() if isinstance(layer, TurboSelfAttention)
+        }
         # The camera's linears are not counted: they run only with a camera, and once for each chunk of frames.
-        others = (PROJ_L, ".cam_")
-        self._linears = sum(
-            len(names[k]) == 2 and k.startswith("blocks.") and not any(name in k for name in others) for k in names
-        )
+        linears = [name for name, layer in network.named_modules() if takes_side_paths(layer) and "blocks." in name]
+        self._linears = sum(not any(part in name for part in (PROJ_L, ".cam_")) for name in linears)
 
     def _apply_model(
         self,
@@ -72,10 +84,10 @@ class TurboWAN(comfy.model_base.WAN21):
         with self._attention_of_step(t, transformer_options), counting(self.calls):
             self._check_attention(x.device)
             self.calls["network"] += 1
-            dense = sum(block.self_attn.sla is None for block in self.diffusion_model.blocks)
+            dense = sum(layer.sla is None for layer in self.attention_layers.values())
             self.calls["dense attention"] += dense
             if transformer_options.get("optimized_attention_override") is not None:
-                self._count_unused_override(len(self.diffusion_model.blocks) - dense)
+                self._count_unused_override(len(self.attention_layers) - dense)
             velocity = super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         self.calls["float linear"] += max(0, self._linears - (self.calls["int8 linear"] - before))
         return velocity
@@ -91,7 +103,7 @@ class TurboWAN(comfy.model_base.WAN21):
         if not self.dense_steps or levels is None or not in_first_steps(sigma, levels, self.dense_steps):
             yield
             return
-        layers = [block.self_attn for block in self.diffusion_model.blocks]
+        layers = self.attention_layers.values()
         settings = [layer.sla for layer in layers]
         try:
             for layer in layers:
@@ -114,14 +126,14 @@ class TurboWAN(comfy.model_base.WAN21):
                 self.source.name,
                 OVERRIDING_NODES,
                 blocks,
-                len(self.diffusion_model.blocks),
+                len(self.attention_layers),
             )
         self.calls[UNUSED_OVERRIDE] += blocks
 
     def _check_attention(self, device: torch.device) -> None:
         """Raises TurboError if a layer's sparse attention is unsupported on a device. Dense attention is not a
         fallback, because it computes another function: the user chooses it. Checked outside of the compiled network."""
-        settings = (block.self_attn.sla for block in self.diffusion_model.blocks)
+        settings = (layer.sla for layer in self.attention_layers.values())
         for pv in {each.pv for each in settings if each is not None}:
             try:
                 check_sparse_attention(device, pv)
@@ -132,8 +144,9 @@ class TurboWAN(comfy.model_base.WAN21):
                 ) from error
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """1000 * sigma [B], for a TurboWan network rounded to bfloat16, as in its training."""
-        return timestep.to(torch.bfloat16).float() if self.spec.turbo else timestep
+        """1000 * sigma [B], for a TurboWan network rounded to bfloat16, as in its training; then as ComfyUI's."""
+        timestep = timestep.to(torch.bfloat16).float() if self.spec.turbo else timestep
+        return super().process_timestep(timestep, **kwargs)
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         """As ComfyUI's. Raises TurboError as `check_side_paths`, also for a patcher that is not from our loader."""

@@ -81,7 +81,7 @@ class LingBotBlock(TurboBlock):
         self.cam_scale_layer = build_linear(dim, dim, operation_settings)
         self.cam_shift_layer = build_linear(dim, dim, operation_settings)
 
-    def inject(self, x: torch.Tensor, camera: CameraTokens | None = None) -> torch.Tensor:
+    def inject(self, x: torch.Tensor, camera: CameraTokens | None) -> torch.Tensor:
         """x [B, L, dim], scaled and shifted in place; unchanged without a camera, as upstream."""
         if camera is None:
             return x
@@ -118,27 +118,28 @@ class LingBotWanModel(TurboWanModel):
         self.c2ws_hidden_states_layer1 = build_linear(self.dim, self.dim, settings)
         self.c2ws_hidden_states_layer2 = build_linear(self.dim, self.dim, settings)
 
-    def block_inputs(
+    def camera_of(
         self,
-        grid: torch.Size,
+        x: torch.Tensor,
         dtype: torch.dtype,
         camera: torch.Tensor | None = None,
         camera_repeats: tuple[int, ...] | None = None,
         **kwargs: Any,
-    ) -> dict[str, Any]:
+    ) -> CameraTokens | None:
         """`camera` [1 or B, channels, frames, height, width] in latent cells, of which frame i conditions
         camera_repeats[i] frames.
 
-        Raises TurboError for a camera that does not cover the grid."""
+        Raises TurboError for a camera that does not cover the video's tokens."""
         if camera is None:
-            return {}
+            return None
         cells = torch.nn.functional.pixel_unshuffle(camera.to(dtype).transpose(1, 2), self.patch_size[1])
         tokens = self.patch_embedding_wancamctrl(cells.flatten(3).transpose(2, 3))
         tokens = _two_layers(self.c2ws_hidden_states_layer1, self.c2ws_hidden_states_layer2, tokens)
         repeats = camera_repeats or (1,) * tokens.shape[1]
-        if (sum(repeats), *cells.shape[3:]) != tuple(grid):
-            raise TurboError(f"The camera covers {[sum(repeats), *cells.shape[3:]]} tokens and the video {list(grid)}.")
-        return {"camera": CameraTokens(tokens, split_into_chunks(repeats, max(1, CHUNK_TOKENS // tokens.shape[2])))}
+        grid = [size // patch for size, patch in zip(x.shape[2:], self.patch_size, strict=True)]
+        if [sum(repeats), *cells.shape[3:]] != grid:
+            raise TurboError(f"The camera covers {[sum(repeats), *cells.shape[3:]]} tokens and the video {grid}.")
+        return CameraTokens(tokens, split_into_chunks(repeats, max(1, CHUNK_TOKENS // tokens.shape[2])))
 
 
 class LingBotWAN(TurboWAN):
@@ -147,11 +148,11 @@ class LingBotWAN(TurboWAN):
 
     network_class = LingBotWanModel
 
-    def __init__(self, model_config: Any, spec: WanSpec, source: Path, device: torch.device | None = None):
+    def __init__(self, model_config: Any, spec: WanSpec, source: Path, **kwargs: Any):
         model_config.unet_config["camera_channels"] = CHANNELS[spec.camera]
         # The default of its schedule, which ModelSamplingSD3 changes; a copy, since ComfyUI's class holds the original.
         model_config.sampling_settings = model_config.sampling_settings | {"shift": SHIFT}
-        super().__init__(model_config, spec, source, device=device)
+        super().__init__(model_config, spec, source, **kwargs)
         self.memory_usage_factor *= 1.25  # the camera's tokens and one chunk of its scale and shift
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:

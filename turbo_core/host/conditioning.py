@@ -8,13 +8,14 @@ import torch
 
 from ..camera.embed import CHANNELS
 from ..checkpoint.layout import LATENT_CHANNELS, WanSpec
+from ..checkpoint.variants import I2V, IMAGE, variant
 from ..errors import TurboError
 
 Conditioning = list[Any]  # ComfyUI's CONDITIONING: pairs of an embedding and a dictionary of options
 
 # Keys of a condition, as ComfyUI names them.
 TEXT_KEY = "cross_attn"
-IMAGE_KEY = "concat_latent_image"  # from WanImageToVideo
+IMAGE_KEY = IMAGE  # from WanImageToVideo
 CAMERA_KEY = "camera_conditions"  # from the camera nodes, ComfyUI's own too
 
 
@@ -22,22 +23,29 @@ def check_conditioning(spec: WanSpec, condition: Mapping[str, Any], latent: torc
     """Raises TurboError unless the text, image and camera in one condition suit the model and, if it is given, the
     latent [B, 16, frames, height, width]."""
     if latent is not None:
-        check_latent(latent)
+        check_latent(latent, spec.out_channels)
     shape = None if latent is None else latent.shape
+    if not spec.variant:  # ComfyUI alone knows what it takes
+        return
     _check_text(spec, condition.get(TEXT_KEY))
+    for need in variant(spec.variant).needs:
+        if condition.get(need.key) is None:
+            raise TurboError(need.message)
     _check_image(spec, condition.get(IMAGE_KEY), shape)
     _check_camera(spec, condition.get(CAMERA_KEY), shape)
 
 
-def check_latent(latent: torch.Tensor) -> None:
-    """Raises TurboError unless a latent is one tensor [B, 16, T, H, W]."""
+def check_latent(latent: torch.Tensor, channels: int = LATENT_CHANNELS) -> None:
+    """Raises TurboError unless a latent is one tensor [B, channels, T, H, W]."""
     if latent.is_nested:
         raise TurboError("The latent holds several tensors (video with audio); Wan needs a plain video latent.")
-    if latent.ndim != 5 or latent.shape[1] != LATENT_CHANNELS:
+    if latent.ndim != 5 or latent.shape[1] != channels:
+        node = "Wan22ImageToVideoLatent"
+        if channels == LATENT_CHANNELS:
+            node = "EmptyHunyuanLatentVideo (text to video) or WanImageToVideo (image to video)"
         raise TurboError(
-            f"The latent is {list(latent.shape)}, and Wan needs a 16-channel video latent [batch, 16, frames, "
-            "height, width]: "
-            "make it with EmptyHunyuanLatentVideo (text to video) or WanImageToVideo (image to video)."
+            f"The latent is {list(latent.shape)}, and this model needs a {channels}-channel video latent [batch, "
+            f"{channels}, frames, height, width]: make it with {node}."
         )
 
 
@@ -52,34 +60,29 @@ def _check_text(spec: WanSpec, text: torch.Tensor | None) -> None:
 
 
 def _check_image(spec: WanSpec, image: torch.Tensor | None, latent_shape: torch.Size | None) -> None:
-    """`image` [batch, channels, frames, height, width], required by an image-to-video model."""
-    if not spec.takes_image:
+    """`image` [batch, channels, frames, height, width]."""
+    if not spec.takes_image or image is None:
         return
-    if image is None:
-        raise TurboError(
-            "This is an image-to-video model and the conditioning holds no image: pass the conditioning through "
-            "WanImageToVideo with a start_image."
-        )
     # ComfyUI puts a mask of 4 channels before an image that leaves room for it, and cuts off channels only for models
     # with an image embedding.
-    channels = spec.in_channels - LATENT_CHANNELS
-    if image.ndim != 5 or not (spec.image_embedding or image.shape[1] in (channels, channels - 4)):
+    channels = spec.in_channels - spec.out_channels
+    is_cut = spec.image_embedding and spec.variant == I2V
+    if image.ndim != 5 or not (is_cut or image.shape[1] in (channels, channels - 4)):
+        node = next(need.node for need in variant(spec.variant).needs if need.key == IMAGE_KEY)
         raise TurboError(
             f"The conditioning's image is {list(image.shape)}, which is for another kind of Wan model: pass the "
-            "conditioning through "
-            "WanImageToVideo."
+            f"conditioning through {node}."
         )
     if latent_shape is not None and image.shape[2] != latent_shape[2]:
         raise TurboError(
             f"The conditioning's image is for {image.shape[2] * 4 - 3} frames and the latent has "
-            f"{latent_shape[2] * 4 - 3}: connect the "
-            "latent of the same WanImageToVideo node."
+            f"{latent_shape[2] * 4 - 3}: connect the latent of the node that made the conditioning."
         )
 
 
 def _check_camera(spec: WanSpec, camera: torch.Tensor | None, latent_shape: torch.Size | None) -> None:
     """`camera` [batch, channels, frames, height, width] in the latent's size; no model requires one."""
-    if camera is None:
+    if camera is None or any(need.key == CAMERA_KEY for need in variant(spec.variant).needs):
         return
     control = spec.camera
     if not control:

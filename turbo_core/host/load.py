@@ -15,13 +15,13 @@ import safetensors
 import torch
 
 from ..checkpoint import read
+from ..checkpoint.check import check_complete
 from ..checkpoint.identify import identify
 from ..checkpoint.layout import WanSpec
 from ..checkpoint.packed import as_unpacked, packed_weights
 from ..checkpoint.shards import read_parts
 from ..errors import CheckpointError
-from .base_model import TurboWAN
-from .camera_model import LingBotWAN
+from .construct import model_of, network_shapes
 from .features import declared_dtypes
 from .lora import refuse_hooks_on_quantized
 from .nf4 import nf4_operations, patch_at_run_time
@@ -44,9 +44,15 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
         tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
     spec, tensors = identify(Path(path).name, tensors, metadata)
     _refuse_causal(Path(path), spec)
-    whole = as_unpacked(tensors, packed_weights(Path(path).name, tensors))
+    packed = packed_weights(Path(path).name, tensors)
+    whole = as_unpacked(tensors, packed)
     # Without the metadata, whose `config` would override what the tensors say.
     config = comfy.model_detection.model_config_from_unet(whole, "")
+    if config is None:
+        raise CheckpointError(
+            f"{Path(path).name} is a kind of Wan model that this ComfyUI does not know ({spec.describe()}): update "
+            "ComfyUI."
+        )
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     compute = DTYPES[dtype_name] or _default_dtype(device)
@@ -54,7 +60,9 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
     quantized = config.quant_config is not None or spec.int8 or bool(spec.four_bit)
     keep_float8 = dtype_name == "auto" and not quantized and stored in _FLOAT8
     config.set_inference_dtype(stored if keep_float8 else compute, compute if keep_float8 or quantized else None)
-    config.unet_config.update(turbo=spec.turbo, trained_sla=spec.sla, text_dim=spec.text_width)
+    config.unet_config["text_dim"] = spec.text_width
+    if spec.variant:
+        config.unet_config.update(turbo=spec.turbo, trained_sla=spec.sla)
     # Float32 activations meet bf16 weights in the time embedding and the head: every layer must be able to cast.
     if spec.int8:
         config.custom_operations = block_int8_operations(compute, config.quant_config)
@@ -63,7 +71,8 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
     elif config.quant_config is None:
         config.custom_operations = comfy.ops.manual_cast
 
-    model = (LingBotWAN if spec.camera else TurboWAN)(config, spec, Path(path))
+    model = model_of(config, spec, Path(path))
+    check_complete(Path(path).name, spec, tensors, packed, network_shapes(model))
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = with_save_check(patcher_class)(model, load_device=device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):

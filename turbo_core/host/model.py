@@ -1,58 +1,49 @@
-"""ComfyUI's Wan network with sparse-linear attention and TurboDiffusion's numerics.
+"""What is put into ComfyUI's Wan networks: blocks, self-attention and head of our own.
 
-A stock Wan file runs ComfyUI's own code unchanged. For a TurboWan file time embedding, modulation and head are computed
-in float32, as in its training. `fused` has the operators around the linears of its blocks and decides when they are
-fused. Cross-attention is ComfyUI's class, which other packs patch, so nothing is fused around its projections."""
+A network of ours is one of ComfyUI's classes with TurboWanModel before it (`subclass_of`), so that ComfyUI's own
+forward runs, of whichever variant and version it is. In a stock Wan file only the self-attention is replaced. For a
+TurboWan file time embedding, modulation and head are computed in float32, as in its training. `fused` has the operators
+around the linears of its blocks and decides when they are fused. Cross-attention is ComfyUI's class, which other packs
+patch, so nothing is fused around its projections."""
 
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.model_prefetch
 import torch
-from comfy.ldm.wan.model import Head, WanAttentionBlock, WanModel, repeat_e, sinusoidal_embedding_1d
+from comfy.ldm.wan.model import (
+    Head,
+    VaceWanAttentionBlock,
+    WanAttentionBlock,
+    WanI2VCrossAttention,
+    WanModel,
+    repeat_e,
+)
 
 from .fused import add_gated, add_gated_linear, linear_gelu, norm_modulate
 from .quant import is_replaced
 from .self_attention import TurboSelfAttention
 from .side_paths import side_path_operations
 
+_INPUTS = "turbodiffusion"  # the key of BlockInputs in `transformer_options`
+
+
+class BlockInputs(NamedTuple):
+    """What the blocks of a turbo network are given beside ComfyUI's arguments. `queue`: ComfyUI's prefetch queue, or
+    None; `camera`: for a block that has camera layers."""
+
+    queue: Any = None
+    camera: Any = None
+
 
 class TurboBlock(WanAttentionBlock):
-    """A Wan transformer block with `TurboSelfAttention`; with `turbo` it computes as TurboDiffusion does."""
+    """A Wan transformer block that computes as TurboDiffusion does."""
 
-    def __init__(
-        self,
-        cross_attn_type: str,
-        dim: int,
-        ffn_dim: int,
-        num_heads: int,
-        window_size: tuple[int, int] = (-1, -1),
-        qk_norm: bool = True,
-        cross_attn_norm: bool = False,
-        eps: float = 1e-6,
-        *,
-        turbo: bool,
-        trained_sla: bool,
-        operation_settings: dict[str, Any],
-    ):
-        super().__init__(
-            cross_attn_type,
-            dim,
-            ffn_dim,
-            num_heads,
-            window_size,
-            qk_norm,
-            cross_attn_norm,
-            eps,
-            operation_settings=operation_settings,
-        )
-        self.turbo = turbo
-        self.self_attn = TurboSelfAttention(
-            dim, num_heads, window_size, qk_norm, eps, trained_sla=trained_sla, operation_settings=operation_settings
-        )
+    def prefetch(self, queue: Any, device: torch.device) -> None:
+        """With dynamic VRAM, starts the copy of the next block's weights to the device."""
+        comfy.model_prefetch.prefetch_queue_pop(queue, device, self)
 
-    def inject(self, x: torch.Tensor) -> torch.Tensor:
+    def inject(self, x: torch.Tensor, camera: Any) -> torch.Tensor:
         """x [B, L, dim] between self- and cross-attention -> the same shape; a subclass may change it, in place or
         not."""
         return x
@@ -65,20 +56,18 @@ class TurboBlock(WanAttentionBlock):
         context: torch.Tensor,
         context_img_len: int | None = 257,
         transformer_options: dict[str, Any] = {},  # noqa: B006 - ComfyUI's signature
-        *,
-        injected: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """x [B, L, dim]; e [B, 1, 6, dim] in float32 for a TurboWan file; `injected` goes to `inject` -> [B, L, dim] in
-        x's dtype."""
-        if not self.turbo:
-            return super().forward(
-                x, e, freqs, context, context_img_len=context_img_len, transformer_options=transformer_options, **kwargs
-            )
+        """x [B, L, dim]; e [B, 6, dim] or [B, frames, 6, dim] in float32 -> [B, L, dim] in the dtype of `context`.
+
+        The first block is given x in float32 (see TurboWanModel.forward_orig)."""
+        inputs = transformer_options.get(_INPUTS, BlockInputs())
+        self.prefetch(inputs.queue, x.device)
+        e = e.unsqueeze(1) if e.ndim == 3 else e
         modulation = comfy.model_management.cast_to(self.modulation, dtype=torch.float32, device=x.device)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (modulation.unsqueeze(0) + e).unbind(2)
-        x = self._self_attention(x.contiguous(), shift, scale, gate, freqs, transformer_options)
-        x = self.inject(x, **injected or {})
+        x = self._self_attention(x.to(context.dtype).contiguous(), shift, scale, gate, freqs, transformer_options)
+        x = self.inject(x, inputs.camera)
         x = x + self.cross_attn(
             self.norm3(x), context, context_img_len=context_img_len, transformer_options=transformer_options
         )
@@ -112,18 +101,27 @@ class TurboBlock(WanAttentionBlock):
         return add_gated_linear(x, down, y, gate)
 
 
+class TurboVaceBlock(VaceWanAttentionBlock, TurboBlock):
+    """A block of VACE's control branch, which ComfyUI runs between the others."""
+
+    def prefetch(self, queue: Any, device: torch.device) -> None:
+        """Nothing: the queue holds the main blocks."""
+
+
 class TurboHead(Head):
     """ComfyUI's head, modulated in float32."""
 
     def forward(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        """x [B, L, dim], e [B, 1, dim] in float32 -> patches [B, L, 64] in float32."""
+        """x [B, L, dim], e [B, dim] or [B, frames, dim] in float32 -> patches [B, L, 4 * channels] in float32."""
+        e = e.unsqueeze(1) if e.ndim == 2 else e
         modulation = comfy.model_management.cast_to(self.modulation, dtype=torch.float32, device=x.device)
         shift, scale = (repeat_e(part, x) for part in (modulation.unsqueeze(0) + e.unsqueeze(2)).unbind(2))
         return self.head(torch.addcmul(shift, self.norm(x).float(), 1 + scale))
 
 
 class TurboWanModel(WanModel):
-    """WanModel with `TurboBlock`s. `turbo`: with TurboDiffusion's numerics; `trained_sla`: the file has `proj_l`.
+    """ComfyUI's Wan network with our self-attention. `turbo`: with TurboDiffusion's numerics; `trained_sla`: the file
+    has `proj_l`.
 
     `operations` must cast weights to their input's dtype (comfy.ops.manual_cast or mixed precision)."""
 
@@ -140,113 +138,58 @@ class TurboWanModel(WanModel):
         **kwargs: Any,
     ):
         operations = side_path_operations(operations)
-        block = partial(self.block_class, turbo=turbo, trained_sla=trained_sla)
-        super().__init__(*args, wan_attn_block_class=block, operations=operations, device=device, dtype=dtype, **kwargs)
+        super().__init__(*args, operations=operations, device=device, dtype=dtype, **kwargs)
         self.turbo = turbo
+        settings = {"operations": operations, "device": device, "dtype": dtype}
         if turbo:
-            settings = {"operations": operations, "device": device, "dtype": dtype}
+            self._replace_blocks(settings)
             self.head = TurboHead(self.dim, self.out_dim, self.patch_size, self.eps, operation_settings=settings)
+        for block in self.modules():
+            if isinstance(block, WanAttentionBlock):
+                sizes = (block.dim, block.num_heads, block.window_size, block.qk_norm, block.eps)
+                block.self_attn = TurboSelfAttention(*sizes, trained_sla=trained_sla, operation_settings=settings)
 
-    def block_inputs(self, grid: torch.Size, dtype: torch.dtype, **kwargs: Any) -> dict[str, Any]:
-        """The keyword arguments of every block's `inject`, from the conditioning in `kwargs` and the token grid
-        (frames, height, width)."""
-        return {}
+    def _replace_blocks(self, settings: dict[str, Any]) -> None:
+        """Puts blocks of ours in the place of ComfyUI's."""
+        classes = {WanAttentionBlock: self.block_class, VaceWanAttentionBlock: TurboVaceBlock}
+        for name, block in list(self.named_modules()):
+            if type(block) not in classes:
+                continue
+            kind = "i2v_cross_attn" if isinstance(block.cross_attn, WanI2VCrossAttention) else "t2v_cross_attn"
+            sizes = (block.dim, block.ffn_dim, block.num_heads, block.window_size)
+            options = {"block_id": block.block_id} if isinstance(block, VaceWanAttentionBlock) else {}
+            ours = classes[type(block)](
+                kind, *sizes, block.qk_norm, block.cross_attn_norm, block.eps, operation_settings=settings, **options
+            )
+            self.set_submodule(name, ours)
+
+    def camera_of(self, x: torch.Tensor, dtype: torch.dtype, **kwargs: Any) -> Any:
+        """What every block's `inject` is given, from the network's input x [B, C, T, H, W] and its conditioning."""
+        return None
 
     def forward_orig(
         self,
         x: torch.Tensor,
         t: torch.Tensor,
         context: torch.Tensor,
-        clip_fea: torch.Tensor | None = None,
-        freqs: torch.Tensor | None = None,
+        *args: Any,
         transformer_options: dict[str, Any] = {},  # noqa: B006 - ComfyUI's signature
-        context_latents: list[torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """x [B, C, T, H, W], t [B] (0 to 1000), context [B, tokens, text width] -> velocity [B, 16, T, H, W].
+        """ComfyUI's own, for x [B, C, T, H, W], t [B] (0 to 1000) and context [B, tokens, text width].
 
-        `context_latents`: in-context references [B, C, T, H, W], whose tokens follow those of x and are dropped before
-        the head."""
+        ComfyUI rounds the sinusoid of a timestep to the dtype of x before the time embedding, whose result would be off
+        by 0.4 % in bfloat16. So a turbo network is given x in float32, and each block computes in the dtype of
+        `context`."""
         if not self.turbo:
-            options = {"transformer_options": transformer_options, "context_latents": context_latents}
-            return super().forward_orig(x, t, context, clip_fea=clip_fea, freqs=freqs, **options, **kwargs)
-        latent = x
-        x = self.patch_embedding(x.float()).to(x.dtype)
-        grid = x.shape[2:]
-        x = x.flatten(2).transpose(1, 2)
-        length = x.shape[1]
-        for reference in context_latents or ():  # reference videos and images; `freqs` covers their tokens
-            tokens = self.patch_embedding(reference.to(device=x.device, dtype=torch.float32)).to(x.dtype)
-            x = torch.cat([x, tokens.flatten(2).transpose(1, 2)], dim=1)
-        transformer_options.update(grid_sizes=grid, total_blocks=len(self.blocks), block_type="double")
-
-        e = self.time_embedding(sinusoidal_embedding_1d(self.freq_dim, t.flatten())).reshape(t.shape[0], -1, self.dim)
-        e0 = self.time_projection(e).unflatten(2, (6, self.dim))
-        context = self.text_embedding(context)
-        image_tokens = None
-        if clip_fea is not None:
-            image_tokens = clip_fea.shape[-2]
-            if self.img_emb is not None:
-                context = torch.cat([self.img_emb(clip_fea), context], dim=1)
-
-        injected = self.block_inputs(grid, x.dtype, **kwargs)
-        replacements = transformer_options.get("patches_replace", {}).get("dit", {})
-        after_block = transformer_options.get("patches", {}).get("double_block", ())
-        # With dynamic VRAM the next block's weights are copied to the device while this one computes; else there is no
-        # queue.
+            return super().forward_orig(x, t, context, *args, transformer_options=transformer_options, **kwargs)
         queue = comfy.model_prefetch.make_prefetch_queue(list(self.blocks), x.device, transformer_options)
-        for i, block in enumerate(self.blocks):
-            comfy.model_prefetch.prefetch_queue_pop(queue, x.device, block)
-            transformer_options["block_index"] = i
-            replacement = replacements.get(("double_block", i))
-            if replacement is None:
-                x = block(
-                    x,
-                    e=e0,
-                    freqs=freqs,
-                    context=context,
-                    context_img_len=image_tokens,
-                    transformer_options=transformer_options,
-                    injected=injected,
-                )
-            else:
-                arguments = {
-                    "img": x,
-                    "txt": context,
-                    "vec": e0,
-                    "pe": freqs,
-                    "transformer_options": transformer_options,
-                }
-                x = replacement(arguments, {"original_block": partial(_replaceable, block, image_tokens, injected)})[
-                    "img"
-                ]
-            for patch in after_block:
-                x = patch(
-                    {
-                        "img": x,
-                        "x": latent,
-                        "vec": e,
-                        "block_index": i,
-                        "img_offset": 0,
-                        "transformer_options": transformer_options,
-                    }
-                )["img"]
+        transformer_options[_INPUTS] = BlockInputs(queue, self.camera_of(x, context.dtype, **kwargs))
+        out = super().forward_orig(x.float(), t, context, *args, transformer_options=transformer_options, **kwargs)
         comfy.model_prefetch.prefetch_queue_pop(queue, x.device, None)
-        return self.unpatchify(self.head(x[:, :length], e), grid)
+        return out
 
 
-def _replaceable(
-    block: TurboBlock, image_tokens: int | None, injected: dict[str, Any], args: dict[str, Any]
-) -> dict[str, torch.Tensor]:
-    """A block in the calling convention of ComfyUI's `patches_replace`."""
-    return {
-        "img": block(
-            args["img"],
-            context=args["txt"],
-            e=args["vec"],
-            freqs=args["pe"],
-            context_img_len=image_tokens,
-            transformer_options=args["transformer_options"],
-            injected=injected,
-        )
-    }
+def subclass_of(ours: type, host: type) -> type:
+    """`ours`, which extends a base of ComfyUI's class `host`, as a subclass of `host`."""
+    return ours if issubclass(ours, host) else type(f"Turbo{host.__name__}", (ours, host), {})

@@ -173,7 +173,7 @@ NOT_LINGBOT = {
     ),
     "no image": (
         {**camera_model(), "patch_embedding.weight": torch.empty(256, 16, 1, 2, 2, device="meta")},
-        "16 input and 16 output channels",
+        "16 input channels, none of them for an image",
     ),
     "a control that is no matrix": (
         {**camera_model(), "patch_embedding_wancamctrl.weight": torch.empty(256, 96, 4, 4, device="meta")},

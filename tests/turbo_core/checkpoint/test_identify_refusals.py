@@ -156,31 +156,6 @@ def test_a_wan_model_of_diffusers_is_named():
     assert "in the Diffusers layout" in text and "original TurboDiffusion or ComfyUI file" in text
 
 
-@pytest.mark.parametrize("in_channels, out_channels", [(48, 48), (32, 16), (52, 16), (16, 48)])
-def test_wan_with_other_channels_belongs_to_comfyuis_loader(in_channels, out_channels):
-    """48 in and out is Wan 2.2 TI2V 5B; 32 and 52 are control models."""
-    tensors = {**stock(in_channels=in_channels), "head.head.weight": torch.empty(out_channels * 4, 256, device="meta")}
-    text = refusal(tensors)
-    assert f"{in_channels} input and {out_channels} output channels" in text and "use Load Diffusion Model" in text
-
-
-OTHER_WAN = {
-    "VACE": ("vace_patch_embedding.weight", "vace_blocks.0.self_attn.q.weight"),
-    "Fun Camera": ("control_adapter.conv.weight",),
-    "Fun Control": ("ref_conv.weight",),
-    "S2V": ("casual_audio_encoder.encoder.conv.weight",),
-    "HuMo": ("audio_proj.audio_proj_glob_1.layer.weight",),
-    "Animate": ("face_adapter.fuser_blocks.0.linear1_q.weight",),
-}
-
-
-@pytest.mark.parametrize("kind", OTHER_WAN)
-@pytest.mark.parametrize("in_channels", [16, 36])
-def test_another_kind_of_wan_belongs_to_comfyuis_loader(kind, in_channels):
-    text = refusal({**stock(in_channels=in_channels), **names(*OTHER_WAN[kind])})
-    assert f"is Wan {kind};" in text and "use Load Diffusion Model" in text
-
-
 def test_an_unknown_kind_of_wan_belongs_to_comfyuis_loader():
     text = refusal({**stock(), **names("new_adapter.weight")})
     assert "1 unexpected: new_adapter.weight." in text and "load it with Load Diffusion Model" in text

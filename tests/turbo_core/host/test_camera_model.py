@@ -178,7 +178,7 @@ WRONG = [
 
 @pytest.mark.parametrize("control,shape,message", WRONG)
 def test_a_camera_that_does_not_fit_is_refused(cam, control, shape, message):
-    spec = dataclasses.replace(cam.model.spec, camera=control, in_channels=16)  # which takes no image
+    spec = dataclasses.replace(cam.model.spec, camera=control, in_channels=16, variant="T2V")  # which takes no image
     condition = {TEXT_KEY: torch.zeros(1, 8, 4096), CAMERA_KEY: torch.zeros(shape)}
     with pytest.raises(TurboError, match=message):
         check_conditioning(spec, condition, torch.zeros(1, 16, 3, 8, 12))

@@ -249,7 +249,7 @@ def test_what_does_not_fit_together_is_said_before_anything_runs(experts, t2v, f
 
 @pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 4, 2, 8, 8), (1, 48, 2, 8, 8)])
 def test_a_latent_that_is_not_wan_s_is_refused(t2v, shape):
-    with pytest.raises(TurboError, match="Wan needs a 16-channel video latent"):
+    with pytest.raises(TurboError, match="this model needs a 16-channel video latent"):
         sample(t2v, text(), latent={"samples": torch.zeros(shape)})
 
 

@@ -6,6 +6,7 @@ import comfy.ops
 import comfy.sd
 import pytest
 import torch
+from comfy.ldm.wan.model import sinusoidal_embedding_1d
 from comfy.model_patcher import ModelPatcher
 from td_pack.tests.support import checkpoints, lingbot
 from td_pack.tests.support.models import relative_error
@@ -139,3 +140,20 @@ def test_a_fast_model_is_refused_by_its_folder(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "WanModelFast", "local_attn_size": -1}')
     with pytest.raises(CheckpointError, match="is a WanModelFast by its config.json.*use a LingBot-World Base"):
         load_model(str(path))
+
+
+def test_the_time_embedding_of_a_bf16_model_is_float32(state_dict, tmp_path):
+    """ComfyUI rounds the sinusoid to the dtype of x, which would be off by up to 2^-9: one test in float32 cannot see
+    it."""
+    model = load_model(str(checkpoints.write_pth(tmp_path / "model.pth", state_dict)), "bf16")
+    network, given = model.model.diffusion_model.to(torch.bfloat16), []
+    network.blocks[0].register_forward_pre_hook(lambda *args: given.append(args[2]), with_kwargs=True)
+    x, context = (checkpoints.draw(5, n, s).bfloat16() for n, s in (("x", LATENT), ("context", (1, 8, 4096))))
+    network(x, torch.tensor([932.0]), context=context)
+    layers = [layer for layer in (*network.time_embedding, *network.time_projection) if hasattr(layer, "weight")]
+    e = sinusoidal_embedding_1d(256, torch.tensor([932.0])).double()
+    for i, layer in enumerate(layers):  # linear, SiLU, linear, SiLU, linear
+        e = torch.nn.functional.linear(
+            torch.nn.functional.silu(e) if i else e, layer.weight.double(), layer.bias.double()
+        )
+    assert relative_error(given[0]["e"].flatten(), e.flatten()) < 1e-6

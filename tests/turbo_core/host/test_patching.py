@@ -168,6 +168,7 @@ class TestDenseSteps:
             patched.model.apply_model(
                 torch.zeros(1, 3, 1, 2, 2),
                 torch.ones(1),
+                c_crossattn=torch.zeros(1, 8, 4096),
                 transformer_options={"sample_sigmas": torch.tensor([1.0, 0.5, 0.0])},
             )
         assert [block.self_attn.sla for block in network.blocks] == [SLA(0.7, pv="")] * 2

@@ -1,0 +1,193 @@
+"""Every Wan variant that ComfyUI has: loaded by the pack it samples what ComfyUI's own loader and conditioning nodes
+give, and its self-attention can be sparse."""
+
+import comfy.clip_vision
+import comfy.ldm.wan.model as wan
+import comfy.ops
+import comfy.sd
+import pytest
+import torch
+from comfy.ldm.wan.model_animate import AnimateWanModel
+from comfy_extras import nodes_wan
+from td_pack.tests.support import checkpoints, tensors, vaes
+from td_pack.turbo_core.checkpoint import variants
+from td_pack.turbo_core.errors import CheckpointError, TurboError
+from td_pack.turbo_core.host.attention_patch import with_attention
+from td_pack.turbo_core.host.load import load_model
+
+from nodes import common_ksampler
+
+WIDTH, HEIGHT, LENGTH = 64, 32, 5
+SIZE = (WIDTH, HEIGHT, LENGTH, 1)
+
+
+def network(name, cls=wan.WanModel, layers=2, **options):
+    sizes = {"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": layers, "cross_attn_norm": True}
+    device = torch.device("meta")
+    return name, cls(operations=comfy.ops.disable_weight_init, device=device, dtype=torch.float32, **sizes | options)
+
+
+def picture(frames=1, seed=1):
+    return tensors.draw(frames, HEIGHT, WIDTH, 3, seed=seed).sigmoid()
+
+
+def clip_vision():
+    output = comfy.clip_vision.Output()
+    output.penultimate_hidden_states = tensors.draw(1, 257, 1280, seed=7)
+    return output
+
+
+def t2v(text, vae):
+    return text, text, {"samples": torch.zeros(1, 16, 2, HEIGHT // 8, WIDTH // 8)}
+
+
+def ti2v(text, vae):
+    return text, text, {"samples": torch.zeros(1, 48, 2, HEIGHT // 16, WIDTH // 16)}
+
+
+def given(node, *args, **options):
+    """The conditioning and the latent of a stock node; `args` stand after the size."""
+    return lambda text, vae: node.execute(text, text, vae, *SIZE, *args, **options).args[:3]
+
+
+def s2v(text, vae):
+    audio = {"encoded_audio_all_layers": [tensors.draw(1, 20, 1024, seed=9)] * 25, "audio_samples": 6400}
+    node = nodes_wan.WanSoundImageToVideo
+    return node.execute(text, text, vae, *SIZE, ref_image=picture(), audio_encoder_output=audio).args[:3]
+
+
+def fun_camera(text, vae):
+    from comfy_extras.nodes_camera_trajectory import WanCameraEmbedding
+
+    poses = WanCameraEmbedding.execute("Zoom In", WIDTH, HEIGHT, LENGTH, 1.0, 0.5, 0.5, 0.5, 0.5).args[0]
+    node = nodes_wan.WanCameraImageToVideo
+    return node.execute(text, text, vae, *SIZE, start_image=picture(), camera_conditions=poses).args[:3]
+
+
+# By name: the network, the conditioning, and the sparse layers
+VARIANTS = {
+    "T2V": (network("T2V"), t2v, 2),
+    "I2V 2.1": (
+        network("I2V", model_type="i2v", in_dim=36),
+        given(nodes_wan.WanImageToVideo, start_image=picture(), clip_vision_output=clip_vision()),
+        2,
+    ),
+    "FLF2V": (
+        network("I2V", model_type="i2v", in_dim=36, flf_pos_embed_token_number=514),
+        given(
+            nodes_wan.WanFirstLastFrameToVideo,
+            start_image=picture(),
+            end_image=picture(seed=2),
+            clip_vision_start_image=clip_vision(),
+            clip_vision_end_image=clip_vision(),
+        ),
+        2,
+    ),
+    "I2V A14B": (network("I2V", in_dim=36), given(nodes_wan.WanImageToVideo, start_image=picture()), 2),
+    "Fun InP": (
+        network("I2V", model_type="i2v", in_dim=36),
+        given(nodes_wan.WanFunInpaintToVideo, start_image=picture(), end_image=picture(seed=2)),
+        2,
+    ),
+    "Fun Control 2.1": (
+        network("Fun Control", model_type="i2v", in_dim=48),
+        given(nodes_wan.WanFunControlToVideo, control_video=picture(LENGTH), clip_vision_output=clip_vision()),
+        2,
+    ),
+    "Fun Control 2.2": (
+        network("Fun Control", in_dim=52, in_dim_ref_conv=16),
+        given(nodes_wan.Wan22FunControlToVideo, ref_image=picture(), control_video=picture(LENGTH)),
+        2,
+    ),
+    "Fun Camera 2.1": (network("Fun Camera", wan.CameraWanModel, model_type="camera", in_dim=32), fun_camera, 2),
+    "Fun Camera 2.2": (network("Fun Camera", wan.CameraWanModel, model_type="camera_2.2", in_dim=36), fun_camera, 2),
+    "VACE": (
+        network("VACE", wan.VaceWanModel, model_type="vace", vace_layers=1, vace_in_dim=96),
+        given(nodes_wan.WanVaceToVideo, 1.0, control_video=picture(LENGTH)),
+        3,
+    ),
+    "S2V": (network("S2V", wan.WanModel_S2V, model_type="s2v"), s2v, 2),
+    "Animate": (
+        network("Animate", AnimateWanModel, layers=5, in_dim=36),
+        lambda text, vae: nodes_wan.WanAnimateToVideo.execute(
+            text, text, vae, *SIZE, 5, 0, reference_image=picture(), pose_video=picture(LENGTH)
+        ).args[:3],
+        5,
+    ),
+    "TI2V": (network("TI2V", in_dim=48, out_dim=48), ti2v, 2),
+    "HuMo": (network("", wan.HumoWanModel, model_type="humo"), t2v, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return vaes.wan21()
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request, tmp_path):
+    (name, network), conditioning, layers = VARIANTS[request.param]
+    weights = {k: checkpoints.weight(6, k, tuple(v.shape)).float() for k, v in network.state_dict().items()}
+    return name, str(checkpoints.write_safetensors(tmp_path / "wan.safetensors", weights)), conditioning, layers
+
+
+def load(path):
+    """The model, with copies of its weights: torch's CPU kernels sum in another order over mapped ones, which are not
+    aligned."""
+    model = load_model(path)
+    for parameter in model.model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def sample(model, conditioning, vae):
+    text = [[tensors.draw(1, 8, 4096, seed=3), {}]]
+    positive, negative, latent = conditioning(text, vae)
+    return common_ksampler(model, 1, 2, 1.0, "euler", "simple", positive, negative, latent)[0]["samples"]
+
+
+def test_it_is_comfyuis_bit_for_bit(variant, vae):
+    name, path, conditioning, _ = variant
+    ours, theirs = load(path), comfy.sd.load_diffusion_model(path)
+    assert ours.model.spec.variant == name and isinstance(ours.model, type(theirs.model))
+    assert getattr(ours.model, "image_to_video", False) == getattr(theirs.model, "image_to_video", False)
+    assert torch.equal(sample(ours, conditioning, vae), sample(theirs, conditioning, vae))
+
+
+def test_its_self_attention_is_sparse_where_it_is_asked_to_be(variant, vae):
+    """Two steps; a top-k of 1 attends to every block, so only the order of the sums differs from dense attention."""
+    name, path, conditioning, layers = variant
+    model = load(path)
+    if not name:
+        with pytest.raises(TurboError, match="runs as ComfyUI runs it"):
+            with_attention(model, "sla", 1.0, "", True)
+        return
+    dense = sample(model, conditioning, vae)
+    assert (model.model.calls["dense attention"], model.model.calls["sparse attention"]) == (2 * layers, 0)
+    model.model.calls.clear()
+    sparse = sample(with_attention(model, "sla", 1.0, "1", True), conditioning, vae)
+    assert (model.model.calls["dense attention"], model.model.calls["sparse attention"]) == (2, 2 * (layers - 1))
+    assert tensors.relative(sparse, dense) < 1e-4
+
+
+NEEDS = [name for name, ((kind, _), *_) in VARIANTS.items() if kind and variants.variant(kind).needs]
+
+
+@pytest.mark.parametrize("variant", NEEDS, indirect=True)
+def test_what_it_needs_is_named_before_a_step(variant, vae):
+    name, path, *_ = variant
+    with pytest.raises(TurboError, match="pass the conditioning through Wan"):
+        sample(load(path), t2v, vae)
+
+
+def test_a_missing_or_foreign_tensor_is_named(tmp_path):
+    (_, network), *_ = VARIANTS["VACE"]
+    weights = {k: torch.zeros(v.shape) for k, v in network.state_dict().items()}
+    del weights["vace_blocks.0.after_proj.bias"]
+    path = checkpoints.write_safetensors(
+        tmp_path / "vace.safetensors", weights | {"vace_adapter.weight": torch.zeros(1)}
+    )
+    with pytest.raises(
+        CheckpointError, match="1 missing: vace_blocks.0.after_proj.bias. 1 unexpected: vace_adapter.weight"
+    ):
+        load_model(str(path))

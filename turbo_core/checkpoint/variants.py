@@ -1,0 +1,122 @@
+"""The kinds of Wan model, told apart by their tensors.
+
+A variant adds tensors to the trunk that all Wan models share, or takes other channels. Its network and its model class
+are ComfyUI's, which knows it by the same tensors. To add one: an entry in VARIANTS, and a case in
+tests/turbo_core/host/test_variants.py."""
+
+import dataclasses
+from collections.abc import Callable, Collection
+
+T2V, I2V = "T2V", "I2V"
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """A key of the conditioning that a variant cannot do without, what is missing without it, and the node that gives
+    it."""
+
+    key: str
+    what: str
+    node: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.what}: pass the conditioning through {self.node}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """`mark`: a tensor that only this variant has; `fits`: else, whether a model with these input channels, output
+    channels and image embedding is one. `extra`: how the names of its tensors beside the trunk begin. `needs`: beside
+    the text, and beside the image of a model that takes one."""
+
+    name: str
+    mark: str = ""
+    fits: Callable[[int, int, bool], bool] = lambda *_: True
+    extra: tuple[str, ...] = ()
+    needs: tuple[Need, ...] = ()
+
+
+IMAGE = "concat_latent_image"  # ComfyUI's key of what is put beside the video's channels
+_START_IMAGE = Need(
+    IMAGE,
+    "This is an image-to-video model and the conditioning holds no image",
+    "WanImageToVideo with a start_image",
+)
+_CONTROL = Need(
+    IMAGE,
+    "This is a Fun Control model and the conditioning holds no control",
+    "WanFunControlToVideo (Wan 2.1) or Wan22FunControlToVideo with a control_video",
+)
+_CAMERA_IMAGE = Need(
+    IMAGE, "This is a Fun Camera model and the conditioning holds no image", "WanCameraImageToVideo with a start_image"
+)
+_CAMERA = Need(
+    "camera_conditions",
+    "This is a Fun Camera model and the conditioning holds no camera",
+    "WanCameraImageToVideo with the camera_embedding of WanCameraEmbedding",
+)
+_CHARACTER = Need(
+    IMAGE,
+    "This is an Animate model and the conditioning holds no character",
+    "WanAnimateToVideo with a reference_image",
+)
+
+# The first that fits; those with a mark first, as ComfyUI tells them apart.
+VARIANTS = (
+    Variant("VACE", "vace_patch_embedding.weight", extra=("vace_",)),
+    Variant("Fun Camera", "control_adapter.conv.weight", extra=("control_adapter.",), needs=(_CAMERA_IMAGE, _CAMERA)),
+    Variant(
+        "S2V",
+        "casual_audio_encoder.encoder.final_linear.weight",
+        extra=("casual_audio_encoder.", "trainable_cond_mask.", "cond_encoder.", "audio_injector.", "frame_packer."),
+    ),
+    Variant(
+        "Animate",
+        "face_adapter.fuser_blocks.0.k_norm.weight",
+        extra=("face_adapter.", "motion_encoder.", "face_encoder.", "pose_patch_embedding."),
+        needs=(_CHARACTER,),
+    ),
+    Variant(
+        "Fun Control",
+        fits=lambda inputs, outputs, image: inputs == (48 if image else 52) and outputs == 16,
+        extra=("ref_conv.",),
+        needs=(_CONTROL,),
+    ),
+    Variant("TI2V", fits=lambda inputs, outputs, image: inputs == outputs == 48 and not image),
+    Variant(I2V, fits=lambda inputs, outputs, image: inputs == 36 and outputs == 16, needs=(_START_IMAGE,)),
+    Variant(T2V, fits=lambda inputs, outputs, image: inputs == outputs == 16 and not image),
+)
+_BY_NAME = {variant.name: variant for variant in VARIANTS}
+
+# Tensors of Wan models that ComfyUI knows and this pack has no entry for: they run as ComfyUI runs them.
+_COMFYUI_ONLY = (
+    "audio_proj.",  # HuMo
+    "patch_embedding_mask.",  # SCAIL-2
+    "patch_embedding_pose.",  # SCAIL
+    "patch_embedding_global.",  # WanDancer
+)
+
+
+def variant_name(names: Collection[str], in_channels: int, out_channels: int, image_embedding: bool) -> str:
+    """The name of the variant with these tensors and sizes; empty for one that is not in VARIANTS."""
+    if any(name.startswith(_COMFYUI_ONLY) for name in names):
+        return ""
+    for variant in VARIANTS:
+        marked = variant.mark in names if variant.mark else variant.fits(in_channels, out_channels, image_embedding)
+        if marked:
+            return variant.name
+    return ""
+
+
+def variant(name: str) -> Variant:
+    """The entry of a name, which must not be empty."""
+    return _BY_NAME[name]
+
+
+def is_extra(tensor: str, names: Collection[str], variant_name: str) -> bool:
+    """Whether a tensor beside the trunk may belong to a model with these names: one of its variant, or any of a model
+    that only ComfyUI knows."""
+    if not variant_name:
+        return any(name.startswith(_COMFYUI_ONLY) for name in names)
+    return tensor.startswith(variant(variant_name).extra)
