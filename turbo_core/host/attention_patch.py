@@ -30,8 +30,8 @@ def with_attention(
     are dense in every mode. The original and its other clones are not changed.
 
     "auto" is sparse-linear for a checkpoint with a trained proj_l, in the format that `kernels.automatic_format` gives
-    for the device it runs on, and dense for others. `allow_untrained` lets "sla" and "sagesla" run without one, as the
-    sparse branch alone. Raises TurboError for a mode, share, block or number of steps that this
+    for the device it runs on, and dense for others. `allow_untrained` lets layers without one run "sla" and "sagesla",
+    as the sparse branch alone: those of a stock model, and VACE's control branch, which is dense otherwise. Raises TurboError for a mode, share, block or number of steps that this
     model cannot have."""
     spec = model_spec(patcher)
     if mode not in MODES:
@@ -54,8 +54,10 @@ def with_attention(
             "This kind of Wan model runs as ComfyUI runs it, and its attention cannot be sparse: choose auto or dense."
         )
     clone = patcher.clone()
-    for name in patcher.model.attention_layers:
-        settings = SLA(topk, linear=spec.sla, pv=pv) if sparse and not _is_in(name, dense) else None
+    for name, layer in patcher.model.attention_layers.items():
+        trained = layer.attn_op is not None
+        is_sparse = sparse and (trained or allow_untrained) and not _is_in(name, dense)
+        settings = SLA(topk, linear=trained, pv=pv) if is_sparse else None
         clone.add_object_patch(f"diffusion_model.{name}.sla", settings)
     clone.add_object_patch("dense_steps", dense_steps)
     return clone

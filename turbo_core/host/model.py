@@ -120,8 +120,8 @@ class TurboHead(Head):
 
 
 class TurboWanModel(WanModel):
-    """ComfyUI's Wan network with our self-attention. `turbo`: with TurboDiffusion's numerics; `trained_sla`: the file
-    has `proj_l`.
+    """ComfyUI's Wan network with our self-attention. `turbo`: with TurboDiffusion's numerics; `trained_sla`: the main
+    blocks have `proj_l`.
 
     `operations` must cast weights to their input's dtype (comfy.ops.manual_cast or mixed precision)."""
 
@@ -144,10 +144,11 @@ class TurboWanModel(WanModel):
         if turbo:
             self._replace_blocks(settings)
             self.head = TurboHead(self.dim, self.out_dim, self.patch_size, self.eps, operation_settings=settings)
-        for block in self.modules():
+        for name, block in self.named_modules():
             if isinstance(block, WanAttentionBlock):
                 sizes = (block.dim, block.num_heads, block.window_size, block.qk_norm, block.eps)
-                block.self_attn = TurboSelfAttention(*sizes, trained_sla=trained_sla, operation_settings=settings)
+                trained = trained_sla and name.startswith("blocks.")  # no published model has it in VACE's blocks
+                block.self_attn = TurboSelfAttention(*sizes, trained_sla=trained, operation_settings=settings)
 
     def _replace_blocks(self, settings: dict[str, Any]) -> None:
         """Puts blocks of ours in the place of ComfyUI's."""

@@ -6,11 +6,13 @@ import comfy.ldm.wan.model as wan
 import comfy.ops
 import comfy.sd
 import pytest
+import safetensors.torch
 import torch
 from comfy.ldm.wan.model_animate import AnimateWanModel
 from comfy_extras import nodes_wan
 from td_pack.tests.support import checkpoints, tensors, vaes
 from td_pack.turbo_core.checkpoint import variants
+from td_pack.turbo_core.checkpoint.layout import PROJ_L
 from td_pack.turbo_core.errors import CheckpointError, TurboError
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
@@ -168,6 +170,28 @@ def test_its_self_attention_is_sparse_where_it_is_asked_to_be(variant, vae):
     sparse = sample(with_attention(model, "sla", 1.0, "1", True), conditioning, vae)
     assert (model.model.calls["dense attention"], model.model.calls["sparse attention"]) == (2, 2 * (layers - 1))
     assert tensors.relative(sparse, dense) < 1e-4
+
+
+def test_turbodiffusions_numerics_are_its_function(variant, vae, tmp_path):
+    """In float32 only the order of a few operations differs from the stock network's, on the inputs of a stock run."""
+    name, path, conditioning, layers = variant
+    if not name:
+        return
+    weights = safetensors.torch.load_file(path)
+    for i in range(layers - (name == "VACE")):
+        shapes = {"weight": (128, 128), "bias": (128,)}
+        weights |= {f"blocks.{i}.{PROJ_L}.{kind}": torch.zeros(shape) for kind, shape in shapes.items()}
+    turbo = load(checkpoints.write_safetensors(tmp_path / "turbo.safetensors", weights))
+    assert turbo.model.spec.turbo and turbo.model.spec.variant == name
+    dense = with_attention(turbo, "dense", 0.1, "", False)
+    dense.patch_model()
+    stock, calls = comfy.sd.load_diffusion_model(path), []
+    stock.model.diffusion_model.register_forward_pre_hook(lambda *given: calls.append(given[1:]), with_kwargs=True)
+    sample(stock, conditioning, vae)
+    assert len(calls) == 2
+    for args, kwargs in list(calls):
+        want = stock.model.diffusion_model(*args, **kwargs)
+        assert tensors.relative(dense.model.diffusion_model(*args, **kwargs), want) < 1e-5
 
 
 NEEDS = [name for name, ((kind, _), *_) in VARIANTS.items() if kind and variants.variant(kind).needs]
