@@ -6,7 +6,7 @@ import torch
 
 from ..errors import CheckpointError
 from .comfy_quant import is_side, quant_problems, quantized_layers
-from .layout import PROJ_L, WanSpec, count_layers, tile_layers, tile_shape
+from .layout import PROJ_L, TILED, WanSpec, count_layers, tile_layers, tile_shape
 from .packed import Packed, as_unpacked, packed_problems
 
 _LISTED = 10
@@ -64,7 +64,7 @@ def _type_fits(key: str, dtype: torch.dtype, tiled: set[str]) -> bool:
     layer, _, kind = key.rpartition(".")
     if layer in tiled and kind == "weight":
         # Only the blocks' linears are multiplied in int8; embeddings, head and proj_l are not.
-        return layer.startswith(("blocks.", "vace_blocks.")) and not layer.endswith(PROJ_L)
+        return layer.startswith(TILED) and not layer.endswith(PROJ_L)
     return dtype == torch.float32 if kind == "weight_scale" else dtype.is_floating_point
 
 

@@ -21,6 +21,7 @@ CAMERA_EMBEDDING = "patch_embedding_wancamctrl"
 _CAMERA_LAYERS = ("c2ws_hidden_states_layer1", "c2ws_hidden_states_layer2")
 _CAMERA_BLOCK_LAYERS = ("cam_injector_layer1", "cam_injector_layer2", "cam_scale_layer", "cam_shift_layer")
 PROJ_L = "self_attn.attn_op.local_attn.proj_l"
+TILED = ("blocks.", "vace_blocks.")  # where linears may be int8 in tiles
 _BLOCK = re.compile(
     r"blocks\.(\d{1,3})\."
 )  # a number no model has makes a name unexpected, not a model of so many layers

@@ -12,7 +12,7 @@ from ...kernels import nf4_dequantize
 from ..checkpoint.archive import records
 from ..checkpoint.comfy_quant import SIDES
 from ..checkpoint.identify import identify
-from ..checkpoint.layout import PROJ_L, WanSpec
+from ..checkpoint.layout import PROJ_L, TILED, WanSpec
 from ..checkpoint.packed import STATE, Packed, packed_weights
 from ..checkpoint.read import SAFETENSORS_SUFFIXES, read
 from ..checkpoint.shards import files_of
@@ -149,7 +149,7 @@ def is_block_linear(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is one of those that TurboDiffusion quantizes: the weights of the blocks' linears but
     `proj_l`."""
     layer = name.removesuffix(".weight")
-    return name.startswith("blocks.") and layer != name and len(shape) == 2 and not layer.endswith(PROJ_L)
+    return name.startswith(TILED) and layer != name and len(shape) == 2 and not layer.endswith(PROJ_L)
 
 
 def sha256(path: Path, advance: Advance) -> str:

@@ -31,8 +31,8 @@ def with_attention(
 
     "auto" is sparse-linear for a checkpoint with a trained proj_l, in the format that `kernels.automatic_format` gives
     for the device it runs on, and dense for others. `allow_untrained` lets layers without one run "sla" and "sagesla",
-    as the sparse branch alone: those of a stock model, and VACE's control branch, which is dense otherwise. Raises TurboError for a mode, share, block or number of steps that this
-    model cannot have."""
+    as the sparse branch alone: those of a stock model, and VACE's control branch, which is dense otherwise. Raises
+    TurboError for a mode, share, block or number of steps that this model cannot have."""
     spec = model_spec(patcher)
     if mode not in MODES:
         raise TurboError(f"mode is {mode!r}: choose one of {', '.join(MODES)}.")

@@ -1,6 +1,8 @@
 """Every Wan variant that ComfyUI has: loaded by the pack it samples what ComfyUI's own loader and conditioning nodes
 give, and its self-attention can be sparse."""
 
+from pathlib import Path
+
 import comfy.clip_vision
 import comfy.ldm.wan.model as wan
 import comfy.ops
@@ -13,6 +15,7 @@ from comfy_extras import nodes_wan
 from td_pack.tests.support import checkpoints, tensors, vaes
 from td_pack.turbo_core.checkpoint import variants
 from td_pack.turbo_core.checkpoint.layout import PROJ_L
+from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.errors import CheckpointError, TurboError
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
@@ -192,6 +195,25 @@ def test_turbodiffusions_numerics_are_its_function(variant, vae, tmp_path):
     for args, kwargs in list(calls):
         want = stock.model.diffusion_model(*args, **kwargs)
         assert tensors.relative(dense.model.diffusion_model(*args, **kwargs), want) < 1e-5
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ("HuMo", "TI2V")], indirect=True)
+def test_it_becomes_turbo_by_the_delta_of_another_model(variant, vae, tmp_path):
+    name, path, conditioning, layers = variant
+    main = layers - (name == "VACE")
+    sizes = {"dim": 256, "ffn_dim": 512, "layers": main}
+    turbo = checkpoints.write_pth(tmp_path / "turbo.pth", checkpoints.upstream_state_dict(1, **sizes, sla=True))
+    teacher = checkpoints.write_safetensors(tmp_path / "teacher.safetensors", checkpoints.stock(2, **sizes))
+    output = tmp_path / "out.safetensors"
+    convert(Request(turbo, output, "int8_block", base=Path(path), teacher=teacher, delta=0.1))
+    model = load_model(str(output))
+    spec = model.model.spec
+    assert (spec.variant, spec.turbo, spec.sla, spec.int8) == (name, True, True, True)
+    codes = [key for key, tensor in safetensors.torch.load_file(output).items() if tensor.dtype == torch.int8]
+    assert len(codes) == 10 * layers + 2 * main * spec.image_embedding + 2 * (name == "VACE")
+    assert torch.isfinite(sample(model, conditioning, vae)).all()
+    assert model.model.calls["sparse attention"] == 2 * main
+    assert model.model.calls["dense attention"] == 2 * (layers - main)
 
 
 NEEDS = [name for name, ((kind, _), *_) in VARIANTS.items() if kind and variants.variant(kind).needs]
