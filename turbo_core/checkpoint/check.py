@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from ..errors import CheckpointError
-from .comfy_quant import is_side, quant_problems, quantized_layers
+from .comfy_quant import is_side_of, quant_problems, quantized_layers
 from .layout import PROJ_L, TILED, WanSpec, count_layers, tile_layers, tile_shape
 from .packed import Packed, as_unpacked, packed_problems
 
@@ -56,8 +56,7 @@ def check_complete(
 def _is_comfyui_s(key: str, quantized: set[str]) -> bool:
     """Whether ComfyUI reads the tensor itself: beside the weight of a layer in one of its formats, or a layer's
     attention."""
-    layer, _, name = key.rpartition(".")
-    return key.endswith(_ATTENTION) or (layer in quantized and is_side(name))
+    return key.endswith(_ATTENTION) or is_side_of(key, quantized)
 
 
 def _type_fits(key: str, dtype: torch.dtype, tiled: set[str]) -> bool:

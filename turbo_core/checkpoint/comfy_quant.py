@@ -32,10 +32,11 @@ def quantized_layers(tensors: Collection[str]) -> set[str]:
     return {key.removesuffix(SUFFIX) for key in tensors if key.endswith(SUFFIX)}
 
 
-def is_side(name: str) -> bool:
-    """Whether ComfyUI may read a tensor of that name beside a quantized weight; newer formats bring more
-    `weight_...`."""
-    return name in SIDES or name.startswith("weight_")
+def is_side_of(key: str, layers: Collection[str]) -> bool:
+    """Whether ComfyUI may read the tensor `key` beside the weight of one of these quantized layers; newer formats bring
+    more `weight_...`."""
+    layer, _, name = key.rpartition(".")
+    return layer in layers and (name in SIDES or name.startswith("weight_"))
 
 
 def read_format(tensor: torch.Tensor) -> tuple[str, bool]:

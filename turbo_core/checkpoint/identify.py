@@ -6,6 +6,7 @@ import torch
 
 from ..errors import CheckpointError
 from .check import check_complete
+from .comfy_quant import is_side_of, quantized_layers
 from .keys import PATCH_EMBEDDING, has_linear_patch_embedding, strip_wrappers, to_comfyui
 from .layout import CAMERA_EMBEDDING, CONTROLS, HEAD_DIM, WanSpec, expected_shapes, read_spec
 from .metadata import check_config, check_metadata, recorded_as_turbo
@@ -80,8 +81,11 @@ def identify(
         ) from None
     _refuse_impossible(name, spec, whole)
     expected = expected_shapes(spec)
+    quantized = quantized_layers(whole)
     extra = {
-        key: tuple(whole[key].shape) for key in whole if key not in expected and is_extra(key, whole, spec.variant)
+        key: tuple(tensor.shape)
+        for key, tensor in whole.items()
+        if key not in expected and is_extra(key, whole, spec.variant) and not is_side_of(key, quantized)
     }
     check_complete(name, spec, tensors, packed, expected | extra)
     check_config(name, metadata, spec)

@@ -1,6 +1,7 @@
 """Every Wan variant that ComfyUI has: loaded by the pack it samples what ComfyUI's own loader and conditioning nodes
 give, and its self-attention can be sparse."""
 
+import json
 from pathlib import Path
 
 import comfy.clip_vision
@@ -11,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from comfy.ldm.wan.model_animate import AnimateWanModel
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy_extras import nodes_wan
 from td_pack.tests.support import checkpoints, tensors, vaes
 from td_pack.turbo_core.checkpoint import variants
@@ -136,10 +138,10 @@ def variant(request, tmp_path):
     return name, str(checkpoints.write_safetensors(tmp_path / "wan.safetensors", weights)), conditioning, layers
 
 
-def load(path):
+def load(path, loader=load_model):
     """The model, with copies of its weights: torch's CPU kernels sum in another order over mapped ones, which are not
     aligned."""
-    model = load_model(path)
+    model = loader(path)
     for parameter in model.model.parameters():
         parameter.data = parameter.data.clone()
     return model
@@ -153,7 +155,7 @@ def sample(model, conditioning, vae):
 
 def test_it_is_comfyuis_bit_for_bit(variant, vae):
     name, path, conditioning, _ = variant
-    ours, theirs = load(path), comfy.sd.load_diffusion_model(path)
+    ours, theirs = load(path), load(path, comfy.sd.load_diffusion_model)
     assert ours.model.spec.variant == name and isinstance(ours.model, type(theirs.model))
     assert getattr(ours.model, "image_to_video", False) == getattr(theirs.model, "image_to_video", False)
     assert torch.equal(sample(ours, conditioning, vae), sample(theirs, conditioning, vae))
@@ -214,6 +216,25 @@ def test_it_becomes_turbo_by_the_delta_of_another_model(variant, vae, tmp_path):
     assert torch.isfinite(sample(model, conditioning, vae)).all()
     assert model.model.calls["sparse attention"] == 2 * main
     assert model.model.calls["dense attention"] == 2 * (layers - main)
+
+
+@pytest.mark.parametrize("variant", ["T2V", "VACE"], indirect=True)
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise", "nvfp4", "mxfp8"])
+def test_comfyuis_quantized_files_of_it(kind, variant, vae, tmp_path):
+    """Quantized by comfy_kitchen: the latents of ComfyUI's own loader."""
+    _, path, conditioning, _ = variant
+    layout = QUANT_ALGOS[kind]["comfy_tensor_layout"]
+    mark, quantized = torch.tensor(list(json.dumps({"format": kind}).encode()), dtype=torch.uint8), {}
+    for key, value in safetensors.torch.load_file(path).items():
+        if value.ndim == 2 and "blocks." in key:
+            codes = QuantizedTensor.from_float(value.bfloat16(), layout).state_dict(key)
+            quantized |= {name.replace("weight_block_scale", "weight_scale"): part for name, part in codes.items()}
+            quantized[key.replace("weight", "comfy_quant")] = mark.clone()
+        else:
+            quantized[key] = value
+    file = str(checkpoints.write_safetensors(tmp_path / "quantized.safetensors", quantized))
+    ours, theirs = load(file), load(file, comfy.sd.load_diffusion_model)
+    assert torch.equal(sample(ours, conditioning, vae), sample(theirs, conditioning, vae))
 
 
 NEEDS = [name for name, ((kind, _), *_) in VARIANTS.items() if kind and variants.variant(kind).needs]
