@@ -1,5 +1,6 @@
 """Telling from its tensors what a file is, never from its name."""
 
+import dataclasses
 from collections.abc import Collection
 
 import torch
@@ -9,7 +10,7 @@ from .check import check_complete
 from .comfy_quant import is_side_of, quantized_layers
 from .keys import PATCH_EMBEDDING, has_linear_patch_embedding, strip_wrappers, to_comfyui
 from .layout import CAMERA_EMBEDDING, CONTROLS, HEAD_DIM, WanSpec, expected_shapes, read_spec
-from .metadata import check_config, check_metadata, recorded_as_turbo
+from .metadata import check_config, check_metadata, recorded_as_turbo, recorded_training
 from .packed import as_unpacked, flat_codes, packed_weights
 from .variants import is_extra
 
@@ -89,7 +90,7 @@ def identify(
     }
     check_complete(name, spec, tensors, packed, expected | extra)
     check_config(name, metadata, spec)
-    return spec, tensors
+    return dataclasses.replace(spec, trained_as=recorded_training(metadata)), tensors
 
 
 def _refuse_foreign(name: str, tensors: Collection[str]) -> None:

@@ -32,7 +32,8 @@ class WanSpec:
     """What a checkpoint is, read from its tensors. `turbo`: made by TurboDiffusion; `sla`: has a trained `proj_l`;
     `int8`: has weights in 128x128 tiles; `four_bit`: "nf4" or "fp4" if it has bitsandbytes' 4-bit weights; `camera`:
     LingBot-World's kind of control, "cam" or "act"; `variant`: the name of its entry in `variants`, empty for a Wan
-    model that only ComfyUI knows."""
+    model that only ComfyUI knows; `trained_as`: the task for which the few steps of a model made by a delta were
+    trained, empty for the model's own."""
 
     turbo: bool
     sla: bool
@@ -48,6 +49,7 @@ class WanSpec:
     camera: str = ""
     out_channels: int = LATENT_CHANNELS
     variant: str = T2V
+    trained_as: str = ""
 
     @property
     def takes_image(self) -> bool:
@@ -56,12 +58,18 @@ class WanSpec:
 
     @property
     def sigma_max(self) -> float:
-        """Where TurboDiffusion's schedule starts for this kind of model."""
-        return 200.0 if self.takes_image else 80.0
+        """Where TurboDiffusion's schedule starts for the task that the model was trained for."""
+        return 200.0 if self.steps_of == I2V else 80.0
 
     @property
     def task(self) -> str:
-        return "I2V" if self.takes_image else "T2V"
+        """T2V, or I2V for a model that takes an image or the picture of a control."""
+        return I2V if self.takes_image else T2V
+
+    @property
+    def steps_of(self) -> str:
+        """The task whose schedule and sampler the model's few steps are for."""
+        return self.trained_as or self.task
 
     def describe(self) -> str:
         kind = "TurboWan" if self.turbo else "Wan"

@@ -72,8 +72,18 @@ def check_config(name: str, metadata: Mapping[str, str], spec: WanSpec) -> None:
 
 def recorded_as_turbo(metadata: Mapping[str, str]) -> bool:
     """Whether our converter made the file, unless its record says that it did so from a stock Wan model."""
-    record = _parsed(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
-    return isinstance(record, dict) and record.get("turbo") is not False
+    return METADATA_KEY in metadata and _record(metadata).get("turbo") is not False
+
+
+def recorded_training(metadata: Mapping[str, str]) -> str:
+    """The task, T2V or I2V, whose few steps our converter carried over to the model; empty for none."""
+    task = _record(metadata).get("trained_as")
+    return task if task in (T2V, I2V) else ""
+
+
+def _record(metadata: Mapping[str, str]) -> dict[str, object]:
+    record = _parsed(metadata.get(METADATA_KEY, "{}"))
+    return record if isinstance(record, dict) else {}
 
 
 def carried_along(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -84,7 +84,9 @@ def convert(request: Request, progress: Progress | None = None) -> Report:
     plan += [_Item(model, name, _format(model, name, request.weights, []), []) for name in taken]
     infos = [info for item in plan for info in item.infos()]
 
-    record = _record(request, turbo=model.spec.turbo or main.spec.turbo, notes=_notes(additions))
+    trained_as = model.spec.steps_of if main is not model else model.spec.trained_as
+    turbo = model.spec.turbo or main.spec.turbo
+    record = _record(request, turbo, trained_as, notes=_notes(additions))
     # The hashes are known only after the files were read; the header has the same size with any.
     planned = Container(infos, _metadata(main, record, dict.fromkeys(request.inputs, "0" * 64))).size
     output.remove_leftovers(request.output.parent)  # they may be what fills the disk
@@ -200,7 +202,7 @@ def _notes(additions: list[Addition]) -> list[str]:
     return [note for addition in additions for note in addition.notes]
 
 
-def _record(request: Request, turbo: bool, notes: list[str]) -> dict:
+def _record(request: Request, turbo: bool, trained_as: str, notes: list[str]) -> dict:
     """What the metadata says of a conversion, but for the hashes. `turbo` false: the file is a stock Wan model."""
     record = {
         "version": _version(),
@@ -212,6 +214,8 @@ def _record(request: Request, turbo: bool, notes: list[str]) -> dict:
         record["lora_strength"] = request.lora_strength
     if request.base is not None:
         record["delta"] = request.delta
+    if turbo and trained_as:
+        record["trained_as"] = trained_as
     return record | ({"notes": notes} if notes else {})
 
 

@@ -211,6 +211,7 @@ def test_it_becomes_turbo_by_the_delta_of_another_model(variant, vae, tmp_path):
     model = load_model(str(output))
     spec = model.model.spec
     assert (spec.variant, spec.turbo, spec.sla, spec.int8) == (name, True, True, True)
+    assert (spec.trained_as, spec.sigma_max) == ("T2V", 80)  # as the turbo model, whatever the base takes
     codes = [key for key, tensor in safetensors.torch.load_file(output).items() if tensor.dtype == torch.int8]
     assert len(codes) == 10 * layers + 2 * main * spec.image_embedding + 2 * (name == "VACE")
     assert torch.isfinite(sample(model, conditioning, vae)).all()
