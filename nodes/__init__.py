@@ -9,6 +9,7 @@ from .compare import TurboDiffusionCompare
 from .convert import TurboDiffusionConvert
 from .decode import TurboDiffusionVAEDecode, TurboDiffusionVAEDecodeVideo
 from .image import TurboDiffusionPrepareImage
+from .join import TurboDiffusionJoinVideo
 from .legacy import (
     TurboDiffusionLegacyI2V,
     TurboDiffusionLegacyLoader,
@@ -41,6 +42,7 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionSample,
             TurboDiffusionVAEDecode,
             TurboDiffusionVAEDecodeVideo,
+            TurboDiffusionJoinVideo,
             TurboDiffusionPrepareImage,
             TurboDiffusionTextEncode,
             TurboDiffusionCompare,

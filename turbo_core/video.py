@@ -4,9 +4,11 @@ import math
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,16 @@ import torch
 from .errors import TurboError
 
 FPS = (1.0, 120.0)
+
+
+def stored_images(folder: Path, images: torch.Tensor) -> "LazyImages":
+    """An IMAGE [n, height, width, 3 or 4] as 8-bit frames in a file of `folder`, without alpha. Raises TurboError for a
+    full disk."""
+    with room_in(folder):
+        frames = frame_file(folder, (*images.shape[:3], 3))
+    for i, image in enumerate(images):
+        frames[i] = (image[..., :3] * 255).clamp(0, 255).byte()
+    return LazyImages(frames)
 
 
 def frame_rate(fps: float) -> Fraction:
@@ -69,6 +81,10 @@ class LazyImages:
     def __getitem__(self, index: Any) -> torch.Tensor:
         return self._frames[index].float().div_(255)
 
+    def part(self, start: int, stop: int) -> "LazyImages":
+        """The frames from `start` to before `stop`, in the same memory."""
+        return LazyImages(self._frames[start:stop])
+
     def __iter__(self) -> Iterator[torch.Tensor]:
         return (self[i] for i in range(len(self)))
 
@@ -77,6 +93,39 @@ class LazyImages:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self[:], name)
+
+
+class JoinedImages(LazyImages):
+    """LazyImages of several parts of one size, one after the other."""
+
+    def __init__(self, parts: Sequence[LazyImages]):
+        # Joined ones are taken apart, so that reading a frame takes the same time in a video of any number of segments.
+        self._parts: list[LazyImages] = [
+            one for part in parts for one in (part._parts if isinstance(part, JoinedImages) else [part])
+        ]
+        self._starts = [0, *accumulate(map(len, self._parts))]
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([self._starts[-1], *self._parts[0].shape[1:]])
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def part(self, start: int, stop: int) -> "LazyImages":
+        cut = []
+        for part, first in zip(self._parts, self._starts, strict=False):
+            begin, end = max(start - first, 0), min(stop - first, len(part))
+            if begin < end:
+                cut.append(part.part(begin, end))
+        return JoinedImages(cut)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        if isinstance(index, int):
+            number = range(len(self))[index]
+            which = bisect_right(self._starts, number) - 1
+            return self._parts[which][number - self._starts[which]]
+        return torch.cat([part[:] for part in self._parts])[index]
 
 
 class ArrivingImages(LazyImages):

@@ -73,6 +73,10 @@ TurboDiffusionVAEDecodeVideo -> VIDEO
   samples LATENT
   vae VAE
   fps FLOAT=16.0 [1.0, 120.0]
+TurboDiffusionJoinVideo -> VIDEO video, IMAGE last_frames
+  video VIDEO
+  overlap INT=5 [1, 81]
+  before VIDEO optional
 TurboDiffusionPrepareImage -> IMAGE, INT width, INT height
   image IMAGE,MASK
   resolution COMBO=480p [480p|720p]

@@ -176,6 +176,12 @@ OVERRIDES = {
     "comfy.samplers.CFGGuider.set_cfg": "self, cfg",
     "comfy.samplers.CFGGuider.set_conds": "self, positive, negative",
     "comfy.sd1_clip.SDClipModel.load_sd": "self, sd",
+    "comfy_api.latest._input.video_types.VideoInput.get_dimensions": "self",
+    "comfy_api.latest._input.video_types.VideoInput.get_duration": "self",
+    "comfy_api.latest._input.video_types.VideoInput.get_frame_count": "self",
+    "comfy_api.latest._input.video_types.VideoInput.get_frame_rate": "self",
+    "comfy_api.latest._input_impl.video_types.VideoFromComponents.__init__": "self, components, bit_depth=",
+    "comfy_api.latest._input_impl.video_types.VideoFromComponents.get_components": "self",
     "comfy_api.latest._input_impl.video_types.VideoFromFile.__init__": "self, file, *, start_time=, duration=",
     "comfy_api.latest._input_impl.video_types.VideoFromFile.get_components": "self",
     "comfy_api.latest._input_impl.video_types.VideoFromFile.save_to": (
@@ -318,6 +324,7 @@ ELSEWHERE = {
     "Input": "of io.Custom, public",
     "Output": "of io.Custom, public",
     "weight_lowvram_function": "the mark _lowvram_function of a weight",
+    "images": "of VideoComponents, public",
     "local_attn": "the pack's own",
     "proj_l": "the pack's own",
 }
