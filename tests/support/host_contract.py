@@ -19,7 +19,6 @@ INTERFACES = ("comfy_api.latest._io", "comfy_api.latest.ComfyExtension", "comfy_
 NAMES = {
     "comfy.cli_args.args.cpu": "started with --cpu",
     "comfy.conds.CONDRegular": "base of CONDCamera; process_cond is given batch_size and maybe area",
-    "comfy.context_windows.slice_cond": "cuts `temporal_dim` of cond.cond to the window's frames",
     "comfy.hooks.EnumHookMode.MinVram": "the mode of CFGGuider.sample for one group of hooks",
     "comfy.ldm.modules.attention.optimized_attention": "q, k, v [B, L, dim] -> [B, L, dim]; chosen at import",
     "comfy.ldm.wan.model.Head": "base of TurboHead",
@@ -151,8 +150,6 @@ OVERRIDES = {
     "clip_vision_state_dict=",
     "comfy.model_base.WAN21.__init__": "self, model_config, model_type=, image_to_video=, device=",
     "comfy.model_base.WAN21.extra_conds": "self, **kwargs",
-    "comfy.model_base.WAN21.resize_cond_for_context_window": "self, cond_key, cond_value, window, x_in, device, "
-    "retain_index_list=",
     "comfy.ops.mixed_precision_ops().Linear._forward": "self, input, weight, bias",
     "comfy.ops.mixed_precision_ops().Linear._load_from_state_dict": "self, *args",
     "comfy.ops.mixed_precision_ops().Linear.forward": "self, input, *args, **kwargs",

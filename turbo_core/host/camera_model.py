@@ -4,14 +4,12 @@ Between self- and cross-attention of every block, four linears compute from a to
 shift of the video token at the same position. The embedding is the same for every prompt and step, so it is computed
 once for a whole batch, and once for consecutive latent frames in steady motion, which have equal embeddings."""
 
-from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.conds
-import comfy.context_windows
 import comfy.utils
 import torch
 
@@ -162,25 +160,6 @@ class LingBotWAN(TurboWAN):
         if camera is not None:
             out["camera"] = CONDCamera(camera)
         return out
-
-    def resize_cond_for_context_window(
-        self,
-        cond_key: str,
-        cond_value: Any,
-        window: Any,
-        x_in: torch.Tensor,
-        device: torch.device,
-        retain_index_list: Iterable[int] = (),
-        **kwargs: Any,
-    ) -> Any:
-        """As ComfyUI's; the camera is cut to the window's frames."""
-        if cond_key == "camera":
-            return comfy.context_windows.slice_cond(
-                cond_value, window, x_in, device, temporal_dim=2, retain_index_list=list(retain_index_list)
-            )
-        return super().resize_cond_for_context_window(
-            cond_key, cond_value, window, x_in, device, retain_index_list=list(retain_index_list), **kwargs
-        )
 
     def _apply_model(self, *args: Any, camera: "CameraFrames | None" = None, **kwargs: Any) -> torch.Tensor:
         if camera is not None:

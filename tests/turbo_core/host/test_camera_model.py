@@ -130,16 +130,6 @@ def test_a_regional_prompt_gets_its_part_of_the_camera():
     assert torch.equal(part, camera[:, :, 1:3, 3:7, 5:11])
 
 
-def test_a_context_window_gets_its_frames(cam):
-    import comfy.context_windows
-
-    camera = camera_of("orbit_left", 33)
-    window = comfy.context_windows.IndexListContextWindow([2, 3, 4], dim=2, total_frames=9)
-    latent = torch.zeros(1, 16, 9, 8, 12)
-    cond = cam.model.resize_cond_for_context_window("camera", CONDCamera(camera), window, latent, torch.device("cpu"))
-    assert torch.equal(cond.cond, camera[:, :, 2:5])
-
-
 def test_a_replaced_block_still_gets_the_camera(cam):
     inputs, camera = random_inputs(), camera_of("orbit_left")
     seen = []
