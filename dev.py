@@ -1,15 +1,13 @@
-"""One command for people: `python dev.py test`, `python dev.py demo`, `python dev.py convert`, `python dev.py batch`.
+"""One command for developers: `python dev.py test`, `python dev.py demo`, `python dev.py bench`.
 
 Run with any Python >= 3.10: it makes an environment and fetches ComfyUI once, in a cache, then runs the command there.
 """
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 
 if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts this may have an older one, which fails on what follows
     sys.exit("dev.py: Python 3.10 or newer is needed.")
@@ -23,36 +21,20 @@ COMMANDS = {
     "demo": ("tests.tiny.demo", "queue the shipped workflows on a live server and keep the videos"),
     "tiny": ("tests.tiny.command", "train the toy models of the tests and the demo again, or measure them"),
     "locales": ("tests.support.locales", "add the texts of new nodes and inputs to the translations, to be translated"),
-    "convert": ("turbo_core.convert.cli", "write a checkpoint anew: int8, fp8, bf16, a merged LoRA or delta"),
-    "batch": ("turbo_core.batch.cli", "many videos: a table of jobs over ComfyUI servers or a Ray cluster, resumable"),
+    "convert": ("turbo_core.convert.cli", "python cli.py convert, in this environment"),
+    "batch": ("turbo_core.batch.cli", "python cli.py batch, in this environment"),
 }
-
-
-def load_pack() -> ModuleType:
-    """Imports this folder as the package `td_pack` by its path, as ComfyUI does; needs neither ComfyUI nor torch.
-
-    Removes the folder from sys.path, where its `nodes/` would shadow ComfyUI's nodes.py.
-    """
-    sys.path[:] = [p for p in sys.path if Path(p or os.curdir).resolve() != ROOT]
-    spec = importlib.util.spec_from_file_location(
-        "td_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec and spec.loader  # None only for a file whose suffix no loader handles
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["td_pack"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our own options, wherever they stand, and the rest, which is the command's."""
-    commands = "\n".join(f"  {name:8} {what}" for name, (_, what) in COMMANDS.items())
+    from cli import unknown, usage
+
     parser = argparse.ArgumentParser(
         prog="dev.py",
         add_help=False,
         allow_abbrev=False,
-        epilog=f"commands:\n{commands}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=usage("dev.py", COMMANDS).removeprefix("usage: ").rstrip(),
     )
     parser.add_argument("command", nargs="?", metavar="command")
     parser.add_argument(
@@ -68,28 +50,31 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--newest", action="store_true", help="with the newest comfy-kitchen and comfy-aimdo, whatever ComfyUI pins"
     )
     options, rest = parser.parse_known_args(argv)
+    if options.command is None:
+        parser.print_help()
+        raise SystemExit(0)
     if options.command not in COMMANDS:
-        parser.print_help(sys.stdout if options.command is None else sys.stderr)
-        raise SystemExit(0 if options.command is None else 2)
+        print(unknown("dev.py", options.command, COMMANDS), file=sys.stderr)
+        raise SystemExit(2)
     return options, rest
 
 
 def run_installed(options: argparse.Namespace, rest: list[str]) -> int:
-    """A copy from the registry has no tests and makes no environment: it runs in the Python that starts it,
-    ComfyUI's."""
-    module = COMMANDS[options.command][0]
-    if module.startswith("tests."):
-        print(
-            f"dev.py: {options.command} needs the whole repository; this copy of the pack has no tests.",
-            file=sys.stderr,
-        )
-        return 2
-    os.environ.setdefault("COMFYUI_PATH", options.comfyui or str(ROOT.parents[1]))
-    return importlib.import_module(f"td_pack.{module}").main(rest)
+    """A copy from the registry has no tests and makes no environment; the two commands of cli.py work there."""
+    import cli
+
+    if options.command in cli.COMMANDS:
+        if options.comfyui:
+            os.environ["COMFYUI_PATH"] = options.comfyui
+        return cli.main([options.command, *rest])
+    print(f"dev.py: {options.command} needs the whole repository; this copy of the pack has no tests.", file=sys.stderr)
+    return 2
 
 
 def main(argv: list[str]) -> int:
     """Runs a command in its environment and returns the exit code: 2 where the environment cannot be made."""
+    from cli import load_pack
+
     options, rest = parse(argv)
     load_pack()
     if not (ROOT / "tests").is_dir():

@@ -8,7 +8,7 @@ PACK = Path(__file__).resolve().parent
 
 def main() -> None:
     """Prints the report on this machine, a fact a line."""
-    from dev import load_pack
+    from cli import load_pack
 
     load_pack()
     from td_pack.turbo_core import environment

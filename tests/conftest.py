@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def _prepare() -> None:
     sys.path.insert(0, str(ROOT))
-    import dev
+    import cli
 
-    dev.load_pack()  # which removes the root from sys.path
+    cli.load_pack()  # which removes the root from sys.path
     from td_pack.tests.support import host, interpreter
 
     interpreter.install()  # before ComfyUI's modules, which import triton

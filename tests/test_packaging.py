@@ -58,6 +58,7 @@ def test_the_archive_is_small_and_holds_no_tests_or_weights(installed):
     assert not [path for path in files if path.suffix in (".safetensors", ".pth", ".pt", ".mp4")]
     assert {
         "__init__.py",
+        "cli.py",
         "install.py",
         "LICENSE",
         "NOTICE",
@@ -95,9 +96,13 @@ def test_windows_is_told_the_triton_of_its_torch():
     assert command((2, 9, 1), windows=False).endswith("-m pip install triton")
 
 
-def test_an_installed_copy_converts_and_says_what_it_lacks(installed):
-    missing = run(installed, "-B", "dev.py", "convert", "nothing.pth", "out")
+@pytest.mark.parametrize("program", ["cli.py", "dev.py"])
+def test_an_installed_copy_has_the_commands_of_users(installed, program):
+    missing = run(installed, "-B", program, "convert", "nothing.pth", "out")
     assert missing.returncode == 1 and missing.stderr.startswith("convert: ")
+
+
+def test_an_installed_copy_says_what_it_lacks(installed):
     test = run(installed, "-B", "dev.py", "test")
     assert test.returncode == 2 and "needs the whole repository" in test.stderr
 

@@ -17,7 +17,11 @@ SHIPPED = sorted(
     for path in ROOT.rglob("*.py")
     if not path.relative_to(ROOT).parts[0].startswith(("tests", "docs", ".", "__pycache__"))
 )
-COMMAND_LINE = {Path("dev.py"), Path("install.py")}  # talk to a person, and are no part of the running pack
+COMMAND_LINE = {
+    Path("cli.py"),
+    Path("dev.py"),
+    Path("install.py"),
+}  # talk to a person, and are no part of the running pack
 SOURCES = [path for path in SHIPPED if path not in COMMAND_LINE]
 TOP_LEVEL = {"nodes", "turbo_core", "kernels", "tests"}
 

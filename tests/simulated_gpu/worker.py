@@ -116,7 +116,7 @@ class Worker:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         environment.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
         program = (
-            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import dev; dev.load_pack(); "
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cli; cli.load_pack(); "
             f"from td_pack.tests.simulated_gpu.worker import serve; serve({capability})"
         )
         self._process = subprocess.Popen(

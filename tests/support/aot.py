@@ -222,7 +222,7 @@ class Worker:
         if version := other_triton():
             environment["PYTHONPATH"] = str(fetch_triton(version))
         program = (
-            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import dev; dev.load_pack(); "
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cli; cli.load_pack(); "
             "from td_pack.tests.support.aot import serve; serve()"
         )
         self.process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""`dev.py batch`: a table of jobs through one workflow, on running servers or on workers that Ray starts."""
+"""`cli.py batch`: a table of jobs through one workflow, on running servers or on workers that Ray starts."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""The command line of `dev.py batch`, checked."""
+"""The command line of `cli.py batch`, checked."""
 
 import argparse
 import math
@@ -12,6 +12,17 @@ from .table import MOST_JOBS
 from .text import brief
 
 DEFAULT_SERVER = "http://127.0.0.1:8188"
+EXAMPLES = """\
+examples:
+  python cli.py batch jobs.csv --workflow workflows/api/TurboWan2.1-T2V-1.3B-480P.json --out results
+                                  every row of the table on the ComfyUI that runs here
+  python cli.py batch --workflow w.json --out results --set prompt="a red fox" --seeds 1-20
+                                  one prompt with twenty seeds
+  python cli.py batch jobs.csv --workflow w.json --out results --server http://a:8188 --server http://b:8188
+                                  on two servers
+  python cli.py batch --out results --resume
+                                  go on after a crash
+"""
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
@@ -50,10 +61,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(
-        prog="dev.py batch",
-        description="Runs a workflow in API format once for every row of a table. Columns: prompt, negative, image, "
-        "seed, width, "
-        "height, length, topk, or NODE.INPUT with a node's id or title. A second start skips what is done.",
+        prog="cli.py batch",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Runs a workflow in API format once for every row of a table. Columns: prompt, negative, image,\n"
+        "seed, width, height, length, topk, or NODE.INPUT with a node's id or title. A second start skips what is "
+        "done.",
     )
     add = parser.add_argument
     add(

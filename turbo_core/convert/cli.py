@@ -1,4 +1,4 @@
-"""`dev.py convert`: the TurboDiffusionConvert node as a command."""
+"""`cli.py convert`: the TurboDiffusionConvert node as a command."""
 
 import argparse
 import sys
@@ -10,6 +10,16 @@ from ..errors import TurboError
 from . import output
 from .codec import WEIGHTS
 from .convert import Request, convert
+
+EXAMPLES = """\
+examples:
+  python cli.py convert TurboWan2.1-T2V-14B-720P-quant.pth T2V-14B.safetensors
+                                  int8 as it is, in a file that loads faster
+  python cli.py convert TurboWan2.1-T2V-14B-720P.pth styled.safetensors --weights int8_block --lora style.safetensors
+                                  a LoRA merged into the bf16 weights, then int8
+  python cli.py convert tuned.safetensors fast.safetensors --base turbo.safetensors --teacher wan.safetensors
+                                  what a fine-tune of Wan changed, added to a distilled model
+"""
 
 
 def main(arguments: list[str]) -> int:
@@ -45,9 +55,11 @@ def _show(bar: tqdm, stage: str, done: int, total: int) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="dev.py convert",
-        description="Writes a checkpoint anew as one safetensors file that ComfyUI maps into memory, with the "
+        prog="cli.py convert",
+        description="Writes a checkpoint anew as one safetensors file that ComfyUI maps into memory, with the\n"
         "weights you choose.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="a .pth or .safetensors checkpoint")
     parser.add_argument("target", type=Path, metavar="DST", help="the new file; .safetensors is added if it is missing")

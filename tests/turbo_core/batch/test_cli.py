@@ -1,4 +1,4 @@
-"""`dev.py batch` against a live server: results, second starts, faults, Ctrl-C."""
+"""`cli.py batch` against a live server: results, second starts, faults, Ctrl-C."""
 
 import json
 import signal

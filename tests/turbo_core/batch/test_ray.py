@@ -1,4 +1,4 @@
-"""`dev.py batch --ray`: real Ray, real servers; a killed worker process, a killed server, Ctrl-C."""
+"""`cli.py batch --ray`: real Ray, real servers; a killed worker process, a killed server, Ctrl-C."""
 
 import json
 import os

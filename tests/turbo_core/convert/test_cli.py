@@ -1,4 +1,4 @@
-"""`dev.py convert`: what it writes and says."""
+"""`cli.py convert`: what it writes and says."""
 
 import pytest
 from td_pack.tests.support import checkpoints

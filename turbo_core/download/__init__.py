@@ -1,0 +1,1 @@
+"""Getting model files from Hugging Face into ComfyUI's folders."""
