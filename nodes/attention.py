@@ -41,11 +41,13 @@ class TurboDiffusionSLA(io.ComfyNode):
                 io.String.Input(
                     "dense_blocks",
                     default="",
+                    advanced=True,
                     tooltip="Transformer blocks that stay dense, for example 0,38-39. Empty: none.",
                 ),
                 io.Boolean.Input(
                     "allow_untrained",
                     default=False,
+                    advanced=True,
                     tooltip="Run sla or sagesla on a checkpoint without trained proj_l, with the sparse branch only. "
                     "Videos get worse at a low topk.",
                 ),
@@ -55,6 +57,7 @@ class TurboDiffusionSLA(io.ComfyNode):
                     min=0,
                     max=10000,
                     optional=True,
+                    advanced=True,
                     tooltip="How many steps at the start of each run stay dense in every block. They decide the "
                     "layout: a few of them help a model without trained proj_l. 0: none.",
                 ),

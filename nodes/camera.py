@@ -31,6 +31,7 @@ class TurboDiffusionCameraPath(io.ComfyNode):
             node_id="TurboDiffusionCameraPath",
             display_name="TurboDiffusion Camera Path",
             category=CATEGORY,
+            has_intermediate_output=True,  # ComfyUI shows the picture again when the node comes from its cache
             description="A camera path for LingBot-World: from keys, from a preset, or from files of recorded poses. "
             "Connect its length to the length of the video.",
             search_aliases=["LingBot camera", "trajectory", "WASD", "orbit", "pan", "dolly zoom", "camera motion"],
@@ -76,6 +77,7 @@ class TurboDiffusionCameraPath(io.ComfyNode):
                     "convention",
                     options=list(CONVENTIONS),
                     default="opencv",
+                    advanced=True,
                     tooltip="For source folder: the axes of poses.npy. opencv: x right, y down, z forward, as in "
                     "LingBot's examples. opengl: x right, y up, z back, as from Blender or a NeRF.",
                 ),
@@ -93,6 +95,7 @@ class TurboDiffusionCameraPath(io.ComfyNode):
                     min=0.0,
                     max=170.0,
                     step=1.0,
+                    advanced=True,
                     tooltip="Horizontal field of view in degrees. 0: that of the folder, else LingBot's 79.",
                 ),
                 io.Int.Input(
@@ -102,6 +105,7 @@ class TurboDiffusionCameraPath(io.ComfyNode):
                     max=MAX_FRAMES,
                     step=1,
                     optional=True,
+                    advanced=True,
                     tooltip="For sources actions and folder: cuts a longer path to this number of frames. 0: no limit.",
                 ),
             ],
@@ -146,7 +150,12 @@ class TurboDiffusionCameraPath(io.ComfyNode):
         else:
             path = path_from_folder(_input_directory(), folder, convention, max_length, fov)
         show_on_node(cls, f"{path.frames} frames")
-        return io.NodeOutput(path, path.frames)
+        return io.NodeOutput(path, path.frames, ui=ui.PreviewImage(_picture(path), cls=cls))
+
+
+def _picture(path: CameraPath) -> torch.Tensor:
+    """The path seen from above, [1, H, W, 3] in 0..1."""
+    return torch.from_numpy(np.asarray(top_view(path), dtype=np.float32) / 255)[None]
 
 
 class TurboDiffusionCameraEmbed(io.ComfyNode):
@@ -156,7 +165,6 @@ class TurboDiffusionCameraEmbed(io.ComfyNode):
             node_id="TurboDiffusionCameraEmbed",
             display_name="TurboDiffusion Camera Embed",
             category=CATEGORY,
-            has_intermediate_output=True,  # ComfyUI shows the picture again when the node comes from its cache
             description="Makes the camera embedding of a LingBot-World model from a path at the video's size, and a "
             "picture of the path from above.",
             search_aliases=["LingBot camera", "plucker", "camera embedding", "WanCameraEmbedding"],
@@ -188,8 +196,7 @@ class TurboDiffusionCameraEmbed(io.ComfyNode):
     @classmethod
     def execute(cls, camera: CameraPath, width: int, height: int, control: Control) -> io.NodeOutput:
         embedding = embed(camera, width, height, control)
-        preview = torch.from_numpy(np.asarray(top_view(camera), dtype=np.float32) / 255)[None]
-        return io.NodeOutput(embedding, preview, ui=ui.PreviewImage(preview, cls=cls))
+        return io.NodeOutput(embedding, _picture(camera))
 
 
 class TurboDiffusionCameraCondition(io.ComfyNode):

@@ -71,6 +71,7 @@ class TurboDiffusionConvert(io.ComfyNode):
                     options=[_NONE, *models],
                     default=_NONE,
                     optional=True,
+                    advanced=True,
                     tooltip="A Wan model to speed up: the result is base + delta * (model - teacher).",
                 ),
                 io.Combo.Input(
@@ -78,6 +79,7 @@ class TurboDiffusionConvert(io.ComfyNode):
                     options=[_NONE, *models],
                     default=_NONE,
                     optional=True,
+                    advanced=True,
                     tooltip="The stock Wan model that model_name was trained from. Set it together with base_name.",
                 ),
                 io.Float.Input(
@@ -87,6 +89,7 @@ class TurboDiffusionConvert(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     optional=True,
+                    advanced=True,
                     tooltip="The weight of the difference added to the base model.",
                 ),
             ],

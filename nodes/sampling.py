@@ -10,7 +10,7 @@ from ..turbo_core.errors import TurboError
 from ..turbo_core.host.features import show_on_node
 from ..turbo_core.host.guider import ExpertGuider
 from ..turbo_core.host.run import needs_low_expert, run
-from ..turbo_core.host.sampler import NOISE_DEVICES, NoiseDevice, make_sampler
+from ..turbo_core.host.sampler import AUTO, NOISE_DEVICES, NoiseDevice, SamplerMode, make_sampler
 from ..turbo_core.record import RUN
 from ..turbo_core.sampling import rcm, schedule
 from .loader import CATEGORY
@@ -35,6 +35,7 @@ def _boundary() -> io.Float.Input:
         min=0.001,
         max=1.0,
         step=0.001,
+        advanced=True,
         tooltip="The sigma (noise level) below which the low expert runs. 0.9 for TurboWan I2V A14B: of 4 steps, 2 "
         "are high and 2 low.",
     )
@@ -43,10 +44,10 @@ def _boundary() -> io.Float.Input:
 def _mode() -> io.Combo.Input:
     return io.Combo.Input(
         "mode",
-        options=list(rcm.MODES),
-        default="sde",
-        tooltip="sde: adds new noise after every step; robust. ode: adds none; sharper, but less robust. Upstream's "
-        "example for image to video uses ode.",
+        options=[AUTO, *rcm.MODES],
+        default=AUTO,
+        tooltip="auto: sde for text to video, ode for image to video, as in TurboDiffusion's examples. sde: adds new "
+        "noise after every step; robust. ode: adds none; sharper, but less robust.",
     )
 
 
@@ -55,12 +56,13 @@ def _noise_device() -> io.Combo.Input:
         "noise_device",
         options=list(NOISE_DEVICES),
         default="cpu",
+        advanced=True,
         tooltip="Where random numbers are drawn. cpu: the same noise on every machine. gpu: on the device, as "
         "TurboDiffusion's command line does.",
     )
 
 
-def _expert_inputs() -> list[io.Input]:
+def _expert_inputs(advanced: bool) -> list[io.Input]:
     return [
         io.Conditioning.Input("negative", optional=True, tooltip="Used only with a cfg other than 1."),
         io.Float.Input(
@@ -70,6 +72,7 @@ def _expert_inputs() -> list[io.Input]:
             max=100.0,
             step=0.1,
             optional=True,
+            advanced=advanced,
             tooltip="Guidance scale of the high expert. TurboWan models are trained for 1; other values double the "
             "time.",
         ),
@@ -80,6 +83,7 @@ def _expert_inputs() -> list[io.Input]:
             max=100.0,
             step=0.1,
             optional=True,
+            advanced=advanced,
             tooltip="Guidance scale of the low expert.",
         ),
     ]
@@ -150,7 +154,7 @@ class TurboDiffusionSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, mode: rcm.Mode, noise_device: NoiseDevice) -> io.NodeOutput:
+    def execute(cls, mode: SamplerMode, noise_device: NoiseDevice) -> io.NodeOutput:
         return io.NodeOutput(make_sampler(mode, noise_device))
 
 
@@ -165,15 +169,16 @@ class TurboDiffusionGuider(io.ComfyNode):
             "runs the steps whose sigma is below the boundary.",
             search_aliases=["dual expert", "high noise low noise", "two experts", "Wan 2.2 guider"],
             inputs=[
-                io.Model.Input("high", tooltip="The model, or the high-noise expert of a pair."),
+                io.Model.Input("high", display_name="model", tooltip="The model, or the high-noise expert of a pair."),
                 io.Conditioning.Input("positive", tooltip="The prompt; for image to video, after WanImageToVideo."),
                 _boundary(),
                 io.Model.Input(
                     "low",
+                    display_name="low-noise model",
                     optional=True,
                     tooltip="The low-noise expert of a pair. It is loaded at the first step below the boundary.",
                 ),
-                *_expert_inputs(),
+                *_expert_inputs(advanced=False),
             ],
             outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
         )
@@ -206,7 +211,7 @@ class TurboDiffusionSample(io.ComfyNode):
             description="Samples a video latent in 1 to 4 steps: schedule, sampler and expert switch in one node.",
             search_aliases=["TurboWan sampler", "KSampler", "few step", "rCM"],
             inputs=[
-                io.Model.Input("high", tooltip="The model, or the high-noise expert of a pair."),
+                io.Model.Input("high", display_name="model", tooltip="The model, or the high-noise expert of a pair."),
                 io.Conditioning.Input("positive", tooltip="The prompt; for image to video, after WanImageToVideo."),
                 io.Latent.Input(
                     "latent",
@@ -228,6 +233,7 @@ class TurboDiffusionSample(io.ComfyNode):
                     min=0.0,
                     max=1e6,
                     step=0.1,
+                    advanced=True,
                     tooltip="Where the schedule starts. 0: the value of the model, 80 for T2V and 200 for I2V.",
                 ),
                 _boundary(),
@@ -235,12 +241,13 @@ class TurboDiffusionSample(io.ComfyNode):
                 _noise_device(),
                 io.Model.Input(
                     "low",
+                    display_name="low-noise model",
                     optional=True,
                     lazy=True,
                     tooltip="The low-noise expert of a pair. A run that does not need it (1 or 2 steps) does not load "
                     "it.",
                 ),
-                *_expert_inputs(),
+                *_expert_inputs(advanced=True),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[io.Latent.Output(tooltip="The sampled latent, for a TurboDiffusion VAE Decode node.")],
@@ -267,7 +274,7 @@ class TurboDiffusionSample(io.ComfyNode):
         steps: int,
         sigma_max: float,
         boundary: float,
-        mode: rcm.Mode,
+        mode: SamplerMode,
         noise_device: NoiseDevice,
         low: ModelPatcher | None = None,
         negative: io.Conditioning.Type | None = None,

@@ -155,6 +155,21 @@ class Page:
             arg=[node, widget, label],
         )
 
+    def shown_widgets(self) -> set[str]:
+        """The widgets of the first node that are not hidden."""
+        return set(self.tab.evaluate("() => app.graph.nodes[0].widgets.filter(w => !w.hidden).map(w => w.name)"))
+
+    def set_widget(self, node, widget: str, value: str) -> None:
+        """As choosing from its list does."""
+        self.tab.evaluate(
+            """([id, name, value]) => {
+                const node = app.graph.getNodeById(id), widget = node.widgets.find(each => each.name === name);
+                widget.value = value;
+                widget.callback(value, app.canvas, node);
+            }""",
+            [node, widget, value],
+        )
+
     def type_number(self, node, widget: str, value: str) -> None:
         """Clicks a number widget and types another value into the box that opens."""
         drawn = "([id, name]) => app.graph.getNodeById(id).widgets.find(widget => widget.name === name).y > 0"

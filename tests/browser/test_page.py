@@ -99,3 +99,25 @@ def test_nodes_are_in_chinese_where_the_page_is(page):
         assert {"步数", "种子", "噪声设备"} <= set(page.tab.evaluate(labels))
     finally:
         page.set_language("en")
+
+
+@pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "Nodes 2.0"])
+def test_a_camera_path_shows_the_inputs_of_its_source(page, nodes_2):
+    job = {"1": {"class_type": "TurboDiffusionCameraPath", "inputs": {"source": "preset", "amount": 0.5, "length": 41}}}
+    page.tab.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", nodes_2)
+    try:
+        page.load(job)
+        assert page.shown_widgets() == {"source", "preset", "amount", "ease", "length", "fov"}
+        page.set_widget(page.node_id("TurboDiffusionCameraPath"), "source", "folder")
+        assert page.shown_widgets() == {"source", "folder", "convention", "fov", "max_length"}
+        if nodes_2:  # the rare inputs are behind a button
+            node = page.tab.locator("[data-node-id]").first
+            node.get_by_text("folder", exact=True).first.wait_for()
+            node.get_by_role("button", name="Show advanced inputs").wait_for()
+            assert not node.get_by_text("amount", exact=True).or_(node.get_by_text("convention", exact=True)).count()
+        page.picture(f"camera-path-{nodes_2}")
+        page.tab.evaluate("async () => window.made = (await app.graphToPrompt()).output")
+        made = page.tab.evaluate("() => Object.values(window.made)[0].inputs")
+        assert (made["amount"], made["length"], made["actions"]) == (0.5, 41, "w-40"), "hidden inputs keep their values"
+    finally:
+        page.tab.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", False)

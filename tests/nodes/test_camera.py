@@ -67,7 +67,7 @@ def test_a_camera_moves_the_video_and_standing_still_is_not_having_none(models):
     result = models.client.run(camera_job("walk"))
     walk = saved(models, "walk")
     assert walk.shape == (1, 16, 3, 6, 8)  # 8 keys idle to 9 frames
-    (picture,) = result.outputs["embed"]["images"]
+    (picture,) = result.outputs["path"]["images"]
     with Image.open(io.BytesIO(models.client.view(picture))) as preview:
         assert preview.size == (960, 640)
     still = ran(models, "still", path=camera_path(source="preset", preset="static"))

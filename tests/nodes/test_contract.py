@@ -20,20 +20,20 @@ TurboDiffusionSLA -> MODEL
   model MODEL
   mode COMBO=auto [auto|sla|sagesla|dense]
   topk FLOAT=0.1 [0.01, 1.0]
-  dense_blocks STRING=''
-  allow_untrained BOOLEAN=False
-  dense_steps INT=0 [0, 10000] optional
+  dense_blocks STRING='' advanced
+  allow_untrained BOOLEAN=False advanced
+  dense_steps INT=0 [0, 10000] optional advanced
 TurboDiffusionSigmas -> SIGMAS sigmas, SIGMAS high, SIGMAS low
   steps INT=4 [1, 16]
   sigma_max FLOAT=80.0 [0.0, 1000000.0]
-  boundary FLOAT=0.9 [0.001, 1.0]
+  boundary FLOAT=0.9 [0.001, 1.0] advanced
 TurboDiffusionSampler -> SAMPLER
-  mode COMBO=sde [sde|ode]
-  noise_device COMBO=cpu [cpu|gpu]
+  mode COMBO=auto [auto|sde|ode]
+  noise_device COMBO=cpu [cpu|gpu] advanced
 TurboDiffusionGuider -> GUIDER
   high MODEL
   positive CONDITIONING
-  boundary FLOAT=0.9 [0.001, 1.0]
+  boundary FLOAT=0.9 [0.001, 1.0] advanced
   low MODEL optional
   negative CONDITIONING optional
   cfg_high FLOAT=1.0 [0.0, 100.0] optional
@@ -44,14 +44,14 @@ TurboDiffusionSample -> LATENT
   latent LATENT
   seed INT=0 [0, 18446744073709551615] control_after_generate
   steps INT=4 [1, 16]
-  sigma_max FLOAT=0.0 [0.0, 1000000.0]
-  boundary FLOAT=0.9 [0.001, 1.0]
-  mode COMBO=sde [sde|ode]
-  noise_device COMBO=cpu [cpu|gpu]
+  sigma_max FLOAT=0.0 [0.0, 1000000.0] advanced
+  boundary FLOAT=0.9 [0.001, 1.0] advanced
+  mode COMBO=auto [auto|sde|ode]
+  noise_device COMBO=cpu [cpu|gpu] advanced
   low MODEL optional lazy
   negative CONDITIONING optional
-  cfg_high FLOAT=1.0 [0.0, 100.0] optional
-  cfg_low FLOAT=1.0 [0.0, 100.0] optional
+  cfg_high FLOAT=1.0 [0.0, 100.0] optional advanced
+  cfg_low FLOAT=1.0 [0.0, 100.0] optional advanced
 TurboDiffusionLoRA -> MODEL
   model MODEL
   lora_name COMBO [files]
@@ -63,9 +63,9 @@ TurboDiffusionConvert -> STRING path
   overwrite BOOLEAN=False optional
   lora_name COMBO=none [none|files] optional
   lora_strength FLOAT=1.0 [-100.0, 100.0] optional
-  base_name COMBO=none [none|files] optional
-  teacher_name COMBO=none [none|files] optional
-  delta FLOAT=1.0 [-10.0, 10.0] optional
+  base_name COMBO=none [none|files] optional advanced
+  teacher_name COMBO=none [none|files] optional advanced
+  delta FLOAT=1.0 [-10.0, 10.0] optional advanced
 TurboDiffusionVAEDecode -> IMAGE
   samples LATENT
   vae VAE
@@ -139,10 +139,10 @@ TurboDiffusionCameraPath -> TURBO_CAMERA, INT length
   amount FLOAT=1.0 [0.0, 10.0]
   ease COMBO=linear [linear|smooth]
   folder STRING=''
-  convention COMBO=opencv [opencv|opengl]
+  convention COMBO=opencv [opencv|opengl] advanced
   length INT=81 [1, 4001]
-  fov FLOAT=0.0 [0.0, 170.0]
-  max_length INT=0 [0, 4001] optional
+  fov FLOAT=0.0 [0.0, 170.0] advanced
+  max_length INT=0 [0, 4001] optional advanced
 TurboDiffusionCameraEmbed -> WAN_CAMERA_EMBEDDING, IMAGE preview
   camera TURBO_CAMERA
   width INT=832 [16, 8192]
@@ -153,6 +153,7 @@ TurboDiffusionCameraCondition -> CONDITIONING positive, CONDITIONING negative
   camera_embed WAN_CAMERA_EMBEDDING
   negative CONDITIONING optional
 """
+FLAGS = ("optional", "lazy", "advanced", "control_after_generate")
 BLOCKS = {block.split(" -> ")[0]: block for block in re.split(r"\n(?=\S)", CONTRACT.strip())}
 NODES = {node.define_schema().node_id: node for node in asyncio.run(TurboDiffusionExtension().get_node_list())}
 
@@ -170,7 +171,7 @@ def written(given: io.Input) -> str:
         files = folder_paths.get_filename_list(folder)
         listed = {(*files,): "files", ("none", *files): "none|files"} if given.id.endswith("_name") else {}
         text += f" [{listed.get((*values['options'],), '|'.join(values['options']))}]"
-    return " ".join([text, *(flag for flag in ("optional", "lazy", "control_after_generate") if values.get(flag))])
+    return " ".join([text, *(flag for flag in FLAGS if values.get(flag))])
 
 
 def test_every_node_is_in_the_contract():

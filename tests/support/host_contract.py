@@ -278,7 +278,7 @@ ATTRIBUTES = {
     "pre_run restore_hook_patches set_additional_models set_attachments",
     "comfy.model_patcher.ModelPatcherDynamic": "get_non_dynamic_delegate",
     "comfy.model_sampling.ModelSamplingDiscreteFlow": "multiplier shift",
-    "comfy.samplers.CFGGuider": "conds original_conds",
+    "comfy.samplers.CFGGuider": "conds inner_model original_conds",
     "comfy.ops.CastWeightBiasOp": "bias_function",
     "comfy.ops.disable_weight_init.Linear": "bias",
     "comfy_kitchen.tensor.QuantizedTensor": "_layout_cls _params _qdata",

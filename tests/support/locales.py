@@ -19,7 +19,7 @@ def english() -> dict[str, dict]:
 
 
 def _texts(schema) -> dict:
-    inputs = {given.id: _part(given.id, given.tooltip) for given in schema.inputs}
+    inputs = {given.id: _part(given.display_name or given.id, given.tooltip) for given in schema.inputs}
     outputs = {str(i): _part(out.display_name, out.tooltip) for i, out in enumerate(schema.outputs)}
     texts = {"display_name": schema.display_name, "description": schema.description, "inputs": inputs}
     return texts | {"outputs": {slot: part for slot, part in outputs.items() if part}}

@@ -11,7 +11,7 @@ from ..record import RUN
 from ..sampling import rcm, schedule
 from .conditioning import Conditioning, check_latent
 from .guider import ExpertGuider, logger, model_spec
-from .sampler import NoiseDevice, make_sampler
+from .sampler import NoiseDevice, SamplerMode, make_sampler
 
 
 def run_sigmas(high: comfy.model_patcher.ModelPatcher, steps: int, sigma_max: float) -> torch.Tensor:
@@ -33,7 +33,7 @@ def run(
     steps: int,
     sigma_max: float,
     boundary: float,
-    mode: rcm.Mode,
+    mode: SamplerMode,
     noise_device: NoiseDevice,
     low: comfy.model_patcher.ModelPatcher | None = None,
     negative: Conditioning | None = None,

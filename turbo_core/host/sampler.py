@@ -9,12 +9,15 @@ import torch
 from tqdm.auto import tqdm
 
 from ..sampling import rcm, schedule
+from .base_model import TurboWAN
 
+AUTO = "auto"  # sde for text to video, ode for image to video, as in TurboDiffusion's examples
+SamplerMode = Literal["auto", "sde", "ode"]
 NoiseDevice = Literal["cpu", "gpu"]
 NOISE_DEVICES: tuple[NoiseDevice, ...] = ("cpu", "gpu")
 
 
-def make_sampler(mode: rcm.Mode, noise_device: NoiseDevice) -> comfy.samplers.KSAMPLER:
+def make_sampler(mode: SamplerMode, noise_device: NoiseDevice) -> comfy.samplers.KSAMPLER:
     """A SAMPLER of `sample_rcm`."""
     return comfy.samplers.KSAMPLER(sample_rcm, {"mode": mode, "noise_device": noise_device})
 
@@ -27,13 +30,14 @@ def sample_rcm(
     callback: Callable[[dict[str, Any]], None] | None = None,
     disable: bool | None = None,
     *,
-    mode: rcm.Mode = "sde",
+    mode: SamplerMode = "sde",
     noise_device: NoiseDevice = "cpu",
 ) -> torch.Tensor:
     """`rcm.sample` in k-diffusion's calling convention: model(x, sigma) -> x0 of x's shape, `sigmas` [steps + 1]. It
     reports progress, calls back after each step for previews, and stops between steps on an interrupt.
 
-    Raises TurboError for noise levels that are not a flow model's."""
+    With mode auto the model chooses: ode where it takes an image. Raises TurboError for noise levels that are not a
+    flow model's."""
     schedule.check_levels(sigmas.tolist())
     extra_args = extra_args or {}
     per_sample = x.new_ones([x.shape[0]])
@@ -52,4 +56,10 @@ def sample_rcm(
             if callback is not None:
                 callback({"x": state, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
 
-        return rcm.sample(denoise, x, sigmas, mode, noise.draw, on_step)
+        return rcm.sample(denoise, x, sigmas, _mode_of(model) if mode == AUTO else mode, noise.draw, on_step)
+
+
+def _mode_of(model: Any) -> rcm.Mode:
+    """The mode for what a sampler is given: ComfyUI's wrapper of a guider; the network is its inner_model."""
+    network = getattr(getattr(model, "inner_model", None), "inner_model", None)
+    return "ode" if isinstance(network, TurboWAN) and network.spec.takes_image else "sde"

@@ -139,6 +139,13 @@ def test_noise_levels_of_another_kind_of_model_are_refused(t2v, mode, levels, wr
         guided(text(), levels, t2v, mode=mode)
 
 
+@pytest.mark.parametrize("takes_image, chosen", [(True, "ode"), (False, "sde")])
+def test_mode_auto_is_ode_for_image_to_video_and_sde_for_text_to_video(experts, t2v, takes_image, chosen):
+    model, positive = (experts[0], image_text()) if takes_image else (t2v, text())
+    auto, sde, ode = (sample(model, positive, steps=2, mode=mode) for mode in ("auto", "sde", "ode"))
+    assert torch.equal(auto, {"sde": sde, "ode": ode}[chosen]) and not torch.equal(sde, ode)
+
+
 @pytest.mark.parametrize("mode", ["sde", "ode"])
 def test_a_batch_equals_single_runs(t2v, mode):
     noise = torch.randn(2, *SHAPE[1:], generator=torch.Generator().manual_seed(9))
