@@ -11,7 +11,7 @@ import torch
 from comfy.sd import VAE
 from comfy_api.latest import InputImpl, Types, io
 
-from ..turbo_core.host.decode import decode_images, latent_of
+from ..turbo_core.host.decode import check_decodes_wan, decode_images, latent_of
 from ..turbo_core.host.decode_video import decode_video
 from ..turbo_core.record import timed
 from ..turbo_core.video import FPS, LazyImages, frame_rate
@@ -19,7 +19,7 @@ from .loader import CATEGORY
 
 
 def _samples() -> io.Latent.Input:
-    return io.Latent.Input("samples", tooltip="The latent of a video.")
+    return io.Latent.Input("samples", lazy=True, tooltip="The latent of a video.")
 
 
 def _vae() -> io.Vae.Input:
@@ -28,7 +28,25 @@ def _vae() -> io.Vae.Input:
     )
 
 
-class TurboDiffusionVAEDecode(io.ComfyNode):
+class _Decode(io.ComfyNode):
+    """Has the VAE evaluated first, so that one of another model is refused before a step is sampled."""
+
+    @classmethod
+    def check_lazy_status(cls, vae: VAE, samples: io.Latent.Type | None = None, **_: Any) -> list[str]:
+        if samples is not None:
+            return []
+        if _kind_of_source(cls.hidden.prompt, cls.hidden.unique_id, "samples") == "TurboDiffusionSample":
+            check_decodes_wan(vae)
+        return ["samples"]
+
+
+def _kind_of_source(prompt: dict[str, Any] | None, node_id: str | None, name: str) -> str | None:
+    """The class of the node that an input is linked to; None where the prompt does not say."""
+    link = (prompt or {}).get(str(node_id), {}).get("inputs", {}).get(name)
+    return (prompt or {}).get(str(link[0]), {}).get("class_type") if isinstance(link, list) else None
+
+
+class TurboDiffusionVAEDecode(_Decode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -39,6 +57,7 @@ class TurboDiffusionVAEDecode(io.ComfyNode):
             "chunk and of the frames.",
             search_aliases=["decode latent", "latent to image", "VAE decode tiled", "low memory decode"],
             inputs=[_samples(), _vae()],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[io.Image.Output(tooltip="The frames.")],
         )
 
@@ -49,7 +68,7 @@ class TurboDiffusionVAEDecode(io.ComfyNode):
         return io.NodeOutput(images)
 
 
-class TurboDiffusionVAEDecodeVideo(io.ComfyNode):
+class TurboDiffusionVAEDecodeVideo(_Decode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -72,6 +91,7 @@ class TurboDiffusionVAEDecodeVideo(io.ComfyNode):
                     tooltip="Frames a second. Wan 2.1 and A14B: 16.",
                 ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[io.Video.Output(tooltip="The mp4, for Save Video.")],
         )
 

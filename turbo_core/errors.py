@@ -2,6 +2,7 @@
 
 import math
 
+PACK = "TurboDiffusion"
 LONGEST = 2000  # characters of a message: a screen
 
 
@@ -17,7 +18,16 @@ def bounded(text: str, longest: int = LONGEST) -> str:
 
 
 class TurboError(ValueError):
-    """A request that cannot be carried out as asked."""
+    """A request that cannot be carried out as asked.
+
+    ComfyUI's page puts module and name of the class before the text. These say whose error it is instead of the path
+    of a file."""
+
+    __module__ = PACK
+    __qualname__ = "Error"
+
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = PACK
 
     def __init__(self, text: str):
         super().__init__(bounded(text))

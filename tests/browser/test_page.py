@@ -92,6 +92,23 @@ def test_a_wrong_input_is_explained(page):
     assert page.tab.evaluate("id => app.graph.getNodeById(id).has_errors", page.node_id("TurboDiffusionSample"))
 
 
+def test_an_error_of_a_run_begins_with_its_sentence(page):
+    prompt = t2v("a red disc")
+    (size,) = (n for n in prompt.values() if n["class_type"] == "EmptyHunyuanLatentVideo")
+    size["class_type"], length = "EmptyLatentImage", size["inputs"].pop("length")
+    assert length
+    page.load(prompt)
+    page.run()
+    toast = page.tab.locator(".p-toast-message")
+    toast.filter(has_text="The latent is").wait_for()
+    assert toast.filter(has_text="The latent is").inner_text().startswith("The latent is [1, 4, 16, 16], and Wan needs")
+    page.picture("error-toast")
+    toast.filter(has_text="The latent is").get_by_role("button").click()
+    page.tab.get_by_test_id("error-overlay").get_by_role("button", name="View details").click()
+    page.tab.get_by_text("TurboDiffusion.Error: The latent is [1, 4, 16, 16]").first.wait_for()
+    page.picture("error-panel")
+
+
 def test_nodes_are_in_chinese_where_the_page_is(page):
     page.set_language("zh")
     try:

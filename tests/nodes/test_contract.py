@@ -67,10 +67,10 @@ TurboDiffusionConvert -> STRING path
   teacher_name COMBO=none [none|files] optional advanced
   delta FLOAT=1.0 [-10.0, 10.0] optional advanced
 TurboDiffusionVAEDecode -> IMAGE
-  samples LATENT
+  samples LATENT lazy
   vae VAE
 TurboDiffusionVAEDecodeVideo -> VIDEO
-  samples LATENT
+  samples LATENT lazy
   vae VAE
   fps FLOAT=16.0 [1.0, 120.0]
 TurboDiffusionJoinVideo -> VIDEO video, IMAGE last_frames

@@ -94,7 +94,7 @@ def test_every_prompt_is_refused_or_ends_and_the_next_one_runs(server, request):
             return
         ends.add("failed" if error else "ran")
         if error and error["node_type"].startswith("TurboDiffusion"):
-            assert error["exception_type"].endswith(("TurboError", "CheckpointError")), error
+            assert error["exception_type"] in ("TurboDiffusion.Error", "TurboDiffusion.CheckpointError"), error
 
     survives()
     assert ends >= {"refused", "ran"}

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from td_pack.tests.support import checkpoints
+from td_pack.tests.support import checkpoints, vaes
 from td_pack.tests.support.client import ExecutionFailed, PromptRejected
 from td_pack.tests.support.jobs import attention, custom_sampled, loader, node, sampled, t2v_job, text
 
@@ -79,6 +79,22 @@ BAD_LINKS = [
 def test_what_arrives_on_a_link_is_the_node_s_error(server, problem, changes, message):
     with pytest.raises(ExecutionFailed, match=message):
         server.client.run(t2v_job("bad", **changes))
+
+
+@pytest.mark.parametrize("decode", ["TurboDiffusionVAEDecode", "TurboDiffusionVAEDecodeVideo"])
+def test_a_vae_of_another_model_is_refused_before_a_step(server, decode):
+    checkpoints.write_safetensors(server.models_dir / "vae" / "taesd.safetensors", vaes.taesd_state_dict())
+    rate = {"fps": 16.0} if decode.endswith("Video") else {}
+    job = t2v_job("bad") | {
+        "vae": node("VAELoader", vae_name="taesd.safetensors"),
+        "decode": node(decode, samples=["sample", 0], vae=["vae", 0], **rate),
+        "used": node("PreviewAny", source=["decode", 0]),
+    }
+    del job["save"]
+    result = server.client.run(job, check=False)
+    assert result.error["exception_message"].startswith("This VAE decodes images of 4 channels and the model makes")
+    assert result.error["exception_type"] == "TurboDiffusion.Error"
+    assert "sample" not in result.executed_nodes
 
 
 def lora_of(value: float) -> dict[str, torch.Tensor]:

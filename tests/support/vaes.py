@@ -39,11 +39,15 @@ def wan22() -> comfy.sd.VAE:
     return vae
 
 
-def taesd() -> comfy.sd.VAE:
-    """A VAE of another architecture (TAESD)."""
+def taesd_state_dict() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = {name: value.shape for name, value in TAESD(latent_channels=4).state_dict().items()}
-    return comfy.sd.VAE(sd={name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()})
+    return {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+
+
+def taesd() -> comfy.sd.VAE:
+    """A VAE of another architecture (TAESD)."""
+    return comfy.sd.VAE(sd=taesd_state_dict())
 
 
 def out_of_memory(vae: comfy.sd.VAE, at: int, above: int) -> list[int]:

@@ -32,6 +32,17 @@ def can_stream(vae: comfy.sd.VAE) -> bool:
     return type(vae.first_stage_model) in _ELEMENTS and vae.latent_dim == 3
 
 
+def check_decodes_wan(vae: comfy.sd.VAE) -> None:
+    """Raises TurboError unless the VAE decodes the latents of Wan 2.1 and Wan 2.2 A14B: videos of 16 channels."""
+    vae.throw_exception_if_invalid()
+    if vae.latent_dim != 3 or vae.latent_channels != 16:
+        kind = "videos" if vae.latent_dim == 3 else "images"
+        raise TurboError(
+            f"This VAE decodes {kind} of {vae.latent_channels} channels and the model makes videos of 16: load "
+            "wan_2.1_vae.safetensors."
+        )
+
+
 def latent_of(vae: comfy.sd.VAE, samples: dict[str, Any]) -> torch.Tensor:
     """The video latent in a LATENT, [B, C, T, h, w] for a Wan VAE. Raises TurboError for one that the VAE cannot
     decode."""
