@@ -13,7 +13,6 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "Comfy.Locale": "en",
     "Comfy.Pointer.DoubleClickTime": 1000,  # ms; on a busy machine two clicks come further apart than the default 300
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
 }
 
 
@@ -39,7 +38,7 @@ def page(server, pictures):
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         try:
-            yield Page(browser.new_page(viewport={"width": 1280, "height": 800}), server, pictures)
+            yield Page(browser.new_page(viewport={"width": 1600, "height": 950}), server, pictures)
         finally:
             browser.close()
 

@@ -72,7 +72,19 @@ def test_a_template_opens_with_every_node(page, name):
     page.open_template(name)
     assert any(kind.startswith("TurboDiffusion") for kind in page.node_types())
     assert page.unknown_types() == []
+    page.tab.wait_for_function("() => app.canvas.ds.scale > 0.57 && !app.canvas.low_quality")  # text is drawn
     page.picture(f"template-{name}")
+
+
+@pytest.mark.parametrize("words", ["turbo", "wan", "fast video"])
+def test_templates_are_found_by(page, words):
+    page.tab.get_by_role("button", name="Templates", exact=True).click()
+    dialog = page.tab.get_by_role("dialog")
+    dialog.get_by_text("All Templates", exact=True).first.click()
+    dialog.get_by_placeholder("Search").first.fill(words)
+    page.tab.get_by_test_id("template-workflow-Turbo Wan 1.3B fast video from text").wait_for()
+    page.tab.keyboard.press("Escape")
+    dialog.first.wait_for(state="hidden")
 
 
 def test_a_wrong_input_is_explained(page):

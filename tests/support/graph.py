@@ -46,17 +46,29 @@ def _widget_values(inputs: Iterator[tuple[str, str, dict]], values: Iterator, pr
 def ui_to_api(workflow: dict, object_info: dict) -> dict:
     """The API prompt of a UI workflow, given the server's /object_info.
 
-    Notes and muted nodes are left out, with the links from them. Subgraphs, reroutes and bypassed nodes are refused:
-    our workflows have none.
+    Notes and muted nodes are left out, with the links from them; a link from a bypassed node comes from what its first
+    input of that type is linked to. Subgraphs and reroutes are refused: our workflows have none.
     """
-    nodes = {n["id"]: n for n in workflow["nodes"] if n["type"] not in NOTES and n["mode"] != MUTED}
+    passed = {n["id"]: n for n in workflow["nodes"] if n["mode"] == BYPASSED}
+    nodes = {
+        n["id"]: n
+        for n in workflow["nodes"]
+        if n["type"] not in NOTES and n["mode"] != MUTED and n["id"] not in passed
+    }
     for node in nodes.values():
         if node["type"] not in object_info:
             raise ValueError(f"node {node['id']}: the server has no {node['type']}")
-        if node["mode"] == BYPASSED:
-            raise ValueError(f"node {node['id']} is bypassed, which ui_to_api does not resolve")
 
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"] if link[1] in nodes}
+    ends = {link[0]: (link[1], link[2], link[5]) for link in workflow["links"]}
+
+    def source(link: int) -> list | None:
+        origin, slot, kind = ends[link]
+        if origin in passed:
+            given = (i["link"] for i in passed[origin]["inputs"] if i["type"] == kind)
+            return source(next(given))
+        return [str(origin), slot] if origin in nodes else None
+
+    links = {link: found for link in ends if (found := source(link))}
     prompt = {}
     for node in nodes.values():
         info = object_info[node["type"]]

@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from td_pack.tests.support.graph import NOTES, ui_to_api
+from td_pack.tests.support.graph import BYPASSED, NOTES, ui_to_api
 from td_pack.tests.support.workflows import TINY_FILES, fit, is_link
 from td_pack.turbo_core.camera.actions import path_from_actions
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
-NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))  # the titles that the page shows
 MODEL_FILES = (".safetensors", ".pth")
 # At 480p every card that can hold a model's int8 file can also run a step of it.
 RESOLUTION, SIZES = "480p", {(640, 640), (640, 480), (480, 640), (832, 480), (480, 832)}
@@ -21,6 +21,12 @@ TITLE = 30  # a node's title bar stands above its `pos`
 
 def read(path: str) -> dict:
     return json.loads((WORKFLOWS / path).read_text(encoding="utf-8"))
+
+
+def api_name(name: str) -> str:
+    """The name of the same graph in API format, which is that of the video it saves."""
+    (save,) = (node for node in read(f"{name}.json")["nodes"] if node["type"] == "SaveVideo")
+    return save["widgets_values"][0].removeprefix("video/")
 
 
 @pytest.fixture(params=NAMES)
@@ -35,12 +41,12 @@ def ui(name) -> dict:
 
 @pytest.fixture
 def api(name) -> dict:
-    return read(f"api/{name}.json")
+    return read(f"api/{api_name(name)}.json")
 
 
 def test_every_workflow_is_there_in_both_formats():
     assert NAMES, "no workflow found"
-    assert NAMES == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+    assert sorted(map(api_name, NAMES)) == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
 
 
 def test_ids_are_unique_and_links_are_the_same_at_both_ends(ui):
@@ -140,12 +146,29 @@ def test_length_rate_and_size_fit_the_model(api):
     assert video["fps"] == 16
 
 
-def test_thumbnail_is_a_small_wide_jpeg(name):
+def test_a_lora_waits_behind_every_model(ui):
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    readers = {(link[1], link[3]) for link in ui["links"] if nodes[link[1]]["type"] == "TurboDiffusionLoader"}
+    assert readers
+    for _, reader in readers:
+        assert (nodes[reader]["type"], nodes[reader]["mode"]) == ("TurboDiffusionLoRA", BYPASSED)
+
+
+def test_a_workflow_is_readable_as_a_whole_on_a_laptop(ui):
+    """It opens fitted to three quarters of the canvas, and the page draws no text below 8 px: 14 px at a scale of
+    0.57."""
+    boxes = [(*node["pos"], *node["size"]) for node in ui["nodes"]] + [group["bounding"] for group in ui["groups"]]
+    width = max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes)
+    height = max(y + h for _, y, _, h in boxes) - min(y for _, y, *_ in boxes)
+    assert 0.75 * min(1440 / width, 864 / height) > 0.57
+
+
+def test_thumbnail_is_a_small_square_jpeg(name):
     path = WORKFLOWS / f"{name}.jpg"
     assert path.stat().st_size <= 100_000
     with Image.open(path) as image:
         assert image.format == "JPEG"
-        assert image.width * 9 == image.height * 16
+        assert image.width == image.height
 
 
 @pytest.mark.server

@@ -11,10 +11,10 @@ from ..errors import TurboError
 PACK = Path(__file__).resolve().parents[2]
 # The name of a model on the command line and in README: the template that runs it.
 TEMPLATES = {
-    "T2V-1.3B": "TurboWan2.1-T2V-1.3B-480P",
-    "T2V-14B": "TurboWan2.1-T2V-14B-720P",
-    "I2V-A14B": "TurboWan2.2-I2V-A14B-720P",
-    "LingBot-World": "LingBot-World-Camera-480P",
+    "T2V-1.3B": "Turbo Wan 1.3B fast video from text",
+    "T2V-14B": "Turbo Wan 14B fast video from text",
+    "I2V-A14B": "Turbo Wan A14B fast video from an image",
+    "LingBot-World": "LingBot World (Wan 2.2) camera move through an image",
 }
 INT8 = "-quant.pth"
 
