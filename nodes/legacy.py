@@ -63,9 +63,7 @@ def _run_inputs(
         io.Float.Input(
             "sigma_max", default=sigma_max, min=1.0, max=1000.0, tooltip="Where the schedule starts, above 14.2."
         ),
-        io.Int.Input(
-            "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=io.ControlAfterGenerate.fixed
-        ),
+        io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=io.ControlAfterGenerate.fixed),
         io.Boolean.Input("use_ode", default=False, tooltip="On: mode ode. Off: mode sde."),
     ]
 

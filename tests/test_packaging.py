@@ -4,12 +4,15 @@ tests."""
 import importlib.metadata
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
 from td_pack.turbo_core import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,6 +108,32 @@ def test_an_installed_copy_has_the_commands_of_users(installed, program):
 def test_an_installed_copy_says_what_it_lacks(installed):
     test = run(installed, "-B", "dev.py", "test")
     assert test.returncode == 2 and "needs the whole repository" in test.stderr
+
+
+def test_a_release_names_who_publishes_it(tmp_path):
+    release = runpy.run_path(str(ROOT / ".github" / "release.py"))["main"]
+    for name in ("pyproject.toml", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    tag = f"v{PROJECT['project']['version']}"
+    with pytest.raises(ValueError, match=f"The tag is v0.0.1 and the version .*: tag {tag}"):
+        release("v0.0.1", "https://github.com/a/b", "someone", tmp_path)
+    with pytest.raises(ValueError, match="COMFY_PUBLISHER"):
+        release(tag, "https://github.com/a/b", "", tmp_path)
+    assert "### Added" in release(tag, "https://github.com/a/b", "someone", tmp_path)
+    made = tomllib.loads((tmp_path / "pyproject.toml").read_text())
+    assert made["project"]["urls"]["Repository"] == "https://github.com/a/b"
+    shown = made["tool"]["comfy"]
+    assert shown["PublisherId"] == "someone" and shown["DisplayName"] == "TurboDiffusion"
+    for kind, size in (("Icon", (400, 400)), ("Banner", (1260, 540))):
+        address, _, path = shown[kind].partition(f"/raw/{tag}/")
+        with Image.open(ROOT / path) as image:
+            assert address == "https://github.com/a/b" and image.size == size
+
+
+def test_a_bug_report_asks_for_the_status():
+    form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text())
+    (status,) = (part for part in form["body"] if part["id"] == "status")
+    assert "TurboDiffusion Status" in status["attributes"]["label"] and status["validations"]["required"]
 
 
 def test_the_changelog_knows_the_version():

