@@ -169,12 +169,11 @@ class TurboDiffusionGuider(io.ComfyNode):
             "runs the steps whose sigma is below the boundary.",
             search_aliases=["dual expert", "high noise low noise", "two experts", "Wan 2.2 guider"],
             inputs=[
-                io.Model.Input("high", display_name="model", tooltip="The model, or the high-noise expert of a pair."),
+                io.Model.Input("high", tooltip="The model, or the high-noise expert of a pair."),
                 io.Conditioning.Input("positive", tooltip="The prompt; for image to video, after WanImageToVideo."),
                 _boundary(),
                 io.Model.Input(
                     "low",
-                    display_name="low-noise model",
                     optional=True,
                     tooltip="The low-noise expert of a pair. It is loaded at the first step below the boundary.",
                 ),
@@ -211,7 +210,7 @@ class TurboDiffusionSample(io.ComfyNode):
             description="Samples a video latent in 1 to 4 steps: schedule, sampler and expert switch in one node.",
             search_aliases=["TurboWan sampler", "KSampler", "few step", "rCM"],
             inputs=[
-                io.Model.Input("high", display_name="model", tooltip="The model, or the high-noise expert of a pair."),
+                io.Model.Input("high", tooltip="The model, or the high-noise expert of a pair."),
                 io.Conditioning.Input("positive", tooltip="The prompt; for image to video, after WanImageToVideo."),
                 io.Latent.Input(
                     "latent",
@@ -241,7 +240,6 @@ class TurboDiffusionSample(io.ComfyNode):
                 _noise_device(),
                 io.Model.Input(
                     "low",
-                    display_name="low-noise model",
                     optional=True,
                     lazy=True,
                     tooltip="The low-noise expert of a pair. A run that does not need it (1 or 2 steps) does not load "

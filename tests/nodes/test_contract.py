@@ -10,6 +10,7 @@ import pytest
 from comfy_api.latest import io
 from td_pack.nodes import TurboDiffusionExtension
 
+FLAGS = ("optional", "lazy", "advanced", "control_after_generate")
 # A block for each node, from the node contract: its id and outputs, and a line for each input:
 # name TYPE=default [min, max] or [option|option] flags. [files] are those of a folder of models.
 CONTRACT = """
@@ -153,7 +154,6 @@ TurboDiffusionCameraCondition -> CONDITIONING positive, CONDITIONING negative
   camera_embed WAN_CAMERA_EMBEDDING
   negative CONDITIONING optional
 """
-FLAGS = ("optional", "lazy", "advanced", "control_after_generate")
 BLOCKS = {block.split(" -> ")[0]: block for block in re.split(r"\n(?=\S)", CONTRACT.strip())}
 NODES = {node.define_schema().node_id: node for node in asyncio.run(TurboDiffusionExtension().get_node_list())}
 

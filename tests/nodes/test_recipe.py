@@ -8,7 +8,8 @@ import sys
 
 from td_pack.tests.support.server import ROOT
 
-RECIPE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a node")[2].partition("\n## ")[0]
+RECIPE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a node")[2]
+RECIPE = RECIPE.partition("\n## Add a workflow")[0]
 FILES = re.findall(r"^```\w+\n(?:# |<!-- )(nodes/\S+)(?: -->)?\n(.*?)^```", RECIPE, re.MULTILINE | re.DOTALL)
 (BLOCK,) = re.findall(r"^```text\n(.*?)^```", RECIPE, re.MULTILINE | re.DOTALL)
 CHINESE = {
@@ -32,6 +33,9 @@ def test_a_node_is_added(tmp_path):
     for name, text in FILES:
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_text(text, encoding="utf-8")
+    for picture in ("node.webp", "node-zh.webp"):
+        docs = copy / "nodes" / "web" / "docs"
+        shutil.copy(docs / "TurboDiffusionCompare" / picture, docs / "TurboDiffusionCount")
     insert(copy / "nodes" / "__init__.py", "from .decode import", "from .count import TurboDiffusionCount\n")
     insert(copy / "nodes" / "__init__.py", "            TurboDiffusionConvert,\n", "            TurboDiffusionCount,\n")
     insert(copy / "tests" / "nodes" / "test_contract.py", '"""\nBLOCKS', BLOCK)

@@ -1,13 +1,14 @@
 """The texts of the nodes by language: English in the schemas, others in `locales/LANGUAGE/nodeDefs.json`.
 
-ComfyUI's page shows the schema's text where a language has none, so there is no file for English."""
+ComfyUI's page shows the schema's text where a language has none, so the file for English holds only names of inputs
+that are better than their ids, which are fixed. (A `display_name` in the schema would replace every translation.)"""
 
 import asyncio
 import json
 from pathlib import Path
 
 LOCALES = Path(__file__).resolve().parents[2] / "locales"
-TRANSLATIONS = sorted(path.parent.name for path in LOCALES.glob("*/nodeDefs.json"))
+TRANSLATIONS = sorted({path.parent.name for path in LOCALES.glob("*/nodeDefs.json")} - {"en"})
 
 
 def english() -> dict[str, dict]:
@@ -19,7 +20,7 @@ def english() -> dict[str, dict]:
 
 
 def _texts(schema) -> dict:
-    inputs = {given.id: _part(given.display_name or given.id, given.tooltip) for given in schema.inputs}
+    inputs = {given.id: _part(given.id, given.tooltip) for given in schema.inputs}
     outputs = {str(i): _part(out.display_name, out.tooltip) for i, out in enumerate(schema.outputs)}
     texts = {"display_name": schema.display_name, "description": schema.description, "inputs": inputs}
     return texts | {"outputs": {slot: part for slot, part in outputs.items() if part}}
