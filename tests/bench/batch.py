@@ -33,7 +33,7 @@ PARTS = ("killed", "overhead", "simulation", "plan")
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bench batch", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py bench batch", description=__doc__)
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--jobs", type=int, default=JOBS, help=f"jobs of the first two ({JOBS})")
     parser.add_argument("--rounds", type=int, default=3, help="pairs of runs that the overhead is the median of (3)")

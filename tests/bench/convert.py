@@ -13,7 +13,7 @@ LIMIT = 2.0  # GB of anonymous memory
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bench convert", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py bench convert", description=__doc__)
     parser.add_argument("--dir", type=Path, help="where the files go for the while (default: the temporary folder)")
     parser.add_argument("--weights", nargs="+", default=["keep"], help="kinds of weights to write (keep)")
     options = parser.parse_args(arguments)

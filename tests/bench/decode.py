@@ -28,7 +28,7 @@ ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bench decode", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py bench decode", description=__doc__)
     parser.add_argument("--narrow-only", action="store_true", help="leave out the VAE of the real width")
     parser.add_argument("--measure", nargs=4, metavar="N", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -13,7 +13,7 @@ HEADS, HEAD_DIM, TOPK = 12, 128, 0.1  # Wan 1.3B's heads
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bench fallback", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py bench fallback", description=__doc__)
     parser.add_argument("--length", type=int, default=16384, help="tokens (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5)

@@ -19,7 +19,7 @@ LIMITS = {1: 2.0, 2: 4.0}  # GB of anonymous memory by number of experts
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bench load", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py bench load", description=__doc__)
     parser.add_argument("--dir", type=Path, help="where the files go for the while (default: the temporary folder)")
     parser.add_argument("--only", choices=("int8", "nf4"), help="measure one kind of file")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

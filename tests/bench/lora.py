@@ -21,7 +21,7 @@ TOKENS = 2048  # of the timed layer
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bench lora", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py bench lora", description=__doc__)
     parser.add_argument("--dir", type=Path, help="where the files go for the while (default: the temporary folder)")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)

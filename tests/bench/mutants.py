@@ -227,7 +227,7 @@ def run(tree: Path, mutant: Mutant) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bench mutants", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py bench mutants", description=__doc__)
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout to mutate a copy of (default: this one)")
     parser.add_argument("--per-kind", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2)

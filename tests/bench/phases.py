@@ -36,7 +36,7 @@ PHASES = {
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bench memory", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py bench memory", description=__doc__)
     parser.add_argument("--dir", type=Path, help="where the files go for the while (default: the temporary folder)")
     parser.add_argument("--ways", nargs="+", choices=("phases", "kept", "lingbot"), default=["phases", "kept"])
     parser.add_argument("--small", action="store_true", help="tiny files, to see that it works: `phases` only")

@@ -22,7 +22,7 @@ ROWS = 5  # of the table of the mixed prompts
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bench soak", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py bench soak", description=__doc__)
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"mixed prompts, one by one ({PROMPTS})")
     parser.add_argument("--clients", type=int, default=CLIENTS, help=f"clients at once ({CLIENTS})")

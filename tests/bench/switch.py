@@ -23,7 +23,7 @@ LIMIT = 0.05  # of the low expert's file
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bench switch", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py bench switch", description=__doc__)
     parser.add_argument("--dir", type=Path, help="where the files go for the while (default: the temporary folder)")
     parser.add_argument("--layers", type=int, default=4, help="of each expert, of 40 (4, which is 1.6 GB)")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each way, of which the quickest counts (3)")

@@ -23,7 +23,7 @@ PROMPT = (
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bench text", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py bench text", description=__doc__)
     parser.add_argument("--dir", type=Path, help="where the file goes for the while (default: the temporary folder)")
     parser.add_argument("--weights", choices=NEEDED, default="fp8", help="the form of the encoder file")
     parser.add_argument("--measure", nargs=2, metavar=("ROW", "FOLDER"), help=argparse.SUPPRESS)

@@ -81,19 +81,20 @@ def lock(path: Path):
 
 
 def pip(python: Path, *arguments: str, doing: str) -> None:
-    """Runs that environment's pip quietly; on failure its last error line becomes the message."""
-    done = subprocess.run(
-        [str(python), "-m", "pip", "--disable-pip-version-check", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    if done.returncode == 0:
+    """Runs that environment's pip, naming what it downloads and is large; on failure its last error line becomes the
+    message."""
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    lines = []
+    with subprocess.Popen(command, **pipes) as process:
+        for line in filter(None, map(str.strip, process.stdout)):
+            lines.append(line)
+            if re.search(r"^Downloading .*\((\d{2,}\.\d MB|[\d.]+ GB)\)", line) or line.startswith("Installing coll"):
+                say(f"  {line[:100]}")
+    if process.returncode == 0:
         return
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no output")
-    if "No space left" in done.stdout:
+    if any("No space left" in line for line in lines):
         raise SetupError(f"The disk is full: pip could not {doing}.")
     raise SetupError(f"pip could not {doing} (is the network reachable?): {reason}")
 

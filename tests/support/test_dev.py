@@ -110,6 +110,19 @@ def test_the_newest_kitchen_and_aimdo_go_over_what_comfyui_pins(tmp_path, instal
     assert installed[2:] == [upgrade, upgrade]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the program that stands for pip is a shell script")
+def test_large_downloads_are_named_as_they_come(tmp_path, capsys):
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\necho 'Collecting torch'\necho 'Downloading torch-2.11.0.whl (888.1 MB)'\n"
+        "echo 'Downloading x.whl (9.1 kB)'\necho 'ERROR: No space left on device'\nexit 1\n"
+    )
+    python.chmod(0o755)
+    with pytest.raises(SetupError, match="The disk is full: pip could not install it"):
+        environment.pip(python, "install", "torch", doing="install it")
+    assert capsys.readouterr().err == "dev.py:   Downloading torch-2.11.0.whl (888.1 MB)\n"
+
+
 def test_a_full_disk_is_named(tmp_path, installed, monkeypatch):
     monkeypatch.setattr(environment, "ENVIRONMENT_GB", 1e9)
     with pytest.raises(SetupError, match="GB of disk"):

@@ -1,5 +1,5 @@
-"""`dev.py demo`: queues three shipped workflows on a live server and keeps the videos, a sheet of their frames, and the
-plot of dense against sparse attention.
+"""Queues three shipped workflows on a live server and keeps the videos, a sheet of their frames, and the plot of dense
+against sparse attention.
 
 Without --models it runs the toy models of tests/tiny: shapes that move over a flat background. They were trained on a
 CPU within two hours for such clips alone; nodes, samplers, attention and decoder are those of the real models.
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import av
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from td_pack.turbo_core.batch.strip import paste_row, spaced_frames
 
 from ..support import checkpoints, workflows
@@ -44,12 +44,12 @@ TOY_PROMPTS = {
 TOY_FIRST_FRAME = 12  # the seed of where the image-to-video job's shape stands
 PICTURE = "example.png"
 PLOT = "compare.png"
-SHEET_HEIGHT = 160
+SHEET_HEIGHT, LABEL_HEIGHT = 160, 32
 DAY = 24 * 3600
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="where the results go")
     parser.add_argument(
         "--models",
@@ -82,8 +82,8 @@ class MissingFiles(Exception):
     """The models folder lacks files that the workflows name."""
 
 
-def run_jobs(base: Path, out: Path, models: Path | None) -> list[Path]:
-    """Runs every job on one server and returns the videos."""
+def run_jobs(base: Path, out: Path, models: Path | None) -> dict[Path, str]:
+    """Runs every job on one server and returns the videos with their prompts."""
     (base / "input").mkdir()
     prompts = {name: workflows.load(workflow) for name, workflow in JOBS.items()}
     extra_arguments = ()
@@ -101,9 +101,14 @@ def run_jobs(base: Path, out: Path, models: Path | None) -> list[Path]:
     try:
         with server:
             refuse_missing(prompts, server, models)
-            return [run_job(name, prompt, server, out) for name, prompt in prompts.items()]
+            return {run_job(name, prompt, server, out): text_of(prompt) for name, prompt in prompts.items()}
     finally:
         shutil.copy(server.log_path, out / "server.log")
+
+
+def text_of(prompt: dict) -> str:
+    """The text of the prompt."""
+    return next(node["inputs"]["text"] for node in prompt.values() if "text" in node["inputs"])
 
 
 def write_toy_world(base: Path) -> None:
@@ -152,17 +157,21 @@ def run_job(name: str, prompt: dict, server: ComfyServer, out: Path) -> Path:
     return video
 
 
-def contact_sheet(videos: list[Path], path: Path) -> Path:
-    """One row of evenly spaced frames for each video, none wider than the first."""
+def contact_sheet(videos: dict[Path, str], path: Path) -> Path:
+    """One row of evenly spaced frames for each video, none wider than the first, below its name and its prompt."""
     rows = [paste_row(spaced_frames(video), SHEET_HEIGHT) for video in videos]
     width = rows[0].width
     rows = [row.resize((width, row.height * width // row.width)) if row.width > width else row for row in rows]
-    sheet = Image.new("RGB", (width, sum(row.height for row in rows)))
-    top = 0
-    for video, row in zip(videos, rows, strict=True):
-        sheet.paste(row, (0, top))
-        ImageDraw.Draw(sheet).text((4, top + 2), video.stem, "white", stroke_width=2, stroke_fill="black")
-        top += row.height
+    font = ImageFont.load_default(LABEL_HEIGHT * 0.6)
+    sheet = Image.new("RGB", (width, sum(row.height + LABEL_HEIGHT for row in rows)), "black")
+    draw, top = ImageDraw.Draw(sheet), 0
+    for (video, text), row in zip(videos.items(), rows, strict=True):
+        label = f"{video.stem}: {text}"
+        while draw.textlength(label, font) > width - 16:
+            label = label[:-4] + "..."
+        draw.text((8, top + LABEL_HEIGHT // 6), label, "white", font)
+        sheet.paste(row, (0, top + LABEL_HEIGHT))
+        top += row.height + LABEL_HEIGHT
     sheet.save(path)
     return path
 

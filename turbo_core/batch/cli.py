@@ -19,7 +19,7 @@ from .dispatch import Dispatcher, Stopped
 from .faults import place
 from .job import Job
 from .local_server import ServerSettings
-from .manifest import DONE, FAILED, RUNNING, Manifest
+from .manifest import DONE, FAILED, RUNNING, Manifest, Record
 from .node_info import NodeInfos
 from .options import parse_options
 from .plan import Planner
@@ -282,7 +282,19 @@ def _conclude(options: argparse.Namespace, output: _Output) -> int:
             {"event": "end", "jobs": len(current), "done": done, "failed": len(failed), "sheet": str(sheet)}
         )
     else:
-        for record in failed:
-            say(f"{place(record.job.row)} {record.job.id} failed: {record.error}")
+        for error, records in _by_error(failed).items():
+            say(f"{place(*sorted({r.job.row for r in records}))} {_ids(records)} failed: {error}")
         write_line(output.stdout, f"{done} of {len(current)} jobs done, {len(failed)} failed; see {sheet}")
     return OK if done == len(current) else INCOMPLETE
+
+
+def _by_error(failed: Sequence[Record]) -> dict[str, list[Record]]:
+    """Failed jobs by their error, which may be the same for thousands."""
+    found: dict[str, list[Record]] = {}
+    for record in failed:
+        found.setdefault(str(record.error), []).append(record)
+    return found
+
+
+def _ids(records: Sequence[Record]) -> str:
+    return records[0].job.id if len(records) == 1 else f"({len(records):,} jobs, {records[0].job.id} first)"

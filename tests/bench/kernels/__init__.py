@@ -15,7 +15,7 @@ DEADLINES = {"compiled": 0.15, "attention": 0.55, "linear": 0.85, "block": 1.0}
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bench kernels", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dev.py bench kernels", description=__doc__)
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="time allowed (default 540)")
     parser.add_argument("--json", type=Path, default=Path("bench-kernels.json"), help="where the figures go")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")

@@ -94,15 +94,16 @@ def test_a_dry_run_lists_every_fault_and_writes_nothing(batch, tmp_path, t2v):
 
 def test_a_job_that_always_fails_is_marked_and_the_rest_finish_and_a_later_start_goes_on(batch, tmp_path, trouble):
     marker = tmp_path / "later"
-    table = write(
-        tmp_path / "jobs.jsonl", f'{{"latent.length": 5}}\n{{"trouble.kind": "error", "trouble.once": "{marker}"}}\n'
-    )
+    failing = [f'{{"trouble.kind": "error", "trouble.once": "{marker}{i}"}}' for i in range(2)]
+    table = write(tmp_path / "jobs.jsonl", "\n".join(['{"latent.length": 5}', *failing]))
     marker.parent.mkdir(exist_ok=True)
     assert batch(table, "--workflow", trouble, "--retries", 0) == 1
-    assert states(batch.out) == {"done": 1, "failed": 1}
-    assert "row 2" in batch.said and "TestTrouble (node trouble): This node always fails." in batch.said
+    assert states(batch.out) == {"done": 1, "failed": 2}
+    assert "rows 2-3 (2 jobs, " in batch.said
+    # When it happens, and once for both rows at the end.
+    assert batch.said.count("TestTrouble (node trouble): This node always fails.") == 3
     assert batch("--resume") == 0, batch.said  # its marker is there now
-    assert states(batch.out) == {"done": 2}
+    assert states(batch.out) == {"done": 3}
 
 
 def test_out_of_memory_is_tried_again(batch, tmp_path, trouble, server):
