@@ -1,7 +1,7 @@
 """rCM's samplers as a ComfyUI SAMPLER."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import comfy.model_management
 import comfy.samplers
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from ..sampling import rcm, schedule
 from .base_model import TurboWAN
 
-AUTO = "auto"  # sde for text to video, ode for image to video, as in TurboDiffusion's examples
+AUTO: Final = "auto"  # sde for text to video, ode for image to video, as in TurboDiffusion's examples
 SamplerMode = Literal["auto", "sde", "ode"]
 NoiseDevice = Literal["cpu", "gpu"]
 NOISE_DEVICES: tuple[NoiseDevice, ...] = ("cpu", "gpu")
