@@ -33,13 +33,13 @@ def can_stream(vae: comfy.sd.VAE) -> bool:
 
 
 def check_decodes_wan(vae: comfy.sd.VAE) -> None:
-    """Raises TurboError unless the VAE decodes the latents of Wan 2.1 and Wan 2.2 A14B: videos of 16 channels."""
+    """Raises TurboError unless the VAE decodes latents of Wan models: videos of 16 channels, or 48 (Wan 2.2 5B)."""
     vae.throw_exception_if_invalid()
-    if vae.latent_dim != 3 or vae.latent_channels != 16:
+    if vae.latent_dim != 3 or vae.latent_channels not in (16, 48):
         kind = "videos" if vae.latent_dim == 3 else "images"
         raise TurboError(
-            f"This VAE decodes {kind} of {vae.latent_channels} channels and the model makes videos of 16: load "
-            "wan_2.1_vae.safetensors."
+            f"This VAE decodes {kind} of {vae.latent_channels} channels and the model makes videos of 16 (Wan 2.2 5B: "
+            "48): load wan_2.1_vae.safetensors."
         )
 
 
