@@ -22,6 +22,7 @@ NEAR_ONE = ("norm_q.weight", "norm_k.weight", "norm3.weight")
 T2V_SLA = "tiny_t2v_sla.pth"
 I2V_HIGH = "tiny_i2v_high.pth"
 I2V_LOW = "tiny_i2v_low.pth"
+VACE = "tiny_vace.safetensors"
 VAE = "tiny_vae.safetensors"
 
 
@@ -101,6 +102,19 @@ def stock(seed: int, **sizes) -> dict[str, torch.Tensor]:
     sd = upstream_state_dict(seed, **sizes)
     conv = sd["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2)).contiguous()
     return {key: value for key, value in sd.items() if "proj_l" not in key} | {"patch_embedding.weight": conv}
+
+
+def vace(seed: int) -> dict[str, torch.Tensor]:
+    """VACE with one control block and a trained proj_l in the others, as Convert makes it from a turbo model."""
+    sd = upstream_state_dict(seed, sla=True)
+    shape = (256, 96, 1, 2, 2)
+    extra = {"vace_patch_embedding.weight": shape, "vace_patch_embedding.bias": shape[:1]}
+    for name in ("before_proj", "after_proj"):
+        extra |= {f"vace_blocks.0.{name}.weight": (256, 256), f"vace_blocks.0.{name}.bias": (256,)}
+    of_block = {key: value.shape for key, value in sd.items() if key.startswith("blocks.0.") and "proj_l" not in key}
+    extra |= {f"vace_{key}": shape for key, shape in of_block.items()}
+    conv = sd["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2)).contiguous()
+    return sd | {"patch_embedding.weight": conv} | {key: weight(seed, key, tuple(s)) for key, s in extra.items()}
 
 
 def quantize(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,11 +200,12 @@ def write_safetensors(path: Path, sd: dict[str, torch.Tensor], metadata: dict[st
 
 
 def write_models(models_dir: Path) -> None:
-    """The tiny checkpoints of the shared server: T2V with SLA, I2V's two experts, a VAE."""
+    """The tiny checkpoints of the shared server: T2V with SLA, I2V's two experts, VACE with SLA, a VAE."""
     folder = models_dir / "diffusion_models"
     write_pth(folder / T2V_SLA, upstream_state_dict(1, sla=True))
     write_pth(folder / I2V_HIGH, upstream_state_dict(2, in_channels=36))
     write_pth(folder / I2V_LOW, upstream_state_dict(3, in_channels=36))
+    write_safetensors(folder / VACE, vace(4))
     write_safetensors(models_dir / "vae" / VAE, vae_state_dict())
 
 

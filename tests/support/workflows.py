@@ -21,6 +21,7 @@ FOLDERS = {
 }
 # Patterns of shipped file names, and the tiny random file that takes the place of each.
 TINY_FILES = {
+    "*VACE*": checkpoints.VACE,
     "*T2V*": checkpoints.T2V_SLA,
     "*I2V*high*": checkpoints.I2V_HIGH,
     "*I2V*low*": checkpoints.I2V_LOW,

@@ -1,19 +1,24 @@
 """The workflows that ship: sound as graphs, equal in both formats, and saying where their models come from."""
 
 import json
+from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 from PIL import Image
+from td_pack.nodes.decode import encode_mp4
 from td_pack.tests.support.graph import BYPASSED, NOTES, ui_to_api
 from td_pack.tests.support.workflows import TINY_FILES, fit, is_link
 from td_pack.turbo_core.camera.actions import path_from_actions
+from td_pack.turbo_core.video import LazyImages
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))  # the titles that the page shows
 MODEL_FILES = (".safetensors", ".pth")
+MADE = "-int8.safetensors"  # by TurboDiffusion Convert, from published files that the note names
 # At 480p every card that can hold a model's int8 file can also run a step of it.
 RESOLUTION, SIZES = "480p", {(640, 640), (640, 480), (480, 640), (832, 480), (480, 832)}
 TITLE = 30  # a node's title bar stands above its `pos`
@@ -99,7 +104,9 @@ def test_loaders_and_the_note_say_where_every_model_file_comes_from(ui):
     for node in ui["nodes"]:
         files = {v for v in node.get("widgets_values", ()) if isinstance(v, str) and v.endswith(MODEL_FILES)}
         models = node["properties"].get("models", [])
-        assert {model["name"] for model in models} == files, f"node {node['id']} ({node['type']})"
+        made = {file for file in files if file.endswith(MADE)}
+        assert {model["name"] for model in models} == files - made, f"node {node['id']} ({node['type']})"
+        assert all(f"`{file}`" in note and "docs/recipes.md" in note for file in made)
         for model in models:
             url = urlsplit(model["url"])
             assert url.scheme == "https" and url.netloc == "huggingface.co"
@@ -111,7 +118,7 @@ def test_loaders_and_the_note_say_where_every_model_file_comes_from(ui):
 def test_turbowan_templates_offer_int8_files(api):
     """They fit the cards that most users have; the note names the bf16 ones as a second choice."""
     files = [n["inputs"]["model_name"] for n in api.values() if n["class_type"] == "TurboDiffusionLoader"]
-    assert files and all(f.endswith("-quant.pth") for f in files if f.startswith("TurboWan"))
+    assert files and all(f.endswith(("-quant.pth", MADE)) for f in files if f.startswith("TurboWan"))
 
 
 def test_the_seed_stays(ui):
@@ -130,20 +137,32 @@ def length_of(value, api: dict) -> int:
     return given["length"] if given["source"] == "preset" else path_from_actions(given["actions"]).frames
 
 
+LATENTS = {"EmptyHunyuanLatentVideo", "WanImageToVideo", "WanFirstLastFrameToVideo", "WanVaceToVideo"}
+
+
 def test_length_rate_and_size_fit_the_model(api):
-    (latent,) = (n["inputs"] for n in api.values() if n["class_type"] in {"EmptyHunyuanLatentVideo", "WanImageToVideo"})
-    (video,) = (n["inputs"] for n in api.values() if n["class_type"] in {"TurboDiffusionVAEDecodeVideo", "CreateVideo"})
-    assert length_of(latent["length"], api) % 4 == 1
-    for embed in (n["inputs"] for n in api.values() if n["class_type"] == "TurboDiffusionCameraEmbed"):
-        assert (embed["width"], embed["height"]) == (latent["width"], latent["height"])
-        assert embed["camera"][0] == latent["length"][0]
-    if is_link(latent["width"]):
-        (picture,) = (key for key, n in api.items() if n["class_type"] == "TurboDiffusionPrepareImage")
-        assert (latent["start_image"], latent["width"], latent["height"]) == ([picture, 0], [picture, 1], [picture, 2])
-        assert api[picture]["inputs"]["resolution"] == RESOLUTION
-    else:
-        assert (latent["width"], latent["height"]) in SIZES
-    assert video["fps"] == 16
+    latents = [n["inputs"] for n in api.values() if n["class_type"] in LATENTS]
+    videos = [n["inputs"] for n in api.values() if n["class_type"] in {"TurboDiffusionVAEDecodeVideo", "CreateVideo"}]
+    assert latents and videos and all(video["fps"] == 16 for video in videos)
+    for latent in latents:
+        assert length_of(latent["length"], api) % 4 == 1
+        for embed in (n["inputs"] for n in api.values() if n["class_type"] == "TurboDiffusionCameraEmbed"):
+            assert (embed["width"], embed["height"]) == (latent["width"], latent["height"])
+            assert embed["camera"][0] == latent["length"][0]
+        if is_link(latent["width"]):
+            (picture,) = (key for key, n in api.items() if n["class_type"] == "TurboDiffusionPrepareImage")
+            assert (latent["width"], latent["height"]) == ([picture, 1], [picture, 2])
+            assert latent["start_image"] == [picture, 0] or is_last_frames(latent["start_image"], api)
+            assert api[picture]["inputs"]["resolution"] == RESOLUTION
+        else:
+            assert (latent["width"], latent["height"]) in SIZES
+
+
+def is_last_frames(link: list, api: dict) -> bool:
+    """Whether a picture is the end of the segment before, all of which have one overlap that suits the VAE."""
+    joins = [n["inputs"] for n in api.values() if n["class_type"] == "TurboDiffusionJoinVideo"]
+    assert {join["overlap"] for join in joins} == {5}
+    return api[link[0]]["class_type"] == "TurboDiffusionJoinVideo" and link[1] == 1
 
 
 def test_a_lora_waits_behind_every_model(ui):
@@ -194,7 +213,9 @@ def test_the_server_offers_them_as_templates(server):
 @pytest.mark.server
 def test_it_makes_a_video_on_tiny_models(api, server):
     Image.new("RGB", (96, 64), "orange").save(server.input_dir / "example.png")
-    prompt = fit(api, models=TINY_FILES, width=64, height=48, length=5)
+    encode_mp4(LazyImages(torch.zeros(5, 48, 64, 3, dtype=torch.uint8)), server.input_dir / "example.mp4", Fraction(16))
+    length = 9 if any(node["class_type"] == "TurboDiffusionJoinVideo" for node in api.values()) else 5
+    prompt = fit(api, models=TINY_FILES, width=64, height=48, length=length)
     for node in prompt.values():
         if node["class_type"] == "BasicScheduler":
             node["inputs"]["steps"] = 4  # the others have no more
