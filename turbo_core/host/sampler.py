@@ -8,6 +8,7 @@ import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
+from ..checkpoint.variants import I2V
 from ..sampling import rcm, schedule
 from .base_model import TurboWAN
 
@@ -62,4 +63,4 @@ def sample_rcm(
 def _mode_of(model: Any) -> rcm.Mode:
     """The mode for what a sampler is given: ComfyUI's wrapper of a guider; the network is its inner_model."""
     network = getattr(getattr(model, "inner_model", None), "inner_model", None)
-    return "ode" if isinstance(network, TurboWAN) and network.spec.takes_image else "sde"
+    return "ode" if isinstance(network, TurboWAN) and network.spec.steps_of == I2V else "sde"

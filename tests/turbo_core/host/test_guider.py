@@ -1,5 +1,6 @@
 """Two experts in one run: which runs when, with which patches, guidance and latents; what is held and refused."""
 
+import dataclasses
 import gc
 import weakref
 from types import SimpleNamespace
@@ -139,9 +140,13 @@ def test_noise_levels_of_another_kind_of_model_are_refused(t2v, mode, levels, wr
         guided(text(), levels, t2v, mode=mode)
 
 
-@pytest.mark.parametrize("takes_image, chosen", [(True, "ode"), (False, "sde")])
-def test_mode_auto_is_ode_for_image_to_video_and_sde_for_text_to_video(experts, t2v, takes_image, chosen):
+@pytest.mark.parametrize(
+    "takes_image, trained_as, chosen",
+    [(False, "", "sde"), (True, "", "ode"), (True, "T2V", "sde"), (False, "I2V", "ode")],
+)
+def test_mode_auto_is_that_of_the_task_of_the_few_steps(experts, t2v, monkeypatch, takes_image, trained_as, chosen):
     model, positive = (experts[0], image_text()) if takes_image else (t2v, text())
+    monkeypatch.setattr(model.model, "spec", dataclasses.replace(model.model.spec, trained_as=trained_as))
     auto, sde, ode = (sample(model, positive, steps=2, mode=mode) for mode in ("auto", "sde", "ode"))
     assert torch.equal(auto, {"sde": sde, "ode": ode}[chosen]) and not torch.equal(sde, ode)
 
