@@ -83,7 +83,8 @@ def int8_linear(
     bias: torch.Tensor | None = None,
     activation: str = "block",
 ) -> torch.Tensor:
-    """x [..., M, K], quantized by "block", "group" or "row" on the way, times an int8 weight. Returns [..., M, N] in x's dtype.
+    """x [..., M, K], quantized by "block", "group" or "row" on the way, times an int8 weight. Returns [..., M, N] in
+    x's dtype.
 
     Where int8 would be slower, the product is one in x's dtype, and counted as that. Raises ValueError for shapes or
     dtypes that do not fit together."""

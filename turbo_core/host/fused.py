@@ -15,7 +15,6 @@ from comfy.ldm.wan.model import repeat_e
 from ...kernels import (
     int8_matmul_gate_residual,
     int8_matmul_gelu_quantize,
-    int8_quantize,
     layer_norm_modulate,
     layer_norm_modulate_quantize,
     rms_norm_rope,
@@ -26,16 +25,16 @@ from .side_paths import side_paths, values_of
 
 
 def norm_modulate(
-    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float, *readers: torch.nn.Module
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float, *readers: Any
 ) -> torch.Tensor | Quantized:
     """LayerNorm(x) * (1 + scale) + shift of x [B, L, dim], with shift and scale [B, frames, dim]; quantized once for
     all `readers` if each takes codes. Without readers it stays float."""
     quantized = len(readers) > 0 and takes_codes(x.device, *readers)
     if quantized and not any([side_paths(reader) for reader in readers]):
-        codes, scales = layer_norm_modulate_quantize(x, shift, scale, eps)
+        codes, scales = layer_norm_modulate_quantize(x, shift, scale, eps, readers[0].activation)
         return Quantized(codes, scales, x.dtype)
     y = layer_norm_modulate(x, shift, scale, eps)
-    return _quantize(y) if quantized else y
+    return readers[0].quantize(y) if quantized else y
 
 
 def norm_rope(norm: torch.nn.RMSNorm, x: torch.Tensor, freqs: torch.Tensor, heads: int) -> torch.Tensor:
@@ -44,12 +43,12 @@ def norm_rope(norm: torch.nn.RMSNorm, x: torch.Tensor, freqs: torch.Tensor, head
         return rms_norm_rope(x, weight, freqs, heads, norm.eps)
 
 
-def linear_gelu(linear: Any, x: torch.Tensor | Quantized, reader: torch.nn.Module) -> torch.Tensor | Quantized:
+def linear_gelu(linear: Any, x: torch.Tensor | Quantized, reader: Any) -> torch.Tensor | Quantized:
     """gelu(linear(x)), quantized for `reader` if it takes codes and neither has a side path: one of `linear` is added
     before the GELU, and one of `reader` reads its result in float. `linear` takes codes if x is Quantized."""
     in_float = len(side_paths(linear)) + len(side_paths(reader)) > 0
     if isinstance(x, Quantized) and not in_float and takes_codes(x.codes.device, reader):
-        codes, scales = linear.multiply(int8_matmul_gelu_quantize, x, out_dtype=x.dtype)
+        codes, scales = linear.multiply(int8_matmul_gelu_quantize, x, out_dtype=x.dtype, by=reader.activation)
         return Quantized(codes, scales, x.dtype)
     return F.gelu(linear(x), approximate="tanh")
 
@@ -60,17 +59,11 @@ def add_gated_linear(
     """residual + gate * linear(x): residual [B, L, dim], gate [B, frames, dim]."""
     if gate.shape[1] == 1 and takes_codes(residual.device, linear):
         if not isinstance(x, Quantized):
-            x = _quantize(x)
+            x = linear.quantize(x)
         for path in side_paths(linear):
             residual = add_gated(residual, path.product(values_of(x)), gate)
         return linear.multiply(int8_matmul_gate_residual, x, residual=residual, gate=gate)
     return add_gated(residual, linear(x), gate)
-
-
-def _quantize(x: torch.Tensor) -> Quantized:
-    """An activation [B, M, K] with its codes."""
-    codes, scales = int8_quantize(x)
-    return Quantized(codes, scales, x.dtype, x)
 
 
 def add_gated(residual: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

@@ -13,13 +13,23 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout
 
-from ...kernels import TILE, dequantize_block, int8_linear, int8_matmul, multiplies_codes, quantize_block
+from ...kernels import (
+    TILE,
+    dequantize_block,
+    int8_linear,
+    int8_matmul,
+    int8_quantize,
+    multiplies_codes,
+    quantize_block,
+)
 from .features import is_cast, is_streamed
 from .quantized_linear import has_layout, quantized_operations, register_format
 
 LAYOUT = "TurboDiffusionBlockINT8Layout"
 FORMAT = "turbodiffusion_int8_block128"
 assert FORMAT.endswith(f"block{TILE}")  # saved files carry the name
+# How activations are quantized: with a scale for 128 channels of a token, or with upstream's for 128 x 128 of them.
+ACTIVATIONS = {"fine": "group", "upstream": "block"}
 
 
 class TurboDiffusionBlockINT8Layout(QuantizedLayout):
@@ -109,9 +119,11 @@ def is_replaced(module: torch.nn.Module) -> bool:
     return "forward" in module.__dict__ or len(module._forward_hooks) + len(module._forward_pre_hooks) > 0
 
 
-def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict[str, Any] | None = None) -> Any:
+def block_int8_operations(
+    compute_dtype: torch.dtype, quant_config: dict[str, Any] | None = None, activations: str = "fine"
+) -> Any:
     """ComfyUI `operations` whose Linear also takes block-scaled int8 weights and, where that is faster, multiplies in
-    int8.
+    int8, with activations as a key of ACTIVATIONS says.
 
     Layers without such a weight, stock quantization formats included, are ComfyUI's own."""
     base: Any = quantized_operations(compute_dtype, FORMAT, LAYOUT, quant_config)
@@ -119,6 +131,8 @@ def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict[str, An
 
     class BlockInt8Operations(base):
         class Linear(base_linear):
+            activation = ACTIVATIONS[activations]  # how what it reads is quantized
+
             def take_weight(self, state_dict: dict[str, torch.Tensor], key: str) -> QuantizedTensor | None:
                 codes = state_dict.get(key)
                 if (
@@ -146,7 +160,12 @@ def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict[str, An
                 return super().forward(x, *args, **kwargs)
 
             def product(self, x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
-                return int8_linear(x, weight._qdata, weight._params.scale, bias)
+                return int8_linear(x, weight._qdata, weight._params.scale, bias, self.activation)
+
+            def quantize(self, x: torch.Tensor) -> Quantized:
+                """An activation [B, M, K] as this layer takes it."""
+                codes, scales = int8_quantize(x, self.activation)
+                return Quantized(codes, scales, x.dtype, x)
 
             def multiply(self, operator: Callable[..., Any], x: Quantized, **options: Any) -> Any:
                 """`operator` (one of `kernels.int8_matmul...`) on x and this layer, which must `take_codes`."""

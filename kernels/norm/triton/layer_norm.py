@@ -194,7 +194,8 @@ def _quantize_block(
 def layer_norm_modulate_quantize(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float, by: str = "row"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`layer_norm_modulate` as int8 codes [B, L, width] and float32 scales, by "row", "group" or "block"; see `custom_ops`."""
+    """`layer_norm_modulate` as int8 codes [B, L, width] and float32 scales, by "row", "group" or "block"; see
+    `custom_ops`."""
     if by == "block":
         return _quantize_block(x, shift, scale, eps)
     codes, scales = empty_codes(x.shape, by, x.device)

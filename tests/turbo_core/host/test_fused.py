@@ -6,7 +6,6 @@ import pytest
 import torch
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.models import relative_error
-from td_pack.turbo_core.host import fused
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.lora import with_lora
@@ -44,11 +43,12 @@ class Recorder(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.fixture(params=["fp32", "bf16"])
+@pytest.fixture(params=["fp32", "bf16", "bf16-upstream"])
 def model(request, tmp_path):
     # 300 is no multiple of a tile, so that ragged tiles are in every test; one layer.
     state_dict = checkpoints.upstream_state_dict(41, ffn_dim=300, layers=1, sla=True, int8=True)
-    return load_model(str(checkpoints.write_pth(tmp_path / "quant.pth", state_dict)), request.param)
+    dtype, _, activations = request.param.partition("-")
+    return load_model(str(checkpoints.write_pth(tmp_path / "quant.pth", state_dict)), dtype, activations or "fine")
 
 
 def forward(patcher) -> tuple[torch.Tensor, dict[str, int]]:
@@ -183,5 +183,5 @@ def test_what_takes_codes(model, tmp_path):
 def test_a_layer_given_codes_computes_what_it_does_of_the_values(model):
     linear = linears(model)[0]
     x = checkpoints.draw(2, "x", (2, 130, 256)).to(model.model.get_dtype_inference())
-    codes = Quantized(*fused.int8_quantize(x), x.dtype)
-    assert torch.equal(linear(codes), linear(x))
+    assert isinstance(linear.quantize(x), Quantized)
+    assert torch.equal(linear(linear.quantize(x)), linear(x))
