@@ -33,6 +33,6 @@ def encode(x, amax, LEVELS: tl.constexpr):
 
 @triton.jit
 def encode_symmetric(x, amax):
-    """int8 codes -127..127 of x float32 with max(|x|) = amax, half to even: the product is not rounded before. The low
-    byte of the sum is the code; nothing exceeds 127, and the code of a NaN does not matter, since its scale is NaN."""
-    return tl.fma(x, tl.div_rn(127.0, amax), ROUND).to(tl.int32, bitcast=True).to(tl.int8)
+    """int8 codes -127..127 of x float32 with max(|x|) = amax, rounded half to even. The low byte of the sum is the
+    code; nothing exceeds 127, and the code of a NaN does not matter, since its scale is NaN."""
+    return (x * tl.div_rn(127.0, amax) + ROUND).to(tl.int32, bitcast=True).to(tl.int8)

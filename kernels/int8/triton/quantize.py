@@ -1,8 +1,8 @@
 """Int8 quantizers: `quantize_block`, `quantize_group` and `quantize_row` of the reference.
 
-A program encodes one 128x128 tile, the groups of a part of one, or one row, and reads it once. But for the
-multiply-add that is written out, multiplications must not fuse with additions here: x times the multiplier is rounded
-before it is rounded to an integer.
+A program encodes one 128x128 tile, the groups of a part of one, or one row, and reads it once. Multiplications must not
+fuse with additions here: x times the multiplier is rounded before it is rounded to an integer, which a bfloat16 x that
+is amax / 2 would show.
 """
 
 import math

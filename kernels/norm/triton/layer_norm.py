@@ -58,8 +58,8 @@ def _layer_norm_modulate_kernel(
     b_xa, b_xb, _, rstd = _center_row(p_x + i_b * x_b + i_l * x_l, eps, WIDTH, FIRST, REST)
     b_shift_a, b_shift_b = _load_row(p_shift + i_b * shift_b + i_f * shift_f, WIDTH, FIRST, REST)
     b_scale_a, b_scale_b = _load_row(p_scale + i_b * scale_b + i_f * scale_f, WIDTH, FIRST, REST)
-    b_ya = b_xa * rstd * (1 + b_scale_a) + b_shift_a
-    b_yb = b_xb * rstd * (1 + b_scale_b) + b_shift_b
+    b_ya = tl.fma(b_xa * rstd, 1 + b_scale_a, b_shift_a)
+    b_yb = tl.fma(b_xb * rstd, 1 + b_scale_b, b_shift_b)
     if BY == "group":  # of the rounded values, as if they were quantized afterwards
         b_ya = b_ya.to(p_x.dtype.element_ty).to(tl.float32)
         b_yb = b_yb.to(p_x.dtype.element_ty).to(tl.float32)
@@ -159,7 +159,7 @@ def _launch(
             BY=by,
             MIN_AMAX=MIN_AMAX,
             TILE=TILE,
-            enable_fp_fusion=True,
+            enable_fp_fusion=by != "group",  # its codes are those of the quantizer, where nothing fuses
             **launch_config(width),
         )
 

@@ -22,6 +22,10 @@ class Model(NamedTuple):
         """Bytes of one 16-bit activation [tokens, width]."""
         return self.tokens * self.width * 2
 
+    def codes(self, width: int) -> int:
+        """Bytes of int8 codes [tokens, width] and a float32 scale for each 128 of them."""
+        return self.tokens * width + self.tokens * width // 128 * 4
+
 
 MODELS = {
     "T2V 1.3B 480p": Model(1536, 8960, 30, 32760),
@@ -44,15 +48,17 @@ def sparse_branch(gpu: GPU, model: Model, topk: float, pv: str) -> Time:
 
 def self_attention(gpu: GPU, model: Model, topk: float, pv: str) -> dict[str, Time]:
     x, width, tokens = model.hidden, model.width, model.tokens
-    weight = width * width
+    weight, codes = width * width, model.codes(width)
 
     def linear(case: str, bytes_: float) -> Time:
         return matmul(gpu, tokens, width, width, case, bytes_ + weight)
 
     prepare = streamed(gpu, 2 * x, 2) + streamed(gpu, x, 3)  # keys and values; pooled queries, scores, selection
     return {
-        "norms, codes": streamed(gpu, x) + streamed(gpu, 1.5 * x) + streamed(gpu, 4 * x, 2) + streamed(gpu, 1.5 * x),
-        "int8 linears": 3 * [linear("int8_matmul_block", 1.5 * x)] + [linear("int8_matmul_gate_residual", 2.5 * x)],
+        # norm1; q's and k's norm; codes for o
+        "norms, codes": streamed(gpu, x + codes) + streamed(gpu, 4 * x, 2) + streamed(gpu, x + codes),
+        "int8 linears": 3 * [linear("int8_matmul_group", x + codes)]
+        + [linear("int8_matmul_gate_residual_group", 2 * x + codes)],
         "attention": sparse_branch(gpu, model, topk, pv),
         "block map, linear branch": prepare,
     }
@@ -60,12 +66,13 @@ def self_attention(gpu: GPU, model: Model, topk: float, pv: str) -> dict[str, Ti
 
 def cross_attention(gpu: GPU, model: Model) -> dict[str, Time]:
     x, width, tokens = model.hidden, model.width, model.tokens
-    linear = matmul(gpu, tokens, width, width, "int8_matmul_block", 1.5 * x + width * width)
-    text = matmul(gpu, TEXT, width, width, "int8_matmul_block", width * width)
+    codes = model.codes(width)
+    linear = matmul(gpu, tokens, width, width, "int8_matmul_group", x + codes + width * width)
+    text = matmul(gpu, TEXT, width, width, "int8_matmul_group", width * width)
     products = gpu.seconds(gpu.clocks("bf16", 4.0 * tokens * TEXT * width)) / CROSS_SHARE
     return {
         # norm3; codes for q and for o; q's norm; the sum with the residual
-        "norms, codes": streamed(gpu, 2 * x) + streamed(gpu, 1.5 * x, 2) + streamed(gpu, 1.5 * x, 2)
+        "norms, codes": streamed(gpu, 2 * x) + streamed(gpu, x + codes, 2) + streamed(gpu, x + codes, 2)
         + streamed(gpu, 2 * x, 2) + streamed(gpu, 3 * x),
         "int8 linears": [linear, linear, text, text],
         "cross-attention": Time(max(products, streamed(gpu, 2 * x).seconds), 2 * x, 1),
@@ -74,10 +81,10 @@ def cross_attention(gpu: GPU, model: Model) -> dict[str, Time]:
 
 def feed_forward(gpu: GPU, model: Model) -> dict[str, Time]:
     x, width, ffn, tokens = model.hidden, model.width, model.ffn, model.tokens
-    codes, weight = tokens * ffn, width * ffn
-    up = matmul(gpu, tokens, ffn, width, "int8_matmul_gelu_quantize", x / 2 + codes + weight)
-    down = matmul(gpu, tokens, width, ffn, "int8_matmul_gate_residual", 2 * x + codes + weight)
-    return {"norms, codes": streamed(gpu, x) + streamed(gpu, 1.5 * x), "int8 linears": [up, down]}
+    codes, inner, weight = model.codes(width), model.codes(ffn), width * ffn
+    up = matmul(gpu, tokens, ffn, width, "int8_matmul_gelu_quantize_group", codes + inner + weight)
+    down = matmul(gpu, tokens, width, ffn, "int8_matmul_gate_residual_group", 2 * x + inner + weight)
+    return {"norms, codes": streamed(gpu, x + codes), "int8 linears": [up, down]}
 
 
 def step(gpu: GPU, model: Model, topk: float, pv: str) -> dict[str, Time]:

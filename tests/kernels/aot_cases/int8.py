@@ -84,7 +84,7 @@ def _matmul(
 
 CASES = [
     _quantize("int8_quantize_block", loops(2114, 2117, 2117, 2080, 1886, 2115), TILE=TILE),
-    _quantize("int8_quantize_group", loops(524, 524, 524, 496, 478, 506), TILE=TILE, ROWS=ROWS),
+    _quantize("int8_quantize_group", loops(556, 556, 556, 528, 478, 506), TILE=TILE, ROWS=ROWS),
     _quantize("int8_quantize_row", loops(1086, 1089, 1089, 1077, 980, 1102), WIDTH=8192),
     _matmul("int8_matmul_block", loops(283, 283, 283, 213, 244, 273)),
     _matmul("int8_matmul_group", loops(323, 311, 311, 215, 271, 285), by="group"),

@@ -11,8 +11,8 @@ _INSTRUCTIONS = {
     "rms_norm_rope-5120": (399, 399, 399, 386, 387, 386),
     "layer_norm_modulate-1536": (288, 289, 289, 301, 277, 298),
     "layer_norm_modulate-5120": (522, 527, 527, 534, 473, 534),
-    "layer_norm_modulate_quantize_group-1536": (533, 539, 539, 541, 516, 552),
-    "layer_norm_modulate_quantize_group-5120": (956, 956, 956, 952, 868, 973),
+    "layer_norm_modulate_quantize_group-1536": (556, 561, 561, 566, 518, 552),
+    "layer_norm_modulate_quantize_group-5120": (1034, 1035, 1035, 1033, 869, 971),
     "layer_norm_modulate_quantize_row-1536": (486, 486, 486, 494, 468, 501),
     "layer_norm_modulate_quantize_row-5120": (817, 823, 823, 824, 742, 837),
     "layer_norm_statistics-1536": (191, 191, 191, 194, 194, 196),
@@ -66,7 +66,7 @@ def _modulate(by: str | None, width: int) -> KernelCase:
     parts, warps = _parts(width)
     constexprs = parts | {"BY": by, "MIN_AMAX": MIN_AMAX, "TILE": TILE} | ({} if by else {"p_y_scales": None})
     function = "layer_norm_modulate"
-    return _case(f"{name}-{width}", "layer_norm", function, signature, constexprs, _STRIDES + _MODULATION, warps)
+    return _case(f"{name}-{width}", "layer_norm", function, signature, constexprs, _STRIDES + _MODULATION, warps, by != "group")
 
 
 def _statistics(width: int) -> KernelCase:
