@@ -1,8 +1,9 @@
 """The entries of int8 linear layers: quantizing an activation, the product, and the product with what follows it in a
 feed-forward or a residual branch.
 
-A weight is int8 [N, K] in the block-scaled format (`format`). An activation is quantized by "block" (as upstream), by
-"group" (finer) or by "row"; the shape of its scales tells which."""
+A weight is int8 [N, K] in the block-scaled format (`format`), or with a scale for each channel [N]. An activation is
+quantized by "block" (as upstream), by "group" (finer) or, for a weight by channel, by "row"; the shape of its scales
+tells which."""
 
 import torch
 
@@ -43,17 +44,23 @@ def _check_weight(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Ten
         or weight.ndim != 2
         or x.shape[-1] != weight.shape[1]
         or weight.dtype != torch.int8
-        or weight_scale.shape != tuple(tile_count(size) for size in weight.shape)
+        or weight_scale.shape not in (tuple(tile_count(size) for size in weight.shape), weight.shape[:1])
     ):
         raise ValueError(
-            f"x [..., M, K] and an int8 weight [N, K] with scales [N/128, K/128] are needed: {list(x.shape)}, "
+            f"x [..., M, K] and an int8 weight [N, K] with scales [N/128, K/128] or [N] are needed: {list(x.shape)}, "
             f"{weight.dtype} {list(weight.shape)}, {list(weight_scale.shape)}."
         )
 
 
+def _check_by(weight_scale: torch.Tensor, by: str) -> None:
+    check_kind(by)
+    if weight_scale.ndim == 1 and by != "row":
+        raise ValueError(f"A weight with a scale for each channel needs an activation by row, not by {by}.")
+
+
 def _check_codes(codes: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> None:
     _check_weight(codes, weight, weight_scale)
-    scale_kind(codes, scales)
+    _check_by(weight_scale, scale_kind(codes, scales))
     if codes.dtype != torch.int8:
         raise ValueError(f"int8 codes are needed: {codes.dtype}.")
 
@@ -89,7 +96,7 @@ def int8_linear(
     Where int8 would be slower, the product is one in x's dtype, and counted as that. Raises ValueError for shapes or
     dtypes that do not fit together."""
     _check_weight(x, weight, weight_scale)
-    check_kind(activation)
+    _check_by(weight_scale, activation)
     backend = LINEAR.choose(x.device, _unfit(x.dtype, x.device, weight)).backend
     if backend != "dequantized":
         count("int8 linear")
@@ -149,12 +156,10 @@ def int8_matmul_gelu_quantize(
     out_dtype: torch.dtype,
     by: str = "block",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tanh GELU of `int8_matmul`, quantized by "block" or "group" for the layer that follows: codes [..., M, N] and
-    their scales. Product and GELU are rounded to `out_dtype` on the way, as if they were separate."""
+    """The tanh GELU of `int8_matmul`, quantized by "block", "group" or "row" for the layer that follows: codes
+    [..., M, N] and their scales. Product and GELU are rounded to `out_dtype` on the way, as if they were separate."""
     _check_codes(codes, scales, weight, weight_scale)
     check_kind(by)
-    if by == "row":
-        raise ValueError("The GELU is quantized by block or group: a row has values of several programs.")
     count("int8 linear")
     if codes.numel() == 0:
         return _empty_output(codes, weight, by)

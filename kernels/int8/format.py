@@ -11,6 +11,9 @@ of 16384. In a group it is one of 128 (of half the groups, and of nearly all aft
 positive), which costs more than the 1.6 % that a step is longer: the mean square is 3 % smaller with 127, and 7 % after
 a GELU. The largest value, which weighs most in a product, is then exact.
 
+A weight by channel has one scale for each row [N], as in ComfyUI's int8 files. Its products with an activation by row
+are integers summed over all of K; other activations do not fit it.
+
 The scales of groups are [..., ceil(K/128), M]: the rows that a program of the product multiplies lie side by side."""
 
 from collections.abc import Sequence
@@ -21,7 +24,9 @@ TILE = 128
 MIN_AMAX = 1e-8  # a tile of zeros gets codes 0 and a scale that is not 0
 KINDS = ("block", "group", "row")
 GROUP_LEVELS = 127  # of codes by group
+EXACT_K = 1024  # products of codes -128..127 and -127..127 whose sum float32 holds exactly
 
+assert EXACT_K * 128 * 127 < 2**24
 assert TILE == 128, "checkpoints have one scale per 128x128 tile"
 # The kernels add products of one tile of K in int32, then convert the sum by adding it to 1.5 * 2^23 (see
 # triton_primitives).

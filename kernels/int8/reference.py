@@ -5,7 +5,8 @@ them.
     weight_scale[n/128, t])
 
 The tiles and their scales are described in `format`. Activations may instead have one scale for each row, or for each
-row of a tile, which outlier tokens harm less. Every temporary is bounded by `_CHUNK_ELEMENTS`.
+row of a tile, which outlier tokens harm less. A weight may have one scale for each output channel, and an activation
+then one for each row: the sum of integers is over all of K. Every temporary is bounded by `_CHUNK_ELEMENTS`.
 """
 
 import math
@@ -13,7 +14,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .format import GROUP_LEVELS, MIN_AMAX, TILE, empty_codes, scale_kind, tile_count
+from .format import EXACT_K, GROUP_LEVELS, MIN_AMAX, TILE, empty_codes, scale_kind, tile_count
 
 _CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 256 MB in float32
 
@@ -124,12 +125,17 @@ def int8_matmul(
     m, k = codes.shape[-2:]
     n = weight.shape[0]
     by = scale_kind(codes, scales)
+    by_channel = weight_scale.ndim == 1
     out = torch.empty((*codes.shape[:-1], n), dtype=out_dtype, device=codes.device)
-    column_scales = _spread(weight_scale, n)
+    column_scales = weight_scale if by_channel else _spread(weight_scale, n)
     item_dims = 1 if by == "row" else 2
     for item, item_codes, item_scales in zip(_items(out, 2), _items(codes, 2), _items(scales, item_dims), strict=True):
         for rows in _chunks(m, n):
             count = rows.stop - rows.start
+            if by_channel:
+                total = _integer_product(item_codes[rows], weight) * (item_scales[rows, None] * column_scales)
+                item[rows] = total if bias is None else total.to(out_dtype) + bias.to(out_dtype)
+                continue
             total = torch.zeros((count, n), dtype=torch.float32, device=codes.device)
             if by == "block":
                 row_scales = _spread(item_scales[rows.start // TILE : tile_count(rows.stop)], count)
@@ -149,6 +155,15 @@ def int8_matmul(
     return out
 
 
+def _integer_product(codes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """codes [M, K] times weight [N, K], summed in int32: float32 [M, N], each rounded once."""
+    total = torch.zeros((len(codes), len(weight)), dtype=torch.int32, device=codes.device)
+    for start in range(0, codes.shape[1], EXACT_K):
+        columns = slice(start, start + EXACT_K)
+        total += (codes[:, columns].float() @ weight[:, columns].float().T).to(torch.int32)
+    return total.float()
+
+
 def int8_linear(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -157,8 +172,8 @@ def int8_linear(
     *,
     activation: str = "block",
 ) -> torch.Tensor:
-    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)], x quantized by "block", "group"
-    or "row"."""
+    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)] or [N], x quantized by "block",
+    "group" or "row"."""
     codes, scales = QUANTIZERS[activation](x)
     return int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=x.dtype)
 
@@ -173,7 +188,7 @@ def int8_matmul_gelu_quantize(
     out_dtype: torch.dtype,
     by: str = "block",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tanh GELU of `int8_matmul`, quantized by "block" or "group"; both round to `out_dtype` on the way."""
+    """The tanh GELU of `int8_matmul`, quantized by "block", "group" or "row"; both round to `out_dtype` on the way."""
     y = int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype)
     return QUANTIZERS[by](F.gelu(y, approximate="tanh"))
 

@@ -26,6 +26,11 @@ def layer(n: int = 140, k: int = 200) -> tuple[torch.Tensor, torch.Tensor, torch
     return (*quantize_block(draw(n, k, seed=1) / k**0.5), draw(n, seed=2))
 
 
+def channels(n: int = 140, k: int = 200) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weight with a scale for each channel, scales and bias."""
+    return (*int8.quantize_row(draw(n, k, seed=1) / k**0.5), draw(n, seed=2))
+
+
 def quantized(m: int = 130, k: int = 200, by: str = "block") -> tuple[torch.Tensor, torch.Tensor]:
     return getattr(int8, f"quantize_{by}")(draw(2, m, k))
 
@@ -71,6 +76,14 @@ CASES = {
     "int8_matmul_gelu_quantize": (
         lambda: (*quantized(), *layer(), torch.float32),
         lambda *a: int8.int8_matmul_gelu_quantize(*a[:5], out_dtype=torch.float32),
+    ),
+    "int8_linear by channel": (
+        lambda: (draw(2, 130, 200), *channels(), "row"),
+        lambda *a: int8.int8_linear(*a[:4], activation="row"),
+    ),
+    "int8_matmul_gelu_quantize by channel": (
+        lambda: (*quantized(by="row"), *channels(), torch.float32, "row"),
+        lambda *a: int8.int8_matmul_gelu_quantize(*a[:5], out_dtype=torch.float32, by="row"),
     ),
     "int8_matmul_gelu_quantize by group": (
         lambda: (*quantized(by="group"), *layer(), torch.float32, "group"),
@@ -209,10 +222,11 @@ REFUSED = {
     "vector": (lambda: kernels.int8_quantize(draw(4)), "is needed"),
     "scales": (lambda: kernels.int8_matmul(quantized()[0], draw(3), *layer(), torch.float32), "scales by block"),
     "codes": (lambda: kernels.int8_matmul(draw(2, 130, 200), quantized()[1], *layer(), torch.float32), "int8 codes"),
-    "by of a GELU": (
-        lambda: kernels.int8_matmul_gelu_quantize(*quantized(), *layer(), torch.float32, "row"),
-        "by block or group",
+    "activation by group, weight by channel": (
+        lambda: kernels.int8_matmul(*quantized(by="group"), *channels(), torch.float32),
+        "needs an activation by row, not by group",
     ),
+    "by of a linear by channel": (lambda: kernels.int8_linear(draw(4, 200), *channels()), "by row, not by block"),
     "residual": (
         lambda: kernels.int8_matmul_gate_residual(*quantized(), *layer(), draw(2, 130, 139), draw(2, 1, 139)),
         "residual",

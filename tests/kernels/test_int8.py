@@ -128,6 +128,20 @@ def test_product_of_the_decoded_operands(quantize, levels, m, n, k):
     assert (error <= 1e-6 * bound).all()
 
 
+@pytest.mark.parametrize("k", [1, 129, 1500])
+def test_a_weight_by_channel_sums_integers(k):
+    """Its error is float32's: a sum converted, two scales, two products; the largest sum there is included."""
+    x, x_scale = int8.quantize_row(draw(2, 130, k))
+    w, w_scale = int8.quantize_row(draw(140, k, seed=1))
+    x[0, 0], w[0], w[1] = 127, -128, 127
+    got = int8.int8_matmul(x, x_scale, w, w_scale, out_dtype=torch.float32)
+    exact = (x.long() @ w.long().T).double() * x_scale.double()[..., None] * w_scale.double()
+    assert ((got.double() - exact).abs() <= 3 * 2**-24 * exact.abs()).all()
+    bias = draw(140, seed=3)
+    with_bias = int8.int8_matmul(x, x_scale, w, w_scale, bias, out_dtype=torch.bfloat16)
+    assert torch.equal(with_bias, got.bfloat16() + bias.bfloat16())
+
+
 @PROPERTY
 @given(m=SIZES, n=SIZES, k=st.integers(1, 128), seed=st.integers(0, 99))
 def test_one_tile_is_exact(m, n, k, seed):

@@ -100,9 +100,9 @@ def test_quantizers_on_extreme_values(quantizer, values):
 # --- the product ------------------------------------------------------------------------------------------------------
 
 CONFIGS = {
-    "plain": {"BLOCK_M": 128, "BLOCK_N": 128, "MAGIC": False, "num_warps": 8, "num_stages": 3},
-    "magic": {"BLOCK_M": 128, "BLOCK_N": 128, "MAGIC": True, "num_warps": 8, "num_stages": 3},
-    "narrow": {"BLOCK_M": 128, "BLOCK_N": 64, "MAGIC": False, "num_warps": 4, "num_stages": 4},
+    "plain": {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "MAGIC": False, "num_warps": 8, "num_stages": 3},
+    "magic": {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "MAGIC": True, "num_warps": 8, "num_stages": 3},
+    "narrow": {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 128, "MAGIC": False, "num_warps": 4, "num_stages": 4},
 }
 
 
@@ -155,6 +155,19 @@ def test_linear(activation, dtype):
     assert_product(got, reference.int8_linear(x, w, w_scale, bias, activation=activation))
 
 
+@pytest.mark.parametrize("m, n, k", [(1, 1, 1), (130, 300, 200)])
+def test_weight_by_channel(m, n, k):
+    given = *reference.quantize_row(draw(2, m, k)), *reference.quantize_row(draw(n, k, seed=1) / k**0.5)
+    bias, residual, gate = draw(n, seed=2), draw(2, m, n, seed=3), draw(2, 1, n, seed=4)
+    got = linear.int8_matmul(*given, bias, out_dtype=torch.float32)
+    assert_product(got, reference.int8_matmul(*given, bias, out_dtype=torch.float32))
+    got = linear.int8_matmul_gelu_quantize(*given, bias, out_dtype=torch.float32, by="row")
+    assert_near_codes(got, reference.int8_matmul_gelu_quantize(*given, bias, out_dtype=torch.float32, by="row"))
+    epilogue = {"residual": residual, "gate": gate}
+    got = linear.int8_matmul_gate_residual(*given, bias, **epilogue)
+    torch.testing.assert_close(got, reference.int8_matmul_gate_residual(*given, bias, **epilogue))
+
+
 def test_operands_that_are_views():
     x, x_scale, w, w_scale = operands(20, 40, 200)
     views = [t.repeat_interleave(2, -1)[..., ::2] for t in (x, x_scale, w, w_scale)]
@@ -168,7 +181,7 @@ def test_operands_that_are_views():
 
 @QUANTIZERS
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m, mean, by", [(1, 3, "block"), (128, -3, "block"), (140, -3, "block"), (140, -3, "group")])
+@pytest.mark.parametrize("m, mean, by", [(1, 3, "block"), (140, -3, "block"), (140, -3, "group"), (140, -3, "row")])
 def test_gelu_quantize(quantizer, dtype, m, mean, by):
     given, bias = operands(m, 200, 200, quantizer, batch=(2,)), mean + draw(200, seed=2)
     got = linear.int8_matmul_gelu_quantize(*given, bias, out_dtype=dtype, by=by)
@@ -214,9 +227,10 @@ def test_the_compiled_cases_are_what_is_launched():
             narrow = case.constexprs["BLOCK_N"] == 64
             square = "p_y_scale" not in case.constexprs
             compiled = case.constexprs | dict(build.constexprs)
-            options = linear.launch_config(capability, 512 if narrow else 1 << 15, square, rdna=target in RDNA)
+            channel = case.constexprs["BY_CHANNEL"]
+            options = linear.launch_config(capability, 512 if narrow else 1 << 15, square, target in RDNA, channel)
             assert options == {
-                **{key: compiled[key] for key in ("BLOCK_M", "BLOCK_N", "MAGIC")},
+                **{key: compiled[key] for key in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "MAGIC")},
                 **{"num_warps": build.num_warps, "num_stages": build.num_stages},
             }, (case.name, target)
 

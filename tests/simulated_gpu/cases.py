@@ -93,18 +93,16 @@ def _quantize(shape, by, dtype, special=False):
     return run
 
 
-def _product(m, n, k, epilogue, by="block", batch=1, dtype=torch.bfloat16):
+def _product(m, n, k, epilogue, by="block", batch=1, dtype=torch.bfloat16, channel=False):
     def run(on_kernels):
-        weight, bias = (
-            kernels.quantize_block(draw(n, k, seed=1, dtype=torch.float32) / k**0.5),
-            draw(n, seed=2, dtype=dtype),
-        )
+        quantize = kernels.quantize_row if channel else kernels.quantize_block
+        weight, bias = quantize(draw(n, k, seed=1, dtype=torch.float32) / k**0.5), draw(n, seed=2, dtype=dtype)
         x = draw(batch, m, k, dtype=dtype)
         if epilogue == "linear":
             call = partial(kernels.int8_linear, x, *weight, bias, by)
         else:
             codes = kernels.int8_quantize(x, by)
-            gelu_by = "group" if by == "group" else "block"
+            gelu_by = "row" if channel else "group" if by == "group" else "block"
             residual, gate = draw(batch, m, n, seed=3, dtype=dtype), draw(batch, 1, n, seed=4, dtype=dtype)
             call = {
                 "none": lambda: kernels.int8_matmul(*codes, *weight, bias, dtype),
@@ -237,7 +235,12 @@ def _cases() -> list[Case]:
             add("int8_quantize", name, _quantize(shape, by, dtype), quick=quick, sized=False)
         add("int8_quantize", f"{by}-not-finite", _quantize((130, 130), by, BF16, True), sized=False)
         for m, n, k, batch in ((140, 200, 256, 1), (5, 130, 250, 2)):
-            add("int8_linear", f"{by}-{batch}x{m}x{n}x{k}", _product(m, n, k, "linear", by, batch), quick=m == 140 and by != "block")
+            add(
+                "int8_linear",
+                f"{by}-{batch}x{m}x{n}x{k}",
+                _product(m, n, k, "linear", by, batch),
+                quick=m == 140 and by != "block",
+            )
     for epilogue in ("none", "gelu", "residual"):
         for m, n, k, by, dtype in (
             (140, 200, 384, "group", BF16),
@@ -247,6 +250,8 @@ def _cases() -> list[Case]:
         ):
             name = f"{epilogue}-{m}x{n}x{k}-{by}-{_name(dtype)}"
             add("int8_matmul", name, _product(m, n, k, epilogue, by, dtype=dtype), quick=n == 200)
+        name = f"{epilogue}-140x272x200-channel-bf16"
+        add("int8_matmul", name, _product(140, 272, 200, epilogue, "row", channel=True), quick=epilogue == "residual")
     add("block_map", "500-bf16", _block_map(500, 2, 128, 0.3), quick=True, sized=False)
     add("block_map", "1-fp16", _block_map(1, 1, 64, 1.0, FP16), sized=False)
     add("block_map", "2900-bf16", _block_map(2900, 1, 64, 0.1), sized=False)

@@ -315,6 +315,11 @@ MARKS = {
 }
 # Names that the sources read and that no class above has.
 ELSEWHERE = {
+    "_full_precision_mm": "of mixed_precision_ops().Linear, which its forward reads; optional",
+    "pre_quant_scale": "the same",
+    "input_scale": "the same",
+    "convrot": "of the Params of comfy_kitchen's TensorWiseINT8Layout; optional",
+    "transposed": "the same",
     "comfy_attention": "of WanSelfAttention, from about ComfyUI 0.40; optional",
     "CastBiasWeightContext": "of comfy.ops, from 0.34; optional",
     "NodeReplace": "of comfy_api.latest.io; optional",

@@ -16,6 +16,7 @@ import torch
 
 from ..checkpoint import read
 from ..checkpoint.check import check_complete
+from ..checkpoint.comfy_quant import is_int8_alone
 from ..checkpoint.identify import identify
 from ..checkpoint.layout import WanSpec
 from ..checkpoint.packed import as_unpacked, packed_weights
@@ -67,7 +68,7 @@ def load_model(
     if spec.variant:
         config.unet_config.update(turbo=spec.turbo, trained_sla=spec.sla)
     # Float32 activations meet bf16 weights in the time embedding and the head: every layer must be able to cast.
-    if spec.int8:
+    if spec.int8 or (spec.turbo and is_int8_alone(tensors)):
         config.custom_operations = block_int8_operations(compute, config.quant_config, activations)
     elif spec.four_bit:
         config.custom_operations = nf4_operations(compute)

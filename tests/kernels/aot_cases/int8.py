@@ -42,7 +42,8 @@ def _matmul(
     loops: dict[str, int | None],
     *,
     by: str = "block",
-    y_by: str = "block",
+    channel: bool = False,
+    y_by: str | None = None,
     narrow: bool = False,
     output: str = "*bf16",
     **given: str,
@@ -58,8 +59,17 @@ def _matmul(
     }
     optional = {key: given.get(key, "constexpr") for key in ("p_y_scale", "p_residual", "p_gate")}
     options = {
-        **{"DTYPE": tl.bfloat16, "BY": by, "Y_BY": y_by, "WHOLE_K": True, "MIN_AMAX": MIN_AMAX, "TILE": TILE},
-        **{"BLOCK_M": 128, "BLOCK_N": 64 if narrow else 128, "GROUP_M": 8, "MAGIC": False},
+        **{
+            "DTYPE": tl.bfloat16,
+            "BY": by,
+            "BY_CHANNEL": channel,
+            "Y_BY": y_by,
+            "WHOLE_K": True,
+            "MIN_AMAX": MIN_AMAX,
+            "TILE": TILE,
+        },
+        **{"BLOCK_M": 128, "BLOCK_N": 64 if narrow else 256 if channel else 128, "BLOCK_K": 64 if channel else 128},
+        **{"GROUP_M": 8, "MAGIC": False},
     }
     return KernelCase(
         name=name,
@@ -72,10 +82,10 @@ def _matmul(
         targets={
             target: Build(
                 num_warps=16 if target in RDNA else 4 if narrow else 8,
-                num_stages=1 if target in RDNA else 4 if narrow else 3 if target.startswith("sm") else 2,
+                num_stages=1 if target in RDNA else 4 if narrow or channel else 3 if target.startswith("sm") else 2,
                 mma=MMA[target],
                 loop=loop,
-                constexprs={"MAGIC": target == "sm_80"},
+                constexprs={"MAGIC": target == "sm_80" and not channel},
             )
             for target, loop in loops.items()
         },
@@ -93,7 +103,12 @@ CASES = [
     _matmul("int8_matmul_group_narrow", {"sm_80": 315, "sm_86": 311, "sm_90": 242}, by="group", narrow=True),
     _matmul("int8_matmul_row_narrow", {"sm_80": 303, "sm_86": 299, "sm_90": 233}, by="row", narrow=True),
     _matmul(
-        "int8_matmul_gelu_quantize", loops(283, 277, 277, 208, 244, 257), by="row", output="*i8", p_y_scale="*fp32"
+        "int8_matmul_gelu_quantize",
+        loops(283, 277, 277, 208, 244, 257),
+        by="row",
+        y_by="block",
+        output="*i8",
+        p_y_scale="*fp32",
     ),
     _matmul(
         "int8_matmul_gelu_quantize_group",
@@ -102,6 +117,16 @@ CASES = [
         y_by="group",
         output="*i8",
         p_y_scale="*fp32",
+    ),
+    _matmul("int8_matmul_channel", loops(127, 127, 127, 73, 129, 121), by="row", channel=True),
+    _matmul("int8_matmul_gelu_channel", loops(127, 127, 127, 73, 129, 121), by="row", channel=True, y_by="row"),
+    _matmul(
+        "int8_matmul_gate_residual_channel",
+        loops(127, 127, 127, 74, 129, 121),
+        by="row",
+        channel=True,
+        p_residual="*bf16",
+        p_gate="*bf16",
     ),
     _matmul("int8_matmul_gate_residual", loops(290, 281, 281, 212, 246, 271), p_residual="*bf16", p_gate="*bf16"),
     _matmul(

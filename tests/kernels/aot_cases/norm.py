@@ -66,7 +66,9 @@ def _modulate(by: str | None, width: int) -> KernelCase:
     parts, warps = _parts(width)
     constexprs = parts | {"BY": by, "MIN_AMAX": MIN_AMAX, "TILE": TILE} | ({} if by else {"p_y_scales": None})
     function = "layer_norm_modulate"
-    return _case(f"{name}-{width}", "layer_norm", function, signature, constexprs, _STRIDES + _MODULATION, warps, by != "group")
+    return _case(
+        f"{name}-{width}", "layer_norm", function, signature, constexprs, _STRIDES + _MODULATION, warps, by != "group"
+    )
 
 
 def _statistics(width: int) -> KernelCase:

@@ -1,15 +1,19 @@
 """What is fused around the linears of a TurboWan block: that it is, that it changes nothing, and what keeps it from
 being."""
 
+import dataclasses
+
 import comfy.ops
 import pytest
 import torch
+from comfy.quant_ops import QuantizedTensor
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.models import relative_error
+from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.lora import with_lora
-from td_pack.turbo_core.host.quant import Quantized, takes_codes
+from td_pack.turbo_core.host.quant import CHANNEL_LAYOUT, Quantized, takes_codes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPE = (2, 16, 3, 16, 16)
@@ -185,3 +189,69 @@ def test_a_layer_given_codes_computes_what_it_does_of_the_values(model):
     x = checkpoints.draw(2, "x", (2, 130, 256)).to(model.model.get_dtype_inference())
     assert isinstance(linear.quantize(x), Quantized)
     assert torch.equal(linear(linear.quantize(x)), linear(x))
+
+
+# --- ComfyUI's int8 with a scale for each output channel --------------------------------------------------------------
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def by_channel(request, tmp_path):
+    source = checkpoints.write_pth(
+        tmp_path / "m.pth", checkpoints.upstream_state_dict(41, ffn_dim=300, layers=1, sla=True)
+    )
+    path = tmp_path / "channels.safetensors"
+    convert(Request(model=source, output=path, weights="int8_rowwise"))
+    return load_model(str(path), request.param)
+
+
+def test_weights_by_channel_are_fused_too(by_channel, monkeypatch):
+    """Cross-attention's linears stay ComfyUI's. Beside ComfyUI's own: the same bits in float32; in bfloat16 the norm is
+    quantized before it is rounded."""
+    velocity, calls = forward(by_channel)
+    assert calls == {name: count for name, count in FUSED.items() if name != "int8_linear"}
+    handles = [linear.register_forward_hook(lambda *given: None) for linear in linears(by_channel)]
+    plain, calls = forward(by_channel)
+    for handle in handles:
+        handle.remove()
+    assert not any(name.startswith("int8") for name in calls)
+    error = relative_error(velocity.float(), plain.float())
+    assert error == 0 if by_channel.model.get_dtype_inference() == torch.float32 else error <= 2e-2
+    for linear in linears(by_channel):
+        linear._is_resident = lambda device, dtype: False
+    fetched, calls = forward(by_channel)
+    assert calls["int8_matmul"] == 3 and torch.equal(fetched, velocity)
+
+
+def test_a_layer_by_channel_given_codes_computes_what_it_does_of_the_values(by_channel):
+    linear = linears(by_channel)[0]
+    x = checkpoints.draw(2, "x", (2, 130, 256)).to(by_channel.model.get_dtype_inference())
+    exact = x.double() @ linear.weight.dequantize().double().T + linear.bias.double()
+    ours, theirs = (relative_error(linear(given), exact) for given in (linear.quantize(x), x))
+    assert ours <= 1.05 * theirs <= 2e-2
+
+
+def test_what_of_comfyui_s_int8_is_not_fused(by_channel):
+    linear = linears(by_channel)[0]
+    assert takes_codes(CPU, linear)
+    linear.pre_quant_scale = torch.nn.Parameter(torch.ones(256))
+    assert not takes_codes(CPU, linear)
+    linear.pre_quant_scale = None
+    linear._full_precision_mm = True
+    assert not takes_codes(CPU, linear)
+    linear._full_precision_mm = False
+    rotated = dataclasses.replace(linear.weight._params, convrot=True)
+    linear.weight = torch.nn.Parameter(
+        QuantizedTensor(linear.weight._qdata, CHANNEL_LAYOUT, rotated), requires_grad=False
+    )
+    assert not takes_codes(CPU, linear)
+
+
+def test_a_lora_beside_a_weight_by_channel(by_channel):
+    name = "diffusion_model.blocks.0.self_attn.q.lora_{}.weight"
+    lora = {
+        name.format("A"): checkpoints.draw(8, "down", (4, 256)),
+        name.format("B"): checkpoints.draw(8, "up", (256, 4)),
+    }
+    changed, calls = forward(with_lora(by_channel, "test.safetensors", lora, 0.1)[0])
+    assert calls["int8_matmul"] == 3 and calls["int8_matmul_gate_residual"] == 2 and calls["int8_quantize"] == 2
+    assert relative_error(changed.float(), forward(by_channel)[0].float()) > 3e-2
