@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from comfy.ldm.wan.model import repeat_e
+from comfy.ldm.wan.model import WanT2VCrossAttention, repeat_e
 
 from ...kernels import (
     int8_matmul_gate_residual,
@@ -19,9 +19,11 @@ from ...kernels import (
     layer_norm_modulate_quantize,
     rms_norm_rope,
 )
-from .features import fetched
-from .quant import Quantized, takes_codes
+from .features import dense_attention, fetched
+from .quant import Quantized, is_replaced, takes_codes
 from .side_paths import side_paths, values_of
+
+_CROSS_ATTENTION = WanT2VCrossAttention.forward  # other packs replace it, here or on the class
 
 
 def norm_modulate(
@@ -51,6 +53,30 @@ def linear_gelu(linear: Any, x: torch.Tensor | Quantized, reader: Any) -> torch.
         codes, scales = linear.multiply(int8_matmul_gelu_quantize, x, out_dtype=x.dtype, by=reader.activation)
         return Quantized(codes, scales, x.dtype)
     return F.gelu(linear(x), approximate="tanh")
+
+
+def add_cross_attention(
+    x: torch.Tensor,
+    norm: Any,
+    attention: Any,
+    context: torch.Tensor,
+    image_tokens: int | None,
+    transformer_options: dict[str, Any],
+) -> torch.Tensor:
+    """x + attention(norm(x), context): x [B, L, dim], context [B, tokens, dim]; `norm` is a LayerNorm, or nothing."""
+    options = {"transformer_options": transformer_options}
+    is_norm = isinstance(norm, torch.nn.LayerNorm) and norm.elementwise_affine and not is_replaced(norm)
+    is_stock = type(attention) is WanT2VCrossAttention and type(attention).forward is _CROSS_ATTENTION
+    known = is_norm and is_stock and not is_replaced(attention)
+    if not known or not takes_codes(x.device, attention.q, attention.o):
+        return x + attention(norm(x), context, context_img_len=image_tokens, **options)
+    with fetched(norm, x) as (weight, bias):
+        shift, scale = (each[None, None].float() for each in (bias, weight))
+        y = norm_modulate(x, shift.expand(len(x), -1, -1), (scale - 1).expand(len(x), -1, -1), norm.eps, attention.q)
+    q = attention.norm_q(attention.q(y))
+    k, v = attention.norm_k(attention.k(context)), attention.v(context)
+    out = dense_attention(attention, q, k, v, transformer_options)
+    return add_gated_linear(x, attention.o, out, x.new_ones(len(x), 1, x.shape[2]))
 
 
 def add_gated_linear(

@@ -25,7 +25,8 @@ def launch_config(
     with `square` a program's output is one tile of the block-scaled format. RDNA spills with fewer than 16 warps."""
     if by_channel:
         sizes = {"BLOCK_M": TILE, "BLOCK_N": 2 * TILE, "BLOCK_K": 64, "MAGIC": False}
-        return sizes | ({"num_warps": 16, "num_stages": 1} if rdna else {"num_warps": 8, "num_stages": 4})
+        stages = 4 if capability >= (8, 0) else 2  # a CDNA 3 multiprocessor has 64 KB
+        return sizes | ({"num_warps": 16, "num_stages": 1} if rdna else {"num_warps": 8, "num_stages": stages})
     if rdna:
         return {
             "BLOCK_M": TILE, "BLOCK_N": TILE, "BLOCK_K": TILE, "MAGIC": False, "num_warps": 16, "num_stages": 1

@@ -68,16 +68,17 @@ def self_attention(gpu: GPU, model: Model, topk: float, pv: str, form: str) -> d
 
 def cross_attention(gpu: GPU, model: Model, form: str) -> dict[str, Time]:
     x, width, tokens = model.hidden, model.width, model.tokens
-    codes = model.codes(width)
-    case = "int8_matmul" + FORMS[form]  # by channel, ComfyUI's own are taken to be as fast
-    linear = matmul(gpu, tokens, width, width, case, x + codes + width * width)
-    text = matmul(gpu, TEXT, width, width, case, width * width)
+    codes, weight = model.codes(width), width * width
+    query = matmul(gpu, tokens, width, width, "int8_matmul" + FORMS[form], x + codes + weight)
+    out = matmul(gpu, tokens, width, width, "int8_matmul_gate_residual" + FORMS[form], 2 * x + codes + weight)
+    # by channel, ComfyUI's own are taken to be as fast
+    text = matmul(gpu, TEXT, width, width, "int8_matmul" + FORMS[form], weight)
     products = gpu.seconds(gpu.clocks("bf16", 4.0 * tokens * TEXT * width)) / CROSS_SHARE
     return {
-        # norm3; codes for q and for o; q's norm; the sum with the residual
-        "norms, codes": streamed(gpu, 2 * x) + streamed(gpu, x + codes, 2) + streamed(gpu, x + codes, 2)
-        + streamed(gpu, 2 * x, 2) + streamed(gpu, 3 * x),
-        "int8 linears": [linear, linear, text, text],
+        # norm3; q's norm; codes for o; the text's codes
+        "norms, codes": streamed(gpu, x + codes) + streamed(gpu, 2 * x, 2) + streamed(gpu, x + codes)
+        + streamed(gpu, 0, 3),
+        "int8 linears": [query, out, text, text],
         "cross-attention": Time(max(products, streamed(gpu, 2 * x).seconds), 2 * x, 1),
     }  # fmt: skip
 

@@ -82,7 +82,7 @@ def _matmul(
         targets={
             target: Build(
                 num_warps=16 if target in RDNA else 4 if narrow else 8,
-                num_stages=1 if target in RDNA else 4 if narrow or channel else 3 if target.startswith("sm") else 2,
+                num_stages=1 if target in RDNA else 2 if target == "gfx942" else 4 if narrow or channel else 3,
                 mma=MMA[target],
                 loop=loop,
                 constexprs={"MAGIC": target == "sm_80" and not channel},

@@ -6,6 +6,7 @@ import dataclasses
 import comfy.ops
 import pytest
 import torch
+from comfy.ldm.wan.model import WanT2VCrossAttention
 from comfy.quant_ops import QuantizedTensor
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.models import relative_error
@@ -18,16 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPE = (2, 16, 3, 16, 16)
 CPU = torch.device("cpu")
-# Of one block: the norms quantize for q, k, v and ffn.0, ffn.0 for ffn.2; o and ffn.2 add to the residual.
-# Cross-attention is ComfyUI's: four linears that quantize for themselves.
+# Of one block: the norms quantize for q, k, v, cross-attention's q and ffn.0, ffn.0 for ffn.2; both o and ffn.2 add to
+# the residual. Cross-attention's k and v quantize the text for themselves.
 FUSED = {
     "rms_norm_rope": 2,
-    "layer_norm_modulate_quantize": 2,
-    "int8_matmul": 3,
+    "layer_norm_modulate_quantize": 3,
+    "int8_matmul": 4,
     "int8_matmul_gelu_quantize": 1,
-    "int8_quantize": 1,
-    "int8_matmul_gate_residual": 2,
-    "int8_linear": 4,
+    "int8_quantize": 2,
+    "int8_matmul_gate_residual": 3,
+    "int8_linear": 2,
     "sparse_linear_attention": 1,
 }
 PLAIN = {"rms_norm_rope": 2, "layer_norm_modulate": 2, "int8_linear": 10, "sparse_linear_attention": 1}
@@ -69,7 +70,8 @@ def forward(patcher) -> tuple[torch.Tensor, dict[str, int]]:
 
 def linears(patcher) -> list[torch.nn.Module]:
     block = patcher.model.diffusion_model.blocks[0]
-    return [*(getattr(block.self_attn, name) for name in "qkvo"), block.ffn[0], block.ffn[2]]
+    cross = block.cross_attn
+    return [*(getattr(block.self_attn, name) for name in "qkvo"), block.ffn[0], block.ffn[2], cross.q, cross.o]
 
 
 def test_fused_is_plain_bit_for_bit(model):
@@ -119,11 +121,13 @@ def test_weights_that_comfyui_fetches_are_fused_too(model, monkeypatch):
 @pytest.mark.parametrize(
     "layer, plain",
     [
-        ("self_attn.q", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 1, "int8_quantize": 2}),
+        ("self_attn.q", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 2, "int8_quantize": 3}),
         ("self_attn.o", {}),
-        ("ffn.0", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 1, "int8_matmul_gelu_quantize": None,
-                   "int8_matmul": 4, "int8_quantize": 3}),
-        ("ffn.2", {"int8_matmul_gelu_quantize": None, "int8_matmul": 4, "int8_quantize": 2}),
+        ("cross_attn.q", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 2, "int8_quantize": 3}),
+        ("cross_attn.o", {}),
+        ("ffn.0", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 2, "int8_matmul_gelu_quantize": None,
+                   "int8_matmul": 5, "int8_quantize": 4}),
+        ("ffn.2", {"int8_matmul_gelu_quantize": None, "int8_matmul": 5, "int8_quantize": 3}),
     ],
 )  # fmt: skip
 def test_a_lora_is_added_to_int8_products(model, layer, plain):
@@ -160,13 +164,27 @@ def test_a_node_that_replaces_a_forward_gets_what_it_expects(model):
         return forward
 
     patched = model.clone()
-    for name in ("self_attn", "ffn"):
+    for name in ("self_attn", "cross_attn", "ffn"):
         original = getattr(block, name).forward
         patched.add_object_patch(f"diffusion_model.blocks.0.{name}.forward", replacement(name, original))
     replaced, calls = forward(patched)
-    assert set(given) == {"self_attn", "ffn"}
+    assert set(given) == {"self_attn", "cross_attn", "ffn"}
     assert all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in given.values())
     assert calls == PLAIN and torch.equal(replaced, velocity)
+
+
+def test_a_pack_that_replaces_cross_attention_of_all_models_is_run(model, monkeypatch):
+    velocity, _ = forward(model)
+    original, given = WanT2VCrossAttention.forward, []
+
+    def replacement(self, x, *args, **kwargs):
+        given.append(x)
+        return original(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(WanT2VCrossAttention, "forward", replacement)
+    replaced, calls = forward(model)
+    assert len(given) == 1 and given[0].is_floating_point()
+    assert calls["int8_linear"] == 4 and torch.equal(replaced, velocity)
 
 
 def test_what_takes_codes(model, tmp_path):
@@ -219,7 +237,7 @@ def test_weights_by_channel_are_fused_too(by_channel, monkeypatch):
     for linear in linears(by_channel):
         linear._is_resident = lambda device, dtype: False
     fetched, calls = forward(by_channel)
-    assert calls["int8_matmul"] == 3 and torch.equal(fetched, velocity)
+    assert calls["int8_matmul"] == 4 and torch.equal(fetched, velocity)
 
 
 def test_a_layer_by_channel_given_codes_computes_what_it_does_of_the_values(by_channel):
@@ -253,5 +271,5 @@ def test_a_lora_beside_a_weight_by_channel(by_channel):
         name.format("B"): checkpoints.draw(8, "up", (256, 4)),
     }
     changed, calls = forward(with_lora(by_channel, "test.safetensors", lora, 0.1)[0])
-    assert calls["int8_matmul"] == 3 and calls["int8_matmul_gate_residual"] == 2 and calls["int8_quantize"] == 2
+    assert calls["int8_matmul"] == 4 and calls["int8_matmul_gate_residual"] == 3 and calls["int8_quantize"] == 3
     assert relative_error(changed.float(), forward(by_channel)[0].float()) > 3e-2
