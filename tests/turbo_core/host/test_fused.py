@@ -9,7 +9,7 @@ import torch
 from comfy.ldm.wan.model import WanT2VCrossAttention
 from comfy.quant_ops import QuantizedTensor
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.models import relative_error
+from td_pack.tests.support.models import compiled_by, only_comfyui_breaks_graphs, relative_error, sample
 from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
@@ -262,6 +262,14 @@ def test_what_of_comfyui_s_int8_is_not_fused(by_channel):
         QuantizedTensor(linear.weight._qdata, CHANNEL_LAYOUT, rotated), requires_grad=False
     )
     assert not takes_codes(CPU, linear)
+
+
+def test_the_compile_node_takes_weights_by_channel(by_channel):
+    torch.compiler.reset()
+    compiled = compiled_by("eager", by_channel)
+    assert relative_error(sample(compiled), sample(by_channel)) <= 1e-3
+    assert only_comfyui_breaks_graphs()
+    torch.compiler.reset()
 
 
 def test_a_lora_beside_a_weight_by_channel(by_channel):
