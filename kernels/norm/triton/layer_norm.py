@@ -58,11 +58,12 @@ def _layer_norm_modulate_kernel(
     b_xa, b_xb, _, rstd = _center_row(p_x + i_b * x_b + i_l * x_l, eps, WIDTH, FIRST, REST)
     b_shift_a, b_shift_b = _load_row(p_shift + i_b * shift_b + i_f * shift_f, WIDTH, FIRST, REST)
     b_scale_a, b_scale_b = _load_row(p_scale + i_b * scale_b + i_f * scale_f, WIDTH, FIRST, REST)
-    b_ya = tl.fma(b_xa * rstd, 1 + b_scale_a, b_shift_a)
-    b_yb = tl.fma(b_xb * rstd, 1 + b_scale_b, b_shift_b)
-    if BY == "group":  # of the rounded values, as if they were quantized afterwards
-        b_ya = b_ya.to(p_x.dtype.element_ty).to(tl.float32)
-        b_yb = b_yb.to(p_x.dtype.element_ty).to(tl.float32)
+    if BY == "group":  # of the rounded values, as if they were quantized afterwards; what fuses is written out
+        b_ya = tl.fma(b_xa * rstd, 1 + b_scale_a, b_shift_a).to(p_x.dtype.element_ty).to(tl.float32)
+        b_yb = tl.fma(b_xb * rstd, 1 + b_scale_b, b_shift_b).to(p_x.dtype.element_ty).to(tl.float32)
+    else:
+        b_ya = b_xa * rstd * (1 + b_scale_a) + b_shift_a
+        b_yb = b_xb * rstd * (1 + b_scale_b) + b_shift_b
     if BY == "group" and FIRST >= TILE:
         n = tl.cdiv(WIDTH, TILE)
         n_a = FIRST // TILE
