@@ -64,9 +64,10 @@ def read_format(tensor: torch.Tensor) -> tuple[str, bool]:
 def is_int8_alone(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether ComfyUI's int8 is the only format of the quantized layers, of which there are some."""
     try:
-        return {read_format(tensors[f"{layer}{SUFFIX}"])[0] for layer in quantized_layers(tensors)} == {"int8_tensorwise"}
+        formats = {read_format(tensors[f"{layer}{SUFFIX}"])[0] for layer in quantized_layers(tensors)}
     except ValueError:  # `quant_problems` names the layer
         return False
+    return formats == {"int8_tensorwise"}
 
 
 def quant_problems(
