@@ -22,6 +22,7 @@ from .int8.custom_ops import (
 )
 from .int8.format import TILE, tile_count
 from .int8.reference import dequantize_block, quantize_block, quantize_row
+from .int8.suited import suited_weights
 from .nf4 import custom_ops as _nf4
 from .nf4.custom_ops import nf4_dequantize
 from .norm import custom_ops as _norm
@@ -63,6 +64,7 @@ __all__ = [
     "rms_norm_rope",
     "sage_pv_format",
     "sparse_linear_attention",
+    "suited_weights",
     "tile_count",
     "use_backend",
 ]

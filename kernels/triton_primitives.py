@@ -10,16 +10,16 @@ ROUND_BITS = tl.constexpr(0x4B400000)  # the same number as int32
 
 
 @triton.jit
-def max_abs(x):
-    """max(|x|) of a float32 block, NaN if it has one: a maximum of floats would drop NaN. The bits of magnitudes, as
-    integers, are in the order of the magnitudes, with NaN above all."""
-    return tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF).to(tl.float32, bitcast=True)
+def max_abs(x, axis: tl.constexpr = None):
+    """max(|x|) of a float32 block, or along an axis, NaN if there is one: a maximum of floats would drop NaN. The bits
+    of magnitudes, as integers, are in the order of the magnitudes, with NaN above all."""
+    return tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def find_amax(x, MIN_AMAX: tl.constexpr):
+def find_amax(x, MIN_AMAX: tl.constexpr, axis: tl.constexpr = None):
     """max(|x|, MIN_AMAX), NaN if x has one."""
-    amax = max_abs(x)
+    amax = max_abs(x, axis)
     return tl.where(amax < MIN_AMAX, MIN_AMAX, amax)
 
 
@@ -29,3 +29,10 @@ def encode(x, amax, LEVELS: tl.constexpr):
     scaled = x * tl.div_rn(LEVELS + 0.0, amax)
     codes = tl.minimum(tl.maximum((scaled + ROUND) - ROUND, -LEVELS), 127.0)
     return tl.where(scaled == scaled, codes, 0.0).to(tl.int8)
+
+
+@triton.jit
+def encode_symmetric(x, amax):
+    """int8 codes -127..127 of x float32 with max(|x|) = amax, rounded half to even. The low byte of the sum is the
+    code; nothing exceeds 127, and the code of a NaN does not matter, since its scale is NaN."""
+    return (x * tl.div_rn(127.0, amax) + ROUND).to(tl.int32, bitcast=True).to(tl.int8)

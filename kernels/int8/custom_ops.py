@@ -1,14 +1,15 @@
 """The entries of int8 linear layers: quantizing an activation, the product, and the product with what follows it in a
 feed-forward or a residual branch.
 
-A weight is int8 [N, K] in the block-scaled format (`format`). An activation is quantized by "block" (as upstream) or by
-"row"; the shape of its scales tells which."""
+A weight is int8 [N, K] in the block-scaled format (`format`), or with a scale for each channel [N]. An activation is
+quantized by "block" (as upstream), by "group" (finer) or, for a weight by channel, by "row"; the shape of its scales
+tells which."""
 
 import torch
 
 from ..call_counter import count
 from ..dispatch import Operator, unfit_dtype
-from .format import KINDS, check_kind, empty_codes, scale_shape, tile_count
+from .format import KINDS, check_kind, empty_codes, scale_kind, tile_count
 
 _NEVER = {
     "comfy_kitchen": "its int8_linear has one scale for each row of the weight, and these have one for each 128x128 "
@@ -43,39 +44,42 @@ def _check_weight(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Ten
         or weight.ndim != 2
         or x.shape[-1] != weight.shape[1]
         or weight.dtype != torch.int8
-        or weight_scale.shape != tuple(tile_count(size) for size in weight.shape)
+        or weight_scale.shape not in (tuple(tile_count(size) for size in weight.shape), weight.shape[:1])
     ):
         raise ValueError(
-            f"x [..., M, K] and an int8 weight [N, K] with scales [N/128, K/128] are needed: {list(x.shape)}, "
+            f"x [..., M, K] and an int8 weight [N, K] with scales [N/128, K/128] or [N] are needed: {list(x.shape)}, "
             f"{weight.dtype} {list(weight.shape)}, {list(weight_scale.shape)}."
         )
 
 
+def _check_by(weight_scale: torch.Tensor, by: str) -> None:
+    check_kind(by)
+    if weight_scale.ndim == 1 and by != "row":
+        raise ValueError(f"A weight with a scale for each channel needs an activation by row, not by {by}.")
+
+
 def _check_codes(codes: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor) -> None:
     _check_weight(codes, weight, weight_scale)
-    if codes.dtype != torch.int8 or scales.shape not in (scale_shape(codes.shape, by) for by in KINDS):
-        raise ValueError(
-            "int8 codes [..., M, K] with scales by block [..., M/128, K/128] or row [..., M] are needed: "
-            f"{codes.dtype} "
-            f"{list(codes.shape)}, {list(scales.shape)}."
-        )
+    _check_by(weight_scale, scale_kind(codes, scales))
+    if codes.dtype != torch.int8:
+        raise ValueError(f"int8 codes are needed: {codes.dtype}.")
 
 
 @torch.library.custom_op("turbodiffusion::int8_quantize", mutates_args=())
 def int8_quantize(x: torch.Tensor, by: str = "block") -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 codes of x [..., M, K] and float32 scales, by "block" (codes -128..127, scale amax/128) or "row" (-127..127,
-    amax/127). Raises ValueError for another `by` or a vector."""
+    """int8 codes of x [..., M, K] and float32 scales, by "block" (codes -128..127, scale amax/128), "group" or "row"
+    (-127..127, amax/127). Raises ValueError for another `by` or a vector."""
     check_kind(by)
     if x.ndim < 2:
         raise ValueError(f"x [..., M, K] is needed: {list(x.shape)}.")
     if x.numel() == 0:
-        return empty_codes(x, by)
+        return empty_codes(x.shape, by, x.device)
     return QUANTIZE[by].find(x.device, _unfit(x.dtype, x.device))(x)
 
 
 @int8_quantize.register_fake
 def _(x: torch.Tensor, by: str = "block") -> tuple[torch.Tensor, torch.Tensor]:
-    return empty_codes(x, by)
+    return empty_codes(x.shape, by, x.device)
 
 
 @torch.library.custom_op("turbodiffusion::int8_linear", mutates_args=())
@@ -86,12 +90,13 @@ def int8_linear(
     bias: torch.Tensor | None = None,
     activation: str = "block",
 ) -> torch.Tensor:
-    """x [..., M, K], quantized by "block" or "row" on the way, times an int8 weight. Returns [..., M, N] in x's dtype.
+    """x [..., M, K], quantized by "block", "group" or "row" on the way, times an int8 weight. Returns [..., M, N] in
+    x's dtype.
 
     Where int8 would be slower, the product is one in x's dtype, and counted as that. Raises ValueError for shapes or
     dtypes that do not fit together."""
     _check_weight(x, weight, weight_scale)
-    check_kind(activation)
+    _check_by(weight_scale, activation)
     backend = LINEAR.choose(x.device, _unfit(x.dtype, x.device, weight)).backend
     if backend != "dequantized":
         count("int8 linear")
@@ -149,16 +154,21 @@ def int8_matmul_gelu_quantize(
     weight_scale: torch.Tensor,
     bias: torch.Tensor | None,
     out_dtype: torch.dtype,
+    by: str = "block",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tanh GELU of `int8_matmul`, quantized by block for the layer that follows: codes [..., M, N] and their
-    scales. Product and GELU are rounded to `out_dtype` on the way, as if they were separate."""
+    """The tanh GELU of `int8_matmul`, quantized by "block", "group" or "row" for the layer that follows: codes
+    [..., M, N] and their scales. Product and GELU are rounded to `out_dtype` on the way, as if they were separate."""
     _check_codes(codes, scales, weight, weight_scale)
+    check_kind(by)
     count("int8 linear")
-    shape = (*codes.shape[:-1], weight.shape[0])
     if codes.numel() == 0:
-        return codes.new_empty(shape), scales.new_empty(scale_shape(shape, "block"))
+        return _empty_output(codes, weight, by)
     run = GELU_QUANTIZE.find(codes.device, _unfit(out_dtype, codes.device, weight))
-    return run(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype)
+    return run(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype, by=by)
+
+
+def _empty_output(codes: torch.Tensor, weight: torch.Tensor, by: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return empty_codes((*codes.shape[:-1], weight.shape[0]), by, codes.device)
 
 
 @int8_matmul_gelu_quantize.register_fake
@@ -169,9 +179,9 @@ def _(
     weight_scale: torch.Tensor,
     bias: torch.Tensor | None,
     out_dtype: torch.dtype,
+    by: str = "block",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (*codes.shape[:-1], weight.shape[0])
-    return codes.new_empty(shape), scales.new_empty(scale_shape(shape, "block"))
+    return _empty_output(codes, weight, by)
 
 
 @torch.library.custom_op("turbodiffusion::int8_matmul_gate_residual", mutates_args=())

@@ -16,7 +16,10 @@ def int8_linear(
     *,
     activation: str = "block",
 ) -> torch.Tensor:
-    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)], in x's dtype; `activation` has no
-    effect."""
-    weight = dequantize_block(weight, weight_scale, x.dtype)
+    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)] or [N], in x's dtype; `activation`
+    has no effect."""
+    if weight_scale.ndim == 1:
+        weight = (weight * weight_scale[:, None]).to(x.dtype)
+    else:
+        weight = dequantize_block(weight, weight_scale, x.dtype)
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))

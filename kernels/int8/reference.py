@@ -4,8 +4,9 @@ them.
     y[m, n] = sum over tiles t of 128 along K of  float(sum_{k in t} codes[m, k] weight[n, k]) * (scales[m/128, t] *
     weight_scale[n/128, t])
 
-The tiles and their scales are described in `format`. Activations may instead have one scale per row, which outlier
-tokens harm less. Every temporary is bounded by `_CHUNK_ELEMENTS`.
+The tiles and their scales are described in `format`. Activations may instead have one scale for each row, or for each
+row of a tile, which outlier tokens harm less. A weight may have one scale for each output channel, and an activation
+then one for each row: the sum of integers is over all of K. Every temporary is bounded by `_CHUNK_ELEMENTS`.
 """
 
 import math
@@ -13,7 +14,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .format import MIN_AMAX, TILE, tile_count
+from .format import EXACT_K, GROUP_LEVELS, MIN_AMAX, TILE, empty_codes, scale_kind, tile_count
 
 _CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 256 MB in float32
 
@@ -75,6 +76,28 @@ def quantize_row(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, scales
 
 
+def quantize_group(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 codes -127..127 of x [..., M, K] and the float32 scale amax/127 of each 128 channels of a row
+    [..., ceil(K/128), M]. The scale of a group that holds NaN or Inf is that, its codes are of no consequence."""
+    m, k = x.shape[-2:]
+    codes, scales = empty_codes(x.shape, "group", x.device)
+    for item, item_codes, item_scales in zip(_items(x, 2), _items(codes, 2), _items(scales, 2), strict=True):
+        for rows in _chunks(m, k):
+            groups = F.pad(item[rows].float(), (0, -k % TILE)).unflatten(1, (-1, TILE))
+            amax = groups.abs().amax(-1, keepdim=True).clamp_(min=MIN_AMAX)
+            item_codes[rows] = _encode(groups, amax, GROUP_LEVELS).flatten(1)[:, :k]
+            item_scales[:, rows] = (amax * (1 / GROUP_LEVELS)).squeeze(-1).T
+    return codes, scales
+
+
+QUANTIZERS = {"block": quantize_block, "group": quantize_group, "row": quantize_row}
+
+
+def dequantize_group(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor [..., M, K] that `quantize_group` encoded, up to half a scale per element."""
+    return (codes * _spread(scales.movedim(-2, 0), codes.shape[-1]).movedim(0, -1)).to(dtype)
+
+
 def dequantize_block(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The tensor that `quantize_block` encoded, up to half a scale per element."""
     m, k = codes.shape[-2:]
@@ -97,32 +120,48 @@ def int8_matmul(
 ) -> torch.Tensor:
     """The product of quantized activations [..., M, K] and weight [N, K], as `out_dtype` [..., M, N].
 
-    `scales` are those of `quantize_block`, or [..., M] of `quantize_row`: these multiply the whole sum. The bias [N] is
-    added to the rounded product, a second rounding, as in the reference."""
+    `scales` are those of a quantizer above; by row they multiply the whole sum. The bias [N] is added to the rounded
+    product, a second rounding, as in the reference."""
     m, k = codes.shape[-2:]
     n = weight.shape[0]
-    by_block = scales.ndim == codes.ndim
+    by = scale_kind(codes, scales)
+    by_channel = weight_scale.ndim == 1
     out = torch.empty((*codes.shape[:-1], n), dtype=out_dtype, device=codes.device)
-    column_scales = _spread(weight_scale, n)
-    item_dims = 2 if by_block else 1
+    column_scales = weight_scale if by_channel else _spread(weight_scale, n)
+    item_dims = 1 if by == "row" else 2
     for item, item_codes, item_scales in zip(_items(out, 2), _items(codes, 2), _items(scales, item_dims), strict=True):
         for rows in _chunks(m, n):
             count = rows.stop - rows.start
+            if by_channel:
+                total = _integer_product(item_codes[rows], weight) * (item_scales[rows, None] * column_scales)
+                item[rows] = total if bias is None else total.to(out_dtype) + bias.to(out_dtype)
+                continue
             total = torch.zeros((count, n), dtype=torch.float32, device=codes.device)
-            if by_block:
+            if by == "block":
                 row_scales = _spread(item_scales[rows.start // TILE : tile_count(rows.stop)], count)
+            elif by == "group":
+                row_scales = item_scales[:, rows].T
             for tile in range(tile_count(k)):
                 columns = slice(tile * TILE, (tile + 1) * TILE)
                 # exact in float32: the sum stays below 2^22 (see `format`)
                 product = item_codes[rows, columns].float() @ weight[:, columns].float().T
                 scale = column_scales[:, tile]
-                total += product.mul_(row_scales[:, tile, None] * scale if by_block else scale)
-            if not by_block:
+                total += product.mul_(scale if by == "row" else row_scales[:, tile, None] * scale)
+            if by == "row":
                 total *= item_scales[rows, None]
             item[rows] = total
             if bias is not None:
                 item[rows] += bias.to(out_dtype)
     return out
+
+
+def _integer_product(codes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """codes [M, K] times weight [N, K], summed in int32: float32 [M, N], each rounded once."""
+    total = torch.zeros((len(codes), len(weight)), dtype=torch.int32, device=codes.device)
+    for start in range(0, codes.shape[1], EXACT_K):
+        columns = slice(start, start + EXACT_K)
+        total += (codes[:, columns].float() @ weight[:, columns].float().T).to(torch.int32)
+    return total.float()
 
 
 def int8_linear(
@@ -133,10 +172,9 @@ def int8_linear(
     *,
     activation: str = "block",
 ) -> torch.Tensor:
-    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)], x quantized by "block" or
-    "row"."""
-    quantize = {"block": quantize_block, "row": quantize_row}[activation]
-    codes, scales = quantize(x)
+    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)] or [N], x quantized by "block",
+    "group" or "row"."""
+    codes, scales = QUANTIZERS[activation](x)
     return int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=x.dtype)
 
 
@@ -148,10 +186,11 @@ def int8_matmul_gelu_quantize(
     bias: torch.Tensor | None = None,
     *,
     out_dtype: torch.dtype,
+    by: str = "block",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`quantize_block` of the tanh GELU of `int8_matmul`; both round to `out_dtype` on the way."""
+    """The tanh GELU of `int8_matmul`, quantized by "block", "group" or "row"; both round to `out_dtype` on the way."""
     y = int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype)
-    return quantize_block(F.gelu(y, approximate="tanh"))
+    return QUANTIZERS[by](F.gelu(y, approximate="tanh"))
 
 
 def int8_matmul_gate_residual(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from ..self_test import Case
-from .reference import dequantize_block, quantize_block
+from .reference import dequantize_block, dequantize_group, quantize_block, quantize_group, quantize_row
 
 _SCALES = ("scales", "weight_scale")
 
@@ -14,8 +14,13 @@ def _decode(result: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     return dequantize_block(*result, torch.float32)
 
 
+def _decode_groups(result: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return dequantize_group(*result, torch.float32)
+
+
 def int8(generator: torch.Generator, device: torch.device) -> Iterator[Case]:
-    """Each product on few rows, and one on enough rows (2048) for the launch config of a video's layers."""
+    """Each product on few rows, and one on enough rows (2048) for the launch config of a video's layers; activations by
+    group, which is the default, and by block; and a weight by channel."""
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
@@ -27,6 +32,16 @@ def int8(generator: torch.Generator, device: torch.device) -> Iterator[Case]:
     codes, scales = quantize_block(x)
     given = {"codes": codes, "scales": scales} | layer
     yield Case("int8_matmul_gelu_quantize", given | {"out_dtype": torch.float32}, _SCALES, _decode)
+    yield Case("int8_linear", {"x": x, "activation": "group"} | layer, _SCALES)
+    codes, scales = quantize_group(x)
+    given = {"codes": codes, "scales": scales} | layer
+    yield Case(
+        "int8_matmul_gelu_quantize", given | {"out_dtype": torch.float32, "by": "group"}, _SCALES, _decode_groups
+    )
     yield Case("int8_matmul_gate_residual", given | {"residual": residual, "gate": gate}, _SCALES)
-    codes, scales = quantize_block(draw(1, 2060, 256))
+    codes, scales = quantize_group(draw(1, 2060, 256))
     yield Case("int8_matmul", {"codes": codes, "scales": scales, "out_dtype": torch.float32} | layer, _SCALES)
+    codes, scales = quantize_row(x)
+    weight, weight_scale = quantize_row(draw(256, 256) / 16)
+    given = {"codes": codes, "scales": scales, "weight": weight, "weight_scale": weight_scale, "bias": bias}
+    yield Case("int8_matmul", given | {"out_dtype": torch.float32}, _SCALES)

@@ -103,12 +103,12 @@ def _(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float = 1e
 def layer_norm_modulate_quantize(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float = 1e-6, by: str = "block"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`layer_norm_modulate` as int8 codes and scales for the int8 linears that follow: by "block" those of its rounded
-    values, exactly as if it were quantized afterwards; by "row" those of its values in float32."""
+    """`layer_norm_modulate` as int8 codes and scales for the int8 linears that follow: by "block" and "group" those of
+    its rounded values, as if it were quantized afterwards; by "row" those of its values in float32."""
     _check_modulation(x, shift, scale)
     check_kind(by)
     if x.numel() == 0:
-        return empty_codes(x, by)
+        return empty_codes(x.shape, by, x.device)
     return LAYER_NORM_MODULATE_QUANTIZE.find(x.device, _unfit(x))(x, shift, scale, eps=eps, by=by)
 
 
@@ -116,4 +116,4 @@ def layer_norm_modulate_quantize(
 def _(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float = 1e-6, by: str = "block"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return empty_codes(x, by)
+    return empty_codes(x.shape, by, x.device)

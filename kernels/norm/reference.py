@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from ..int8.reference import quantize_block, quantize_row
+from ..int8.reference import QUANTIZERS, quantize_row
 
 _CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 256 MB in float32
 
@@ -65,9 +65,9 @@ def layer_norm_modulate_quantize(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`layer_norm_modulate` as int8 codes [B, L, width] and float32 scales.
 
-    By "block": `quantize_block` of its rounded values. By "row": `quantize_row` of its values in float32."""
-    if by == "block":
-        return quantize_block(layer_norm_modulate(x, shift, scale, eps=eps))
+    By "block" and "group" of its rounded values, by "row" of its values in float32."""
+    if by != "row":
+        return QUANTIZERS[by](layer_norm_modulate(x, shift, scale, eps=eps))
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     row_scales = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
     for item, tokens, value in _modulated(x, shift, scale, eps):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..int8.reference import dequantize_block
+from ..int8.reference import dequantize_block, dequantize_group
 from ..self_test import Case
 
 
@@ -21,8 +21,9 @@ def norm(generator: torch.Generator, device: torch.device) -> Iterator[Case]:
     yield Case("rms_norm_rope", {"x": x, "weight": weight, "freqs": freqs, "heads": 2, "eps": 1e-6}, exact=("freqs",))
     given = {"x": x, "shift": shift, "scale": scale, "eps": 1e-6}
     yield Case("layer_norm_modulate", given)
-    yield Case(
-        "layer_norm_modulate_quantize",
-        given | {"by": "block"},
-        decode=lambda y: dequantize_block(y[0], y[1], torch.float32),
-    )
+    for by, dequantize in (("group", dequantize_group), ("block", dequantize_block)):
+        yield Case(
+            "layer_norm_modulate_quantize",
+            given | {"by": by},
+            decode=lambda y, dequantize=dequantize: dequantize(y[0], y[1], torch.float32),
+        )

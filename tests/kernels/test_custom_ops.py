@@ -26,6 +26,11 @@ def layer(n: int = 140, k: int = 200) -> tuple[torch.Tensor, torch.Tensor, torch
     return (*quantize_block(draw(n, k, seed=1) / k**0.5), draw(n, seed=2))
 
 
+def channels(n: int = 140, k: int = 200) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weight with a scale for each channel, scales and bias."""
+    return (*int8.quantize_row(draw(n, k, seed=1) / k**0.5), draw(n, seed=2))
+
+
 def quantized(m: int = 130, k: int = 200, by: str = "block") -> tuple[torch.Tensor, torch.Tensor]:
     return getattr(int8, f"quantize_{by}")(draw(2, m, k))
 
@@ -49,11 +54,16 @@ CASES = {
         lambda *a: sage.sage_sparse_linear_attention(*a[:5], topk=0.4, pv="fp16"),
     ),
     "int8_quantize": (lambda: (draw(2, 130, 200),), int8.quantize_block),
+    "int8_quantize by group": (lambda: (draw(2, 130, 200), "group"), lambda *a: int8.quantize_group(a[0])),
     "int8_quantize by row": (lambda: (draw(2, 130, 200), "row"), lambda *a: int8.quantize_row(a[0])),
     "int8_linear": (lambda: (draw(2, 130, 200), *layer()), int8.int8_linear),
     "int8_linear by row": (
         lambda: (draw(2, 130, 200), *layer(), "row"),
         lambda *a: int8.int8_linear(*a[:4], activation="row"),
+    ),
+    "int8_linear by group": (
+        lambda: (draw(2, 130, 200), *layer(), "group"),
+        lambda *a: int8.int8_linear(*a[:4], activation="group"),
     ),
     "int8_matmul": (
         lambda: (*quantized(), *layer(), torch.float32),
@@ -66,6 +76,22 @@ CASES = {
     "int8_matmul_gelu_quantize": (
         lambda: (*quantized(), *layer(), torch.float32),
         lambda *a: int8.int8_matmul_gelu_quantize(*a[:5], out_dtype=torch.float32),
+    ),
+    "int8_linear by channel": (
+        lambda: (draw(2, 130, 200), *channels(), "row"),
+        lambda *a: int8.int8_linear(*a[:4], activation="row"),
+    ),
+    "int8_matmul_gelu_quantize by channel": (
+        lambda: (*quantized(by="row"), *channels(), torch.float32, "row"),
+        lambda *a: int8.int8_matmul_gelu_quantize(*a[:5], out_dtype=torch.float32, by="row"),
+    ),
+    "int8_matmul_gelu_quantize by group": (
+        lambda: (*quantized(by="group"), *layer(), torch.float32, "group"),
+        lambda *a: int8.int8_matmul_gelu_quantize(*a[:5], out_dtype=torch.float32, by="group"),
+    ),
+    "int8_matmul_gate_residual by group": (
+        lambda: (*quantized(by="group"), *layer(), draw(2, 130, 140, seed=3), draw(2, 1, 140, seed=4)),
+        lambda *a: int8.int8_matmul_gate_residual(*a[:5], residual=a[5], gate=a[6]),
     ),
     "int8_matmul_gate_residual": (
         lambda: (*quantized(), *layer(), draw(2, 130, 140, seed=3), draw(2, 1, 140, seed=4)),
@@ -80,6 +106,10 @@ CASES = {
     "layer_norm_modulate_quantize": (
         modulation,
         lambda *a: norm.layer_norm_modulate_quantize(*a, eps=1e-6, by="block"),
+    ),
+    "layer_norm_modulate_quantize by group": (
+        lambda: (*modulation(3), 1e-6, "group"),
+        lambda *a: norm.layer_norm_modulate_quantize(*a[:3], eps=1e-6, by="group"),
     ),
     "layer_norm_modulate_quantize by row": (
         lambda: (*modulation(3), 1e-6, "row"),
@@ -187,11 +217,16 @@ REFUSED = {
     "pv": (lambda: kernels.sparse_linear_attention(*qkv(), None, None, 0.4, "int4"), "pv is 'int4'"),
     "weight": (lambda: kernels.int8_linear(draw(4, 100), *layer()), "int8 weight"),
     "weight in float": (lambda: kernels.int8_linear(draw(4, 200), draw(140, 200), *layer()[1:]), "int8 weight"),
-    "activation": (lambda: kernels.int8_linear(draw(4, 200), *layer(), "tile"), "'tile': choose block or row"),
-    "by": (lambda: kernels.int8_quantize(draw(4, 200), "tile"), "'tile': choose block or row"),
+    "activation": (lambda: kernels.int8_linear(draw(4, 200), *layer(), "tile"), "'tile': choose block, group or row"),
+    "by": (lambda: kernels.int8_quantize(draw(4, 200), "tile"), "'tile': choose block, group or row"),
     "vector": (lambda: kernels.int8_quantize(draw(4)), "is needed"),
     "scales": (lambda: kernels.int8_matmul(quantized()[0], draw(3), *layer(), torch.float32), "scales by block"),
     "codes": (lambda: kernels.int8_matmul(draw(2, 130, 200), quantized()[1], *layer(), torch.float32), "int8 codes"),
+    "activation by group, weight by channel": (
+        lambda: kernels.int8_matmul(*quantized(by="group"), *channels(), torch.float32),
+        "needs an activation by row, not by group",
+    ),
+    "by of a linear by channel": (lambda: kernels.int8_linear(draw(4, 200), *channels()), "by row, not by block"),
     "residual": (
         lambda: kernels.int8_matmul_gate_residual(*quantized(), *layer(), draw(2, 130, 139), draw(2, 1, 139)),
         "residual",

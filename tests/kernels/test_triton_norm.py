@@ -1,9 +1,12 @@
 """The norm kernels, in Triton's interpreter unless there is a GPU."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from td_pack.kernels.int8.reference import quantize_block as reference_quantize_block
+from td_pack.kernels.int8 import format
+from td_pack.kernels.int8.reference import QUANTIZERS
 from td_pack.kernels.norm import reference
 from td_pack.kernels.norm.triton import layer_norm, rms_norm
 from td_pack.tests.support.interpreter import DEVICE
@@ -19,7 +22,7 @@ from td_pack.tests.support.norms import (
 from td_pack.tests.support.poison import poisoned_memory
 from td_pack.tests.support.tensors import DTYPES, draw
 
-poisoned = poisoned_memory(rms_norm, layer_norm)
+poisoned = poisoned_memory(format, rms_norm, layer_norm)
 
 
 def rope(x, weight, freqs, heads, module=rms_norm):
@@ -40,12 +43,12 @@ def modulate(x, shift, scale, module=layer_norm):
     return module.layer_norm_modulate(x, shift, scale, eps=EPS)
 
 
-def quantize(x, shift, scale, module=layer_norm):
-    return module.layer_norm_modulate_quantize(x, shift, scale, eps=EPS)
+def quantize(x, shift, scale, module=layer_norm, by="row"):
+    return module.layer_norm_modulate_quantize(x, shift, scale, eps=EPS, by=by)
 
 
-def quantize_block(x, shift, scale, module=layer_norm):
-    return module.layer_norm_modulate_quantize(x, shift, scale, eps=EPS, by="block")
+quantize_block = partial(quantize, by="block")
+quantize_group = partial(quantize, by="group")
 
 
 def modulate_inputs(batch, length, width, frames=1, dtype=torch.float32):
@@ -84,12 +87,23 @@ def test_modulate_matches_the_reference(width, length, frames, dtype):
     [(1, 1, 1, 128), (2, 127, 1, 300), (1, 129, 1, 100), (2, 130, 3, 300), (2, 130, 3, 128), (1, 5, 5, 100)],
 )
 def test_quantized_by_block(batch, length, frames, width, dtype):
-    inputs = modulate_inputs(batch, length, width, frames, dtype)
-    got = quantize_block(*inputs)
+    assert_quantized("block", modulate_inputs(batch, length, width, frames, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+# One group; then the last group of each part of a row whole, cut or missing.
+@pytest.mark.parametrize("frames, width", [(1, 100), (1, 128), (3, 129), (1, 256), (3, 1100), (1, 1300), (1, 1536)])
+def test_quantized_by_group(frames, width, dtype):
+    assert_quantized("group", modulate_inputs(2, 4, width, frames, dtype))
+
+
+def assert_quantized(by, inputs):
+    got = quantize(*inputs, by=by)
     # Rounded to a half, a value may be its neighbour, which can be a scale.
-    assert_codes_match(got, quantize_block(*inputs, reference), rtol=max(1e-5, torch.finfo(dtype).eps))
+    rtol = max(1e-5, torch.finfo(inputs[0].dtype).eps)
+    assert_codes_match(got, quantize(*inputs, reference, by=by), rtol=rtol)
     if DEVICE.type == "cpu":  # the codes are the quantizer's of the other kernel's values, to the bit
-        apart = reference_quantize_block(modulate(*inputs))
+        apart = QUANTIZERS[by](modulate(*inputs))
         assert torch.equal(got[0], apart[0]) and torch.equal(got[1], apart[1])
 
 
@@ -100,6 +114,7 @@ def test_width_of_the_14b_model():
     assert error(modulate(*inputs), host_layer_norm_modulate(*(x.double() for x in inputs))) < 1e-5
     assert_codes_match(quantize(*inputs), quantize(*inputs, reference))
     assert_codes_match(quantize_block(*inputs), quantize_block(*inputs, reference))
+    assert_codes_match(quantize_group(*inputs), quantize_group(*inputs, reference))
 
 
 def test_float32_weight_and_modulation_of_half_inputs():
@@ -126,7 +141,7 @@ def test_views_of_a_fused_projection_and_of_the_modulation():
     for shift, scale in (six.chunk(6, dim=1)[1:3], four_frames.unbind(2)[1:3]):
         got, want = modulate(view, shift, scale), modulate(view.contiguous(), shift.contiguous(), scale.contiguous())
         assert torch.equal(got, want)
-        for quantizer in (quantize, quantize_block):
+        for quantizer in (quantize, quantize_block, quantize_group):
             parts = zip(quantizer(view, shift, scale), quantizer(view.contiguous(), shift, scale), strict=True)
             assert all(torch.equal(a, b) for a, b in parts)
 
@@ -135,7 +150,7 @@ def test_token_of_zeros():
     x, zeros = torch.zeros(1, 2, 64, device=DEVICE), torch.zeros(1, 1, 64, device=DEVICE)
     for norm, layer in ((rms_norm, layer_norm), (reference, reference)):
         assert not rope(x, torch.ones(64, device=DEVICE), wan_freqs(1, 1, 2, 64).to(DEVICE), 1, norm).any()
-        for codes, scales in (quantize(x, zeros, zeros, layer), quantize_block(x, zeros, zeros, layer)):
+        for codes, scales in (quantize(x, zeros, zeros, layer, by) for by in format.KINDS):
             assert not codes.any() and (scales > 0).all() and (scales < 1e-9).all()
 
 
@@ -150,3 +165,4 @@ def test_bad_value_stays_in_its_token(bad):
         for out in (rope(x, weight, freqs, 1, norm).flatten(2), modulate(*given, layer), scales):
             assert out.isfinite().all(-1).tolist() == [[True, False, True]]
         assert not quantize_block(*given, layer)[1].isfinite().any()
+        assert quantize_group(*given, layer)[1].isfinite().tolist() == [[[True, False, True]]]

@@ -44,6 +44,7 @@ def attend(qkv):
 
 CASES = {
     "quantize_block": ((130,), quantize.quantize_block),
+    "quantize_group": ((130,), quantize.quantize_group),
     "quantize_row": ((130,), quantize.quantize_row),
     "rms_norm_rope": (
         (64,),
@@ -123,10 +124,11 @@ def weights(n, k):
 
 LARGE = {
     "quantize_block": lambda: quantize.quantize_block(meta(BATCH, TOKENS, FFN)),
+    "quantize_group": lambda: quantize.quantize_group(meta(BATCH, TOKENS, FFN)),
     "quantize_row": lambda: quantize.quantize_row(meta(BATCH, TOKENS, FFN)),
     "int8_linear": lambda: linear.int8_linear(meta(BATCH, TOKENS, WIDTH), *weights(FFN, WIDTH)),
     "gelu_quantize": lambda: linear.int8_matmul_gelu_quantize(
-        *quantize.quantize_block(meta(BATCH, TOKENS, WIDTH)), *weights(FFN, WIDTH), out_dtype=torch.bfloat16
+        *quantize.quantize_group(meta(BATCH, TOKENS, WIDTH)), *weights(FFN, WIDTH), out_dtype=torch.bfloat16, by="group"
     ),
     "gate_residual": lambda: linear.int8_matmul_gate_residual(
         *quantize.quantize_block(meta(BATCH, TOKENS, FFN)),

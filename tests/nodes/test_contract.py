@@ -17,6 +17,7 @@ CONTRACT = """
 TurboDiffusionLoader -> MODEL
   model_name COMBO [files]
   dtype COMBO=auto [auto|bf16|fp16|fp32]
+  activations COMBO=fine [fine|upstream] optional
 TurboDiffusionSLA -> MODEL
   model MODEL
   mode COMBO=auto [auto|sla|sagesla|dense]

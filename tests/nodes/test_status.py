@@ -36,4 +36,5 @@ def test_the_report_tells_the_machine_the_models_and_the_last_run(text_server):
 def test_without_a_run_it_reports_the_machine(server):
     report = server.client.run({"status": node("TurboDiffusionStatus")}).outputs["status"]["text"][0]
     assert report.splitlines()[0].startswith(("Fast: ", "Slow: "))
+    assert "int8 weights that suit this device (weights of TurboDiffusion Convert): int8_block: more exact" in report
     assert "I2V A14B, each expert: weights 14.5 GB in int8, 28.6 GB in bf16" in report

@@ -27,6 +27,8 @@ NAMES = {
     "comfy.ldm.wan.model.WanI2VCrossAttention": "the cross-attention of blocks made as i2v_cross_attn",
     "comfy.ldm.wan.model.WanModel": "base of TurboWanModel; makes its blocks in its constructor",
     "comfy.ldm.wan.model.WanSelfAttention": "base of TurboSelfAttention",
+    "comfy.ldm.wan.model.WanT2VCrossAttention.forward": "compared, to see whether another pack has replaced it",
+    "comfy.ldm.wan.model.WanT2VCrossAttention": "x, context and the tokens of an image -> x; nothing but its forward",
     "comfy.ldm.wan.model.repeat_e": "repeats [B, frames, dim] over the tokens of each frame",
     "comfy.ldm.wan.vae.WanVAE": "type of first_stage_model that decode.py takes apart",
     "comfy.ldm.wan.vae.count_cache_layers": "length of the decoder's feat_cache",
@@ -212,6 +214,7 @@ COPIES = {
         "c6d4f6a411ff",
     ),
     "comfy.ldm.wan.model.WanSelfAttention.forward": ("TurboSelfAttention.attend", "3933f0b4c6d4"),
+    "comfy.ldm.wan.model.WanT2VCrossAttention.forward": ("fused.add_cross_attention", "18b9c7be0c56"),
     "comfy.ldm.wan.model.WanAttentionBlock.__init__": (
         "TurboBlock: its self_attn is replaced, its ffn is [Linear, GELU, Linear]",
         "b23fe1738efc",
@@ -266,7 +269,7 @@ ATTRIBUTES = {
     "comfy.model_base.WAN21": "image_to_video",
     "comfy.ldm.wan.model.WanSelfAttention": "k norm_k norm_q num_heads o q v",
     "comfy.ldm.wan.model.Head": "modulation",
-    "torch.nn.LayerNorm": "eps",
+    "torch.nn.LayerNorm": "elementwise_affine eps",
     "torch.nn.Module": "_forward_hooks _forward_pre_hooks",
     "comfy.model_base.BaseModel": "current_patcher diffusion_model get_dtype_inference load_model_weights "
     "process_latent_in",
@@ -316,6 +319,11 @@ MARKS = {
 }
 # Names that the sources read and that no class above has.
 ELSEWHERE = {
+    "_full_precision_mm": "of mixed_precision_ops().Linear, which its forward reads; optional",
+    "pre_quant_scale": "the same",
+    "input_scale": "the same",
+    "convrot": "of the Params of comfy_kitchen's TensorWiseINT8Layout; optional",
+    "transposed": "the same",
     "comfy_attention": "of WanSelfAttention, from about ComfyUI 0.40; optional",
     "CastBiasWeightContext": "of comfy.ops, from 0.34; optional",
     "NodeReplace": "of comfy_api.latest.io; optional",

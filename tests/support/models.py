@@ -17,7 +17,8 @@ def load_case(case: dict, folder: Path) -> list:
     """The ModelPatchers of a golden case, high expert first, loaded from `.pth` files in upstream's layout."""
     models = []
     for i, state_dict in enumerate(checkpoints.golden_state_dicts(case)):
-        model = load_model(str(checkpoints.write_pth(folder / f"expert{i}.pth", state_dict)))
+        path = checkpoints.write_pth(folder / f"expert{i}.pth", state_dict)
+        model = load_model(str(path), activations=case.get("activations", "upstream"))
         models.append(with_attention(model, "sla", case["sla_topk"], "", False) if case["sla_topk"] else model)
     return models
 

@@ -32,11 +32,14 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def spread(scales: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The int8 scale of every element, float64: of blocks [..., tiles, tiles] or of rows [..., M]."""
+    """The int8 scale of every element, float64: of blocks [..., tiles, tiles], of groups [..., tiles, M] or of rows
+    [..., M]."""
     scales = scales.double()
     if scales.ndim < codes.ndim:
         return scales[..., None].expand(codes.shape)
     m, k = codes.shape[-2:]
+    if scales.shape[-2:] == (-(-k // 128), m):
+        return scales.mT.repeat_interleave(128, -1)[..., :k]
     return scales.repeat_interleave(128, -2).repeat_interleave(128, -1)[..., :m, :k]
 
 

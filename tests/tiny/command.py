@@ -10,7 +10,7 @@ from ..support.environment import cache_dir
 from ..support.host import load_host
 
 STAGES = ("vae", "t2v_where", "t2v", "i2v_high", "i2v_low", "t2v_sla", "lora")
-PARTS = ("t2v", "attention", "i2v", "lora")
+PARTS = ("t2v", "int8", "attention", "i2v", "lora")
 
 
 def main(arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ...kernels.attention.pv_format import PV_FORMATS
 from ...turbo_core.host.lora import with_lora
+from ...turbo_core.host.quant import ACTIVATIONS
 from . import models, vision, world
 from .training.whole_vae import WanVAE
 
@@ -120,6 +121,17 @@ class Table:
         row("int8, dense attention", models.load(quantized))
         row("int8, SLA 2 of 9", models.load(quantized, 2))
 
+    def int8(self) -> None:
+        """What int8 costs, with the activations of each kind, against float at the same top-k."""
+        path, reference = self.weights / models.T2V, None
+        quantized = models.int8(path, self.folder)
+        runs = {"float (the reference)": models.load(path, 2)}
+        runs |= {f"int8, activations {each}": models.load(quantized, 2, activations=each) for each in ACTIVATIONS}
+        for name, high in runs.items():
+            clips = self.clips(high)
+            self.add(judge(f"SLA 2 of 9, {name}", clips, self.scenes, reference), clips)
+            reference = clips if reference is None else reference
+
     def attention(self) -> None:
         """Computed in float32, so that a difference is of sage attention alone; one step, which does what four do
         here, since its reference is slow on a CPU."""
@@ -205,8 +217,8 @@ def markdown(rows: list[Row]) -> str:
 
 
 def measure(weights: Path, out: Path, dense: Path | None, parts: list[str], count: int, show) -> None:
-    """Measures each part ("t2v", "attention", "i2v", "lora") and leaves its table and a contact sheet, tiny-PART.json,
-    .md and .jpg."""
+    """Measures each part ("t2v", "int8", "attention", "i2v", "lora") and leaves its table and a contact sheet,
+    tiny-PART.json, .md and .jpg."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="turbodiffusion-tiny-") as folder:
         for part in parts:

@@ -30,10 +30,10 @@ def load_vae(path: Path = WEIGHTS / VAE) -> torch.nn.Module:
     return vae
 
 
-def load(path: Path, key_blocks: int | None = None, dtype: str = "bf16", pv: str = ""):
+def load(path: Path, key_blocks: int | None = None, dtype: str = "bf16", pv: str = "", activations: str = "fine"):
     """A ModelPatcher with sparse-linear attention to this many of the 9 key blocks, in 16 bits or with v in the format
-    `pv`; or with dense attention."""
-    patcher = load_model(str(path), dtype)
+    `pv`; or with dense attention. `activations` of int8 weights as the Loader's."""
+    patcher = load_model(str(path), dtype, activations)
     if key_blocks is None:
         return with_attention(patcher, "dense", 0.1, "", False)
     settings = SLA((key_blocks + 0.5) / 9.5, pv=pv)

@@ -41,7 +41,7 @@ def test_int8_shows_the_same_clips(table):
     expected, _ = t2v(table, models.load(path, 2))
     actual, _ = t2v(table, models.load(models.int8(path, table.folder), 2))
     psnr = [vision.psnr(a, b) for a, b in zip(actual, expected, strict=True)]
-    assert measure.mean(psnr) >= 20  # 28.8 dB measured; clips of other prompts have 4.6 dB
+    assert measure.mean(psnr) >= 40  # 47.8 dB of 64 clips measured, 25.5 with upstream's activations
 
 
 def test_the_lora_changes_red_to_turquoise(table):

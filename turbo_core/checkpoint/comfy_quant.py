@@ -61,6 +61,15 @@ def read_format(tensor: torch.Tensor) -> tuple[str, bool]:
     return name, bool(stored.get("convrot") or params.get("convrot"))
 
 
+def is_int8_alone(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether ComfyUI's int8 is the only format of the quantized layers, of which there are some."""
+    try:
+        formats = {read_format(tensors[f"{layer}{SUFFIX}"])[0] for layer in quantized_layers(tensors)}
+    except ValueError:  # `quant_problems` names the layer
+        return False
+    return formats == {"int8_tensorwise"}
+
+
 def quant_problems(
     tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]
 ) -> dict[str, list[str]]:

@@ -24,6 +24,13 @@ def is_cast(layer: torch.nn.Module) -> bool:
     return getattr(layer, "comfy_force_cast_weights", False)
 
 
+def multiplies_as_it_is(layer: torch.nn.Module) -> bool:
+    """Whether a linear with a weight of ComfyUI's int8 multiplies it with the activation as it is given: its file asks
+    neither for a product in float nor for another scale of the activation before (comfy/ops.py)."""
+    scaled = getattr(layer, "pre_quant_scale", None) is not None or getattr(layer, "input_scale", None) is not None
+    return not scaled and not getattr(layer, "_full_precision_mm", False)
+
+
 def fetched(layer: torch.nn.Module, *args: Any, **kwargs: Any) -> AbstractContextManager[tuple[Any, Any]]:
     """A context that gives weight and bias of a layer as ComfyUI runs it: on the device, patched, in the dtype of the
     activations. The bias may be None. It takes the arguments of `comfy.ops.cast_bias_weight`, and releases the memory

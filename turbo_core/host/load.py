@@ -16,6 +16,7 @@ import torch
 
 from ..checkpoint import read
 from ..checkpoint.check import check_complete
+from ..checkpoint.comfy_quant import is_int8_alone
 from ..checkpoint.identify import identify
 from ..checkpoint.layout import WanSpec
 from ..checkpoint.packed import as_unpacked, packed_weights
@@ -34,11 +35,14 @@ DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": t
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+def load_model(
+    path: str, dtype_name: str = "auto", activations: str = "fine", disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
     """The model in the file at `path` as an unpatched ModelPatcher, its weights mapped from the file where they can be.
 
-    `dtype_name` is a key of DTYPES. `disable_dynamic` is how ComfyUI asks for a patcher without dynamic VRAM, through
-    `cached_patcher_init`. Raises CheckpointError for a file that cannot be used."""
+    `dtype_name` is a key of DTYPES, `activations` of quant.ACTIVATIONS. `disable_dynamic` is how ComfyUI asks for a
+    patcher without dynamic VRAM, through `cached_patcher_init`. Raises CheckpointError for a file that cannot be
+    used."""
     tensors, metadata = read_parts(Path(path), _read)
     with _comfyui_reads(Path(path)):
         tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
@@ -64,8 +68,8 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
     if spec.variant:
         config.unet_config.update(turbo=spec.turbo, trained_sla=spec.sla)
     # Float32 activations meet bf16 weights in the time embedding and the head: every layer must be able to cast.
-    if spec.int8:
-        config.custom_operations = block_int8_operations(compute, config.quant_config)
+    if spec.int8 or (spec.turbo and is_int8_alone(tensors)):
+        config.custom_operations = block_int8_operations(compute, config.quant_config, activations)
     elif spec.four_bit:
         config.custom_operations = nf4_operations(compute)
     elif config.quant_config is None:
@@ -81,7 +85,7 @@ def load_model(path: str, dtype_name: str = "auto", disable_dynamic: bool = Fals
         _match_dtypes(model.diffusion_model, tensors, offload_device)
     with _comfyui_reads(Path(path)) if config.quant_config is not None else contextlib.nullcontext():
         model.load_model_weights(tensors, "", assign=True)
-    patcher.cached_patcher_init = (load_model, (path, dtype_name))
+    patcher.cached_patcher_init = (load_model, (path, dtype_name, activations))
     refuse_hooks_on_quantized(patcher)
     if spec.four_bit:
         patch_at_run_time(patcher)

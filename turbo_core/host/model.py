@@ -4,7 +4,7 @@ A network of ours is one of ComfyUI's classes with TurboWanModel before it (`sub
 forward runs, of whichever variant and version it is. In a stock Wan file only the self-attention is replaced. For a
 TurboWan file time embedding, modulation and head are computed in float32, as in its training. `fused` has the operators
 around the linears of its blocks and decides when they are fused. Cross-attention is ComfyUI's class, which other packs
-patch, so nothing is fused around its projections."""
+patch: `fused` takes its place only where nobody has."""
 
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from comfy.ldm.wan.model import (
     repeat_e,
 )
 
-from .fused import add_gated, add_gated_linear, linear_gelu, norm_modulate
+from .fused import add_cross_attention, add_gated, add_gated_linear, linear_gelu, norm_modulate
 from .quant import is_replaced
 from .self_attention import TurboSelfAttention
 from .side_paths import side_path_operations
@@ -68,9 +68,7 @@ class TurboBlock(WanAttentionBlock):
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (modulation.unsqueeze(0) + e).unbind(2)
         x = self._self_attention(x.to(context.dtype).contiguous(), shift, scale, gate, freqs, transformer_options)
         x = self.inject(x, inputs.camera)
-        x = x + self.cross_attn(
-            self.norm3(x), context, context_img_len=context_img_len, transformer_options=transformer_options
-        )
+        x = add_cross_attention(x, self.norm3, self.cross_attn, context, context_img_len, transformer_options)
         for patch in transformer_options.get("patches", {}).get("attn2_patch", ()):
             x = patch({"x": x, "transformer_options": transformer_options})
         return self._feed_forward(x, ffn_shift, ffn_scale, ffn_gate)

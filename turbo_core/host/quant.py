@@ -1,7 +1,10 @@
 """TurboDiffusion's int8 weights as ComfyUI's quantized weights: a layout, and the Linear that multiplies in int8.
 
 The weight is a parameter that holds a QuantizedTensor, which ComfyUI's offload, prefetch, pinning, dynamic VRAM and
-LoRA support; it stays int8 on disk, in memory, in VRAM and in transfer."""
+LoRA support; it stays int8 on disk, in memory, in VRAM and in transfer.
+
+ComfyUI's own int8 weights, with a scale for each output channel, are multiplied by ComfyUI's Linear where they stand
+alone, and in a block's fused path like TurboDiffusion's."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,13 +16,24 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout
 
-from ...kernels import TILE, dequantize_block, int8_linear, int8_matmul, multiplies_codes, quantize_block
-from .features import is_cast, is_streamed
+from ...kernels import (
+    TILE,
+    dequantize_block,
+    int8_linear,
+    int8_matmul,
+    int8_quantize,
+    multiplies_codes,
+    quantize_block,
+)
+from .features import is_cast, is_streamed, multiplies_as_it_is
 from .quantized_linear import has_layout, quantized_operations, register_format
 
 LAYOUT = "TurboDiffusionBlockINT8Layout"
+CHANNEL_LAYOUT = "TensorWiseINT8Layout"  # ComfyUI's format int8_tensorwise, our converter's int8_rowwise
 FORMAT = "turbodiffusion_int8_block128"
 assert FORMAT.endswith(f"block{TILE}")  # saved files carry the name
+# How activations are quantized: with a scale for 128 channels of a token, or with upstream's for 128 x 128 of them.
+ACTIVATIONS = {"fine": "group", "upstream": "block"}
 
 
 class TurboDiffusionBlockINT8Layout(QuantizedLayout):
@@ -73,6 +87,22 @@ def is_block_int8(weight: object) -> bool:
     return has_layout(weight, LAYOUT)
 
 
+def is_channel_int8(weight: Any) -> bool:
+    """Whether a weight is ComfyUI's int8 [N, K] with a scale for each output channel, or one for all, not rotated."""
+    if not has_layout(weight, CHANNEL_LAYOUT):
+        return False
+    params = weight._params
+    # Optional: fields of comfy_kitchen's layout, not in every version.
+    changed = getattr(params, "convrot", False) or getattr(params, "transposed", False)
+    return not changed and params.scale.numel() in (1, weight.shape[0])
+
+
+def _scales(weight: QuantizedTensor) -> torch.Tensor:
+    """The scales of a weight as the operators take them: by tile [N/128, K/128], by channel [N]."""
+    scale = weight._params.scale
+    return scale if is_block_int8(weight) else scale.float().reshape(-1).expand(weight.shape[0])
+
+
 class Quantized(NamedTuple):
     """An activation [B, M, K] as the input or output of int8 linears: int8 codes and their float32 scales. Not a
     QuantizedTensor, which torch.compile cannot make inside a graph. Only a layer that `takes_codes` may be given one,
@@ -92,8 +122,10 @@ def takes_codes(device: torch.device, *layers: Any) -> bool:
     or on a device that multiplies int8 no faster than float."""
     # A loop and `len` because torch.compile breaks the graph at a generator whose tuple is tested for truth.
     for layer in layers:
+        weight = getattr(layer, "weight", None)
         if (
-            not is_block_int8(getattr(layer, "weight", None))
+            not (is_block_int8(weight) or (is_channel_int8(weight) and multiplies_as_it_is(layer)))
+            or not hasattr(layer, "multiply")
             or len(layer.weight_function) + len(layer.bias_function) > 0
             or is_cast(layer)
             or (is_streamed(layer) and comfy.model_management.is_device_cpu(device))
@@ -109,16 +141,24 @@ def is_replaced(module: torch.nn.Module) -> bool:
     return "forward" in module.__dict__ or len(module._forward_hooks) + len(module._forward_pre_hooks) > 0
 
 
-def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict[str, Any] | None = None) -> Any:
+def block_int8_operations(
+    compute_dtype: torch.dtype, quant_config: dict[str, Any] | None = None, activations: str = "fine"
+) -> Any:
     """ComfyUI `operations` whose Linear also takes block-scaled int8 weights and, where that is faster, multiplies in
-    int8.
+    int8, with activations as a key of ACTIVATIONS says.
 
-    Layers without such a weight, stock quantization formats included, are ComfyUI's own."""
+    Layers without such a weight, stock quantization formats included, are ComfyUI's own; one with a scale for each
+    channel also takes a Quantized."""
     base: Any = quantized_operations(compute_dtype, FORMAT, LAYOUT, quant_config)
     base_linear: Any = base.Linear
 
     class BlockInt8Operations(base):
         class Linear(base_linear):
+            @property
+            def activation(self) -> str:
+                """How what the layer reads is quantized."""
+                return "row" if is_channel_int8(self.weight) else ACTIVATIONS[activations]
+
             def take_weight(self, state_dict: dict[str, torch.Tensor], key: str) -> QuantizedTensor | None:
                 codes = state_dict.get(key)
                 if (
@@ -146,12 +186,17 @@ def block_int8_operations(compute_dtype: torch.dtype, quant_config: dict[str, An
                 return super().forward(x, *args, **kwargs)
 
             def product(self, x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
-                return int8_linear(x, weight._qdata, weight._params.scale, bias)
+                return int8_linear(x, weight._qdata, weight._params.scale, bias, self.activation)
+
+            def quantize(self, x: torch.Tensor) -> Quantized:
+                """An activation [B, M, K] as this layer takes it."""
+                codes, scales = int8_quantize(x, self.activation)
+                return Quantized(codes, scales, x.dtype, x)
 
             def multiply(self, operator: Callable[..., Any], x: Quantized, **options: Any) -> Any:
                 """`operator` (one of `kernels.int8_matmul...`) on x and this layer, which must `take_codes`."""
                 comfy.ops.run_every_op()
                 with self.quantized_weight(x.codes.device, x.dtype) as (weight, bias):
-                    return operator(x.codes, x.scales, weight._qdata, weight._params.scale, bias, **options)
+                    return operator(x.codes, x.scales, weight._qdata, _scales(weight), bias, **options)
 
     return BlockInt8Operations

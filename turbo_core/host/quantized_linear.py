@@ -88,8 +88,7 @@ def quantized_operations(
                 """Whether weight and bias can be used as they are for activations of that dtype on that device.
                 Otherwise they are fetched: offloaded, patched, dynamic, or a bias of another dtype."""
                 return (
-                    is_quantized_linear(self)
-                    and self.weight.device == device
+                    self.weight.device == device
                     and (self.bias is None or self.bias.dtype == dtype)
                     and not self.weight_function
                     and not self.bias_function
@@ -109,7 +108,7 @@ def quantized_operations(
 
             def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
                 """x [..., M, K] -> [..., M, N] in x's dtype."""
-                if not self._is_resident(x.device, x.dtype):
+                if not is_quantized_linear(self) or not self._is_resident(x.device, x.dtype):
                     return super().forward(x, *args, **kwargs)  # which fetches the weight and calls `_forward`
                 comfy.ops.run_every_op()
                 return self._forward(x, self.weight, self.bias)

@@ -11,7 +11,7 @@ import torch
 from comfy.cli_args import args
 from comfyui_version import __version__ as comfyui_version
 
-from ...kernels import OPERATORS, NoBackendError, automatic_format, sage_pv_format
+from ...kernels import OPERATORS, NoBackendError, automatic_format, sage_pv_format, suited_weights
 from ..checkpoint.layout import TEXT_WIDTH, WanSpec
 from ..memory import STEP_FORMULA, step_bytes, tokens, weight_bytes
 from ..record import RUN, RunRecord, amount
@@ -73,11 +73,12 @@ def _operators() -> list[str]:
             lines.append(f"{title}: none. {error}")
         except torch.cuda.OutOfMemoryError:
             lines.append(f"{title}: not known, since the self-test ran out of memory")
-    sage = sage_pv_format(device)
+    sage, suited = sage_pv_format(device), suited_weights(device)
     return [
         *lines,
         f"sparse attention in mode auto: {_automatic(device)}",
         f"sage attention (mode sagesla) multiplies with v in {sage.name}: {sage.reason}",
+        f"int8 weights that suit this device (weights of TurboDiffusion Convert): {suited.weights}: {suited.reason}",
     ]
 
 

@@ -4,7 +4,7 @@ import torch
 
 from ... import backends
 from .linear import int8_linear, int8_matmul, int8_matmul_gate_residual, int8_matmul_gelu_quantize
-from .quantize import quantize_block, quantize_row
+from .quantize import quantize_block, quantize_group, quantize_row
 
 __all__ = [
     "int8_linear",
@@ -12,6 +12,7 @@ __all__ = [
     "int8_matmul_gate_residual",
     "int8_matmul_gelu_quantize",
     "quantize_block",
+    "quantize_group",
     "quantize_row",
     "unavailable",
 ]

@@ -1,7 +1,8 @@
-"""Int8 quantizers: `quantize_block` and `quantize_row` of the reference.
+"""Int8 quantizers: `quantize_block`, `quantize_group` and `quantize_row` of the reference.
 
-A program encodes one 128x128 tile, or one row, and reads it once. Multiplications must not fuse with additions here: x
-times the multiplier is rounded before it is rounded to an integer.
+A program encodes one 128x128 tile, the groups of a part of one, or one row, and reads it once. Multiplications must not
+fuse with additions here: x times the multiplier is rounded before it is rounded to an integer, which a bfloat16 x that
+is amax / 2 would show.
 """
 
 import math
@@ -10,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ...triton_primitives import encode, find_amax
-from ..format import MIN_AMAX, TILE
+from ...triton_primitives import encode, encode_symmetric, find_amax
+from ..format import MIN_AMAX, TILE, empty_codes
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -35,6 +36,27 @@ def _quantize_block_kernel(
 
 
 @triton.jit(do_not_specialize=["M"])
+def _quantize_group_kernel(
+    p_x, p_codes, p_scales, M, K, x_b, x_m, x_k, MIN_AMAX: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """x [B, M, K] -> codes [B, M, K], scales [B, ceil(K/TILE), M]; a program for the groups of ROWS rows."""
+    i_group = tl.program_id(0)
+    n_m, n_k = tl.cdiv(M, ROWS), tl.cdiv(K, TILE)
+    i_b = (i_group // (n_m * n_k)).to(tl.int64)
+    i_m = (i_group // n_k % n_m).to(tl.int64) * ROWS
+    i_k = i_group % n_k
+    o_m, o_k = tl.arange(0, ROWS), i_k * TILE + tl.arange(0, TILE)[None, :]
+    m_m = o_m < M - i_m
+    m_x = m_m[:, None] & (o_k < K)
+    p_x += i_b * x_b + (i_m + o_m)[:, None] * x_m + o_k.to(tl.int64) * x_k
+    b_x = tl.load(p_x, mask=m_x, other=0).to(tl.float32)
+    b_amax = find_amax(b_x, MIN_AMAX, 1)
+    tl.store(p_scales + (i_b * n_k + i_k) * M + i_m + o_m, b_amax * (1 / 127), mask=m_m)
+    p_codes += (i_b * M + i_m) * K + o_m[:, None] * K + o_k
+    tl.store(p_codes, encode_symmetric(b_x, b_amax[:, None]), mask=m_x)
+
+
+@triton.jit(do_not_specialize=["M"])
 def _quantize_row_kernel(
     p_x, p_codes, p_scales, M, K, x_b, x_m, x_k, MIN_AMAX: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
@@ -51,8 +73,7 @@ def _quantize_row_kernel(
 def quantize_block(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x [..., M, K] -> codes int8 [..., M, K], scales float32 [..., ceil(M/128), ceil(K/128)]."""
     *batch, m, k = x.shape
-    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scales = torch.empty((*batch, triton.cdiv(m, TILE), triton.cdiv(k, TILE)), dtype=torch.float32, device=x.device)
+    codes, scales = empty_codes(x.shape, "block", x.device)
     items = x.reshape(math.prod(batch), m, k)
     with torch.cuda.device_of(x):
         _quantize_block_kernel[(scales.numel(),)](
@@ -61,11 +82,25 @@ def quantize_block(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, scales
 
 
+ROWS = 32  # of a program that quantizes by group: 32 elements a thread of 4 warps
+
+
+def quantize_group(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [..., M, K] -> codes int8 [..., M, K], scales float32 [..., ceil(K/128), M]."""
+    *batch, m, k = x.shape
+    codes, scales = empty_codes(x.shape, "group", x.device)
+    items = x.reshape(math.prod(batch), m, k)
+    with torch.cuda.device_of(x):
+        _quantize_group_kernel[(len(items) * triton.cdiv(m, ROWS) * triton.cdiv(k, TILE),)](
+            items, codes, scales, m, k, *items.stride(), MIN_AMAX, TILE, ROWS, num_warps=4, enable_fp_fusion=False
+        )
+    return codes, scales
+
+
 def quantize_row(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x [..., M, K] -> codes int8 [..., M, K], scales float32 [..., M]."""
     *batch, m, k = x.shape
-    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scales = torch.empty((*batch, m), dtype=torch.float32, device=x.device)
+    codes, scales = empty_codes(x.shape, "row", x.device)
     items = x.reshape(math.prod(batch), m, k)
     width = triton.next_power_of_2(k)
     warps = min(max(width // 2048, 1), 16)  # 64 elements a thread
@@ -74,3 +109,6 @@ def quantize_row(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             items, codes, scales, m, k, *items.stride(), MIN_AMAX, width, num_warps=warps, enable_fp_fusion=False
         )
     return codes, scales
+
+
+QUANTIZERS = {"block": quantize_block, "group": quantize_group, "row": quantize_row}

@@ -1,7 +1,7 @@
 """LayerNorm(x) * (1 + scale) + shift in one pass over x, optionally quantized for the int8 linear layers that follow.
 
 x [B, L, W] with any token stride, shift and scale [B, frames, W] with any batch and frame strides -> x's dtype [B, L,
-W], or int8 codes [B, L, W] and float32 scales by row [B, L] or by block. The host takes two passes, rounding in
+W], or int8 codes [B, L, W] and float32 scales by row, by group or by block. The host takes two passes, rounding in
 between, and the quantizer two more. A tile of the block-scaled format spans 128 tokens and a part of their width, so
 quantizing by block takes a pass for the tokens' mean and variance first.
 """
@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ...int8.format import MIN_AMAX, TILE
-from ...triton_primitives import ROUND, encode, find_amax
+from ...int8.format import MIN_AMAX, TILE, empty_codes
+from ...triton_primitives import encode, encode_symmetric, find_amax
 
 
 @triton.jit
@@ -33,29 +33,47 @@ def _center_row(p_x, eps, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.con
     return b_a, b_b, mean, tl.rsqrt((tl.sum(b_a * b_a) + tl.sum(b_b * b_b)) / WIDTH + eps)
 
 
+@triton.jit
+def _encode_groups(b_y, p_scales, L, n, MIN_AMAX: tl.constexpr, SIZE: tl.constexpr):
+    """int8 codes of a part of a row, the scales of its groups of SIZE, of which `n` are within the row, at p_scales."""
+    GROUPS: tl.constexpr = b_y.shape[0] // SIZE
+    b_groups = tl.reshape(b_y, [GROUPS, SIZE])
+    b_amax = find_amax(b_groups, MIN_AMAX, 1)
+    o_g = tl.arange(0, GROUPS)
+    tl.store(p_scales + o_g.to(tl.int64) * L, b_amax * (1 / 127), mask=o_g < n)
+    return tl.reshape(encode_symmetric(b_groups, b_amax[:, None]), b_y.shape)
+
+
 @triton.jit(do_not_specialize=["L", "FRAME"])
 def _layer_norm_modulate_kernel(
-    p_x, p_shift, p_scale, p_y, p_row_scales, eps, L, FRAME,
+    p_x, p_shift, p_scale, p_y, p_y_scales, eps, L, FRAME,
     x_b, x_l, shift_b, shift_f, scale_b, scale_f,
-    WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, QUANTIZE: tl.constexpr, MIN_AMAX: tl.constexpr,
+    WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, BY: tl.constexpr, MIN_AMAX: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """One token; `FRAME` tokens share a shift and a scale."""
+    """One token; `FRAME` tokens share a shift and a scale. BY: None, or how y is quantized, "row" or "group"."""
     i_l, i_b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     i_f = i_l // FRAME
     i_row = i_b * L + i_l
     b_xa, b_xb, _, rstd = _center_row(p_x + i_b * x_b + i_l * x_l, eps, WIDTH, FIRST, REST)
     b_shift_a, b_shift_b = _load_row(p_shift + i_b * shift_b + i_f * shift_f, WIDTH, FIRST, REST)
     b_scale_a, b_scale_b = _load_row(p_scale + i_b * scale_b + i_f * scale_f, WIDTH, FIRST, REST)
-    b_ya = b_xa * rstd * (1 + b_scale_a) + b_shift_a
-    b_yb = b_xb * rstd * (1 + b_scale_b) + b_shift_b
-    if QUANTIZE:
+    if BY == "group":  # of the rounded values, as if they were quantized afterwards; what fuses is written out
+        b_ya = tl.fma(b_xa * rstd, 1 + b_scale_a, b_shift_a).to(p_x.dtype.element_ty).to(tl.float32)
+        b_yb = tl.fma(b_xb * rstd, 1 + b_scale_b, b_shift_b).to(p_x.dtype.element_ty).to(tl.float32)
+    else:
+        b_ya = b_xa * rstd * (1 + b_scale_a) + b_shift_a
+        b_yb = b_xb * rstd * (1 + b_scale_b) + b_shift_b
+    if BY == "group" and FIRST >= TILE:
+        n = tl.cdiv(WIDTH, TILE)
+        n_a = FIRST // TILE
+        p_y_scales += i_b * n * L + i_l
+        b_ya = _encode_groups(b_ya, p_y_scales, L, n_a, MIN_AMAX, TILE)
+        b_yb = _encode_groups(b_yb, p_y_scales + tl.full([], n_a, tl.int64) * L, L, n - n_a, MIN_AMAX, min(TILE, REST))
+    elif BY is not None:  # one scale; of a row that is no longer than a group, by group too
         amax = tl.maximum(find_amax(b_ya, MIN_AMAX), find_amax(b_yb, MIN_AMAX), propagate_nan=tl.PropagateNan.ALL)
-        tl.store(p_row_scales + i_row, tl.div_rn(amax, 127.0))
-        # The low byte of the sum is the code. `encode` would take a quarter more instructions, to clamp what |b_y| <=
-        # amax bounds and to clear the code of a NaN, which does not matter: its scale is NaN.
-        multiplier = tl.div_rn(127.0, amax)
-        b_ya = (b_ya * multiplier + ROUND).to(tl.int32, bitcast=True)
-        b_yb = (b_yb * multiplier + ROUND).to(tl.int32, bitcast=True)
+        tl.store(p_y_scales + i_row, amax * (1 / 127) if BY == "group" else tl.div_rn(amax, 127.0))
+        b_ya, b_yb = encode_symmetric(b_ya, amax), encode_symmetric(b_yb, amax)
     o_b = FIRST + tl.arange(0, REST)
     p_y += i_row * WIDTH
     tl.store(p_y + tl.arange(0, FIRST), b_ya.to(p_y.dtype.element_ty))
@@ -120,7 +138,8 @@ def _launch(
     shift: torch.Tensor,
     scale: torch.Tensor,
     out: torch.Tensor,
-    row_scales: torch.Tensor | None,
+    y_scales: torch.Tensor | None,
+    by: str | None,
     eps: float,
 ) -> None:
     b, length, width = x.shape
@@ -130,7 +149,7 @@ def _launch(
             shift,
             scale,
             out,
-            row_scales,
+            y_scales,
             eps,
             length,
             triton.cdiv(length, shift.shape[1]),
@@ -138,9 +157,10 @@ def _launch(
             *shift.stride()[:2],
             *scale.stride()[:2],
             WIDTH=width,
-            QUANTIZE=row_scales is not None,
+            BY=by,
             MIN_AMAX=MIN_AMAX,
-            enable_fp_fusion=True,
+            TILE=TILE,
+            enable_fp_fusion=by != "group",  # its codes are those of the quantizer, where nothing fuses
             **launch_config(width),
         )
 
@@ -148,7 +168,7 @@ def _launch(
 def layer_norm_modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float) -> torch.Tensor:
     """LayerNorm(x) * (1 + scale) + shift of x [B, L, width], in x's dtype; see `custom_ops`."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _launch(x, shift, scale, out, None, eps)
+    _launch(x, shift, scale, out, None, None, eps)
     return out
 
 
@@ -156,8 +176,7 @@ def _quantize_block(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     b, length, width = x.shape
-    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scales = torch.empty((b, triton.cdiv(length, TILE), triton.cdiv(width, TILE)), dtype=torch.float32, device=x.device)
+    codes, scales = empty_codes(x.shape, "block", x.device)
     statistics = torch.empty((b, length, 2), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         _statistics_kernel[(length, b)](
@@ -176,10 +195,10 @@ def _quantize_block(
 def layer_norm_modulate_quantize(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float, by: str = "row"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`layer_norm_modulate` as int8 codes [B, L, width] and float32 scales, by "row" or "block"; see `custom_ops`."""
+    """`layer_norm_modulate` as int8 codes [B, L, width] and float32 scales, by "row", "group" or "block"; see
+    `custom_ops`."""
     if by == "block":
         return _quantize_block(x, shift, scale, eps)
-    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    row_scales = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
-    _launch(x, shift, scale, codes, row_scales, eps)
-    return codes, row_scales
+    codes, scales = empty_codes(x.shape, by, x.device)
+    _launch(x, shift, scale, codes, scales, by, eps)
+    return codes, scales

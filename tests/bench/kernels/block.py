@@ -1,10 +1,13 @@
-"""One transformer block of the 14B network at 720p: dense in bf16, then with more of it on this pack's kernels."""
+"""One transformer block of the 14B network at 720p: dense in bf16, then with more of it on this pack's kernels. The
+last two are what `TurboBlock` runs, on weights with a scale for each tile and for each output channel."""
 
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 
+from ....kernels.attention.pv_format import fastest_format
+from ....kernels.attention.triton.sage import sage_sparse_linear_attention
 from ....kernels.attention.triton.sla import sparse_linear_attention
 from ....kernels.int8.triton.linear import (
     int8_linear,
@@ -12,7 +15,7 @@ from ....kernels.int8.triton.linear import (
     int8_matmul_gate_residual,
     int8_matmul_gelu_quantize,
 )
-from ....kernels.int8.triton.quantize import quantize_block, quantize_row
+from ....kernels.int8.triton.quantize import QUANTIZERS
 from ....kernels.norm import reference
 from ....kernels.norm.triton.layer_norm import layer_norm_modulate, layer_norm_modulate_quantize
 from ....kernels.norm.triton.rms_norm import rms_norm_rope
@@ -27,8 +30,11 @@ VARIANTS = (
     "dense bf16",
     "int8 + sla, torch between",
     "int8 + sla, fused norms",
-    "int8 + sla, fused norms and products",
+    "int8 + sla, as TurboBlock runs it",
+    "the same, weights by channel",
 )
+# Of the last two: how weights and activations are quantized.
+FORMS = dict(zip(VARIANTS[3:], (("block", "group"), ("row", "row")), strict=True))
 # Of the whole block against dense bf16 nothing can be said (sparse attention differs); the fused ones against the first
 # int8 one.
 TOLERANCE = 5e-2
@@ -49,7 +55,10 @@ class Block:
         self.weights = {name: draw(dim, dim) / dim**0.5 for name in names}
         self.weights |= {"up": draw(ffn, dim) / dim**0.5, "down": draw(dim, ffn) / ffn**0.5}
         self.biases = {name: draw(len(weight)) / 8 for name, weight in self.weights.items()}
-        self.codes = {name: quantize_block(weight) for name, weight in self.weights.items()}
+        self.codes = {
+            by: {name: QUANTIZERS[by](weight) for name, weight in self.weights.items()} for by in ("block", "row")
+        }
+        self.pv = fastest_format(device).name if device.type == "cuda" else ""
         self.heads, self.width = heads, width
         self.gain, self.affine = 1 + draw(dim) / 8, (1 + draw(dim) / 8, draw(dim) / 8)
         self.projection = (draw(width, width) / width**0.5, draw(width) / 8)
@@ -61,13 +70,13 @@ class Block:
 
     def run(self, variant: str) -> torch.Tensor:
         dense, norms = variant == VARIANTS[0], variant in VARIANTS[2:]
-        if variant == VARIANTS[3]:
-            return self._fused()
+        if variant in FORMS:
+            return self._fused(*FORMS[variant])
 
         def linear(name: str, x: torch.Tensor) -> torch.Tensor:
             if dense:
                 return F.linear(x, self.weights[name], self.biases[name])
-            return int8_linear(x, *self.codes[name], self.biases[name])
+            return int8_linear(x, *self.codes["block"][name], self.biases[name], activation="group")
 
         modulate = layer_norm_modulate if norms else reference.layer_norm_modulate
         rotate = rms_norm_rope if norms else reference.rms_norm_rope
@@ -77,40 +86,48 @@ class Block:
         q, k = (rotate(linear(name, y), self.gain, self.freqs, heads=self.heads, eps=EPS) for name in "qk")
         v = linear("v", y).unflatten(-1, (self.heads, self.width))
         x = torch.addcmul(x, linear("o", _attention(q, k, v, None if dense else self.projection)), gate.to(x.dtype))
-        x = x + linear("cross_o", self._cross(linear("cross_q", self._plain_norm(x)), linear))
+        q = F.rms_norm(linear("cross_q", self._plain_norm(x)), self.gain.shape, self.gain, EPS)
+        x = x + linear("cross_o", self._cross(q, linear))
         y = F.gelu(linear("up", modulate(x, ffn_shift, ffn_scale, eps=EPS)), approximate="tanh")
         return torch.addcmul(x, linear("down", y), ffn_gate.to(x.dtype))
 
-    def _fused(self) -> torch.Tensor:
+    def _fused(self, weights: str, by: str) -> torch.Tensor:
         """Each activation is quantized once, where it is made; gates and residuals are added where the product ends."""
+        quantize = QUANTIZERS[by]
 
         def product(name: str, codes, **epilogue) -> torch.Tensor:
             run = int8_matmul_gate_residual if epilogue else int8_matmul
-            return run(*codes, *self.codes[name], self.biases[name], **(epilogue or {"out_dtype": self.x.dtype}))
+            return run(
+                *codes, *self.codes[weights][name], self.biases[name], **(epilogue or {"out_dtype": self.x.dtype})
+            )
 
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation
         x = self.x
-        y = layer_norm_modulate_quantize(x, shift, scale, eps=EPS)
+        y = layer_norm_modulate_quantize(x, shift, scale, eps=EPS, by=by)
         q, k = (rms_norm_rope(product(name, y), self.gain, self.freqs, heads=self.heads, eps=EPS) for name in "qk")
         v = product("v", y).unflatten(-1, (self.heads, self.width))
-        x = product("o", quantize_row(_attention(q, k, v, self.projection)), residual=x, gate=gate)
-        q = product("cross_q", quantize_row(self._plain_norm(x)))
-        attended = self._cross(q, lambda name, text: product(name, quantize_row(text)))
-        x = product("cross_o", quantize_row(attended), residual=x, gate=torch.ones_like(gate))
-        y = layer_norm_modulate_quantize(x, ffn_shift, ffn_scale, eps=EPS)
-        y = int8_matmul_gelu_quantize(*y, *self.codes["up"], self.biases["up"], out_dtype=x.dtype)
+        x = product("o", quantize(_attention(q, k, v, self.projection, self.pv)), residual=x, gate=gate)
+        affine = [each.float()[None, None] for each in self.affine]
+        y = layer_norm_modulate_quantize(x, affine[1], affine[0] - 1, eps=EPS, by=by)
+        q = F.rms_norm(product("cross_q", y), self.gain.shape, self.gain, EPS)
+        attended = self._cross(q, lambda name, text: product(name, quantize(text)))
+        x = product("cross_o", quantize(attended), residual=x, gate=torch.ones_like(gate))
+        y = layer_norm_modulate_quantize(x, ffn_shift, ffn_scale, eps=EPS, by=by)
+        y = int8_matmul_gelu_quantize(*y, *self.codes[weights]["up"], self.biases["up"], out_dtype=x.dtype, by=by)
         return product("down", y, residual=x, gate=ffn_gate)
 
     def _plain_norm(self, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], *self.affine, EPS)
 
     def _cross(self, q: torch.Tensor, linear) -> torch.Tensor:
-        k, v = linear("cross_k", self.text), linear("cross_v", self.text)
+        k, v = F.rms_norm(linear("cross_k", self.text), self.gain.shape, self.gain, EPS), linear("cross_v", self.text)
         return _attention(*(x.unflatten(-1, (self.heads, self.width)) for x in (q, k, v)), None)
 
 
-def _attention(q, k, v, projection) -> torch.Tensor:
-    """[B, L, H, D] each -> [B, L, H * D]; sparse-linear with a projection, else dense."""
+def _attention(q, k, v, projection, pv: str = "") -> torch.Tensor:
+    """[B, L, H, D] each -> [B, L, H * D]; sparse-linear with a projection, else dense. `pv` as in pv_format.py."""
+    if projection is not None and pv:
+        return sage_sparse_linear_attention(q, k, v, *projection, topk=TOPK, pv=pv).flatten(2)
     if projection is not None:
         return sparse_linear_attention(q, k, v, *projection, topk=TOPK).flatten(2)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))

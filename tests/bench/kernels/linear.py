@@ -1,5 +1,7 @@
-"""Block-scaled int8 linears against cuBLAS in bf16, fp8 and comfy_kitchen's int8, at the shapes of Wan."""
+"""Int8 linears in each form of weights and activations against cuBLAS in bf16, fp8 and comfy_kitchen's int8, at the
+shapes of Wan."""
 
+import functools
 import importlib.util
 from collections.abc import Iterator
 
@@ -7,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from ....kernels.int8 import reference
+from ....kernels.int8.triton import linear as triton_linear
 from ....kernels.int8.triton.linear import (
     int8_linear,
     int8_matmul,
     int8_matmul_gate_residual,
     int8_matmul_gelu_quantize,
 )
-from ....kernels.int8.triton.quantize import quantize_block, quantize_row
+from ....kernels.int8.triton.quantize import QUANTIZERS
 from .machine import floor_ms, peak
 from .report import Row
 from .timing import Clock
@@ -29,7 +32,9 @@ SHAPES = (
     (32760, 8960, 1536),
     (512, 5120, 5120),
 )
-# Against float64, of normally distributed values; quantizing alone gives 1.42e-2 (blocks) and 1.35e-2 (rows).
+# Name: how the weight and the activation are quantized. The first and the last are what models run.
+FORMS = {"group": ("block", "group"), "upstream": ("block", "block"), "channel": ("row", "row")}
+# Against float64, of normally distributed values; quantizing alone gives 1.16e-2 (groups, channels), 1.34e-2 (blocks).
 TOLERANCE = 2.5e-2
 CHECKED_ROWS = 512
 
@@ -49,7 +54,6 @@ def _shape(clock: Clock, m: int, k: int, n: int) -> Iterator[Row]:
 
     x, weight, bias = draw(m, k), draw(n, k) / k**0.5, draw(n)
     shape, flop = f"{m} x {k} -> {n}", 2 * m * k * n
-    w8, w_scale = quantize_block(weight)
     floor = floor_ms(peak(device), m * k * 2 + n * k + m * n * 2, int8=flop)
     exact = x[:CHECKED_ROWS].double() @ weight.double().T + bias.double()
 
@@ -71,42 +75,28 @@ def _shape(clock: Clock, m: int, k: int, n: int) -> Iterator[Row]:
         row.ratios = {name: other.timing.ms / row.timing.ms for name, other in baselines.items() if other}
         return row
 
-    for activation, quantize in (("block", quantize_block), ("row", quantize_row)):
-        codes, scales = quantize(x)
-        yield ours(
-            f"int8, {activation} scales, with quantizing",
-            lambda activation=activation: int8_linear(x, w8, w_scale, bias, activation=activation),
-            lambda activation=activation: int8_linear(x, w8, w_scale, bias, activation=activation),
-        )
-        yield ours(
-            f"  product alone, {activation} scales",
-            lambda codes=codes, scales=scales: int8_matmul(codes, scales, w8, w_scale, bias, out_dtype=dtype),
-        )
-        yield Row(PHASE, f"  quantize, {activation}", shape, clock.time(lambda quantize=quantize: quantize(x)))
-    codes, scales = quantize_block(x)
-    yield ours(
-        "  product + GELU + quantize",
-        lambda: int8_matmul_gelu_quantize(codes, scales, w8, w_scale, bias, out_dtype=dtype),
-    )
     residual, gate = draw(1, m, n), draw(1, n)
-    yield ours(
-        "  product + gate + residual",
-        lambda: int8_matmul_gate_residual(codes[None], scales[None], w8, w_scale, bias, residual=residual, gate=gate),
-    )
-    difference = int8_matmul(
-        codes[:CHECKED_ROWS], scales[: CHECKED_ROWS // 128 or 1], w8, w_scale, bias, out_dtype=dtype
-    ).float()
-    difference -= reference.int8_matmul(
-        codes[:CHECKED_ROWS], scales[: CHECKED_ROWS // 128 or 1], w8, w_scale, bias, out_dtype=dtype
-    ).float()
-    yield Row(
-        PHASE,
-        "  product against its reference",
-        shape,
-        note=f"{(difference != 0).float().mean().item():.1e} of elements differ",
-    )
+    for form, (weight_by, by) in FORMS.items():
+        layer = (*QUANTIZERS[weight_by](weight), bias)
+        codes, scales = QUANTIZERS[by](x)
+        whole = functools.partial(int8_linear, x, *layer, activation=by)
+        yield ours(f"int8, {form}, with quantizing", whole, whole)
+        yield Row(PHASE, f"  quantize, {form}", shape, clock.time(functools.partial(QUANTIZERS[by], x)))
+        product = functools.partial(int8_matmul, codes, scales, *layer, out_dtype=dtype)
+        yield ours(f"  product alone, {form}", product)
+        if form == "upstream":
+            continue
+        gelu = functools.partial(int8_matmul_gelu_quantize, codes, scales, *layer, out_dtype=dtype, by=by)
+        yield ours(f"  product + GELU + quantize, {form}", gelu)
+        fused = functools.partial(int8_matmul_gate_residual, codes[None], scales[None], *layer)
+        yield ours(f"  product + gate + residual, {form}", functools.partial(fused, residual=residual, gate=gate))
+        few = min(m, CHECKED_ROWS)
+        part = codes[:few], scales[..., :few]  # of both forms the last dimension of the scales is the rows
+        run = {each: each.int8_matmul(*part, *layer, out_dtype=dtype) for each in (triton_linear, reference)}
+        share = (run[triton_linear] != run[reference]).float().mean().item()
+        yield Row(PHASE, f"  product against its reference, {form}", shape, note=f"{share:.1e} of elements differ")
     yield from kitchen
-    yield from _torch_products(clock, x, weight, codes, w8, shape, flop)
+    yield from _torch_products(clock, x, weight, codes, layer[0], shape, flop)
 
 
 def _torch_products(clock: Clock, x, weight, codes, w8, shape: str, flop: float) -> Iterator[Row]:

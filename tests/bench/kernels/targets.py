@@ -6,12 +6,12 @@ from . import attention, linear
 from .report import Row
 
 LENGTH = f"L={attention.SHAPES[-1][0]} "  # 14B, 720p
-# Part of the GPU's name: (operator, least ratio against the best dense SDPA)
+# Part of the GPU's name: (operator in the format of mode auto or 16 bits, least ratio against the best dense SDPA)
 ATTENTION = {
     "H100": (("sla 16-bit, top-k 0.1", 5.0), ("sla 16-bit, top-k 0.15", 3.5)),
     "H200": (("sla 16-bit, top-k 0.1", 5.0), ("sla 16-bit, top-k 0.15", 3.5)),
-    "RTX 40": (("sla fp8, top-k 0.1", 13.0),),
-    "RTX 50": (("sla fp8, top-k 0.1", 13.0),),
+    "RTX 40": (("sla int8, top-k 0.1", 13.0),),
+    "RTX 50": (("sla int8, top-k 0.1", 20.0),),
 }
 OVERHEAD = 0.2  # map, preparation and linear branch, as a share of the operator
 INT8_TWICE = ("A100", "RTX 30", "RTX 40", "RTX 50", "H100", "H200")  # int8 tensor cores at least twice as fast as bf16

@@ -20,6 +20,9 @@ one by the other); a kernel takes that time or the time of its bytes at 80 % of 
 longer; attention to the text runs at 60 % of the 16-bit rate; embeddings, head, launch gaps and latency that is not
 hidden are left out. `dev.py bench kernels` on a GPU refutes or confirms it.
 
+Weights are in TurboDiffusion's int8_block (128x128 tiles), activations in groups of 1 x 128, but for one column:
+int8_rowwise has a scale for each output channel, its products are sums of integers over all of K.
+
 `kernels/attention/pv_format.py` chooses the format of sparse attention in mode `auto` from the second table. The floor
 is the products of linears and attentions at the published rates, and the bytes of all other kernels.
 """
@@ -78,13 +81,23 @@ def _steps() -> str:
         for gpu_name, gpu in GPUS.items():
             best = chosen(gpu.target)
             sixteen, automatic = (_total(step(gpu, model, TOPK, pv)) for pv in ("", best))
+            channel = _total(step(gpu, model, TOPK, best, "int8_rowwise"))
             published = PUBLISHED.get((name, gpu_name))
             rows.append([
                 name, gpu_name, f"{sixteen.seconds:.2f}", f"{automatic.seconds:.2f} ({best or '16 bits'})",
-                f"{floor(gpu, model, TOPK, best):.2f}", "" if published is None else f"{published:.2f}",
+                f"{channel.seconds:.2f}", f"{floor(gpu, model, TOPK, best):.2f}",
+                "" if published is None else f"{published:.2f}",
                 f"{automatic.bytes / 1e9:.0f} GB", str(automatic.launches // model.layers),
             ])  # fmt: skip
-    header = ["model", "GPU", "mode sla (16 bits)", "mode auto (v in)", "floor", "published by TurboDiffusion (sage)"]
+    header = [
+        "model",
+        "GPU",
+        "mode sla (16 bits)",
+        "mode auto (v in)",
+        "the same, int8_rowwise",
+        "floor",
+        "published by TurboDiffusion (sage)",
+    ]
     return _table([*header, "bytes moved", "launches a block"], rows)
 
 

@@ -11,8 +11,10 @@ _INSTRUCTIONS = {
     "rms_norm_rope-5120": (399, 399, 399, 386, 387, 386),
     "layer_norm_modulate-1536": (288, 289, 289, 301, 277, 298),
     "layer_norm_modulate-5120": (522, 527, 527, 534, 473, 534),
-    "layer_norm_modulate_quantize-1536": (486, 486, 486, 494, 468, 501),
-    "layer_norm_modulate_quantize-5120": (817, 823, 823, 824, 742, 837),
+    "layer_norm_modulate_quantize_group-1536": (556, 561, 561, 566, 518, 552),
+    "layer_norm_modulate_quantize_group-5120": (1034, 1035, 1035, 1033, 869, 971),
+    "layer_norm_modulate_quantize_row-1536": (486, 486, 486, 494, 468, 501),
+    "layer_norm_modulate_quantize_row-5120": (817, 823, 823, 824, 742, 837),
     "layer_norm_statistics-1536": (191, 191, 191, 194, 194, 196),
     "layer_norm_statistics-5120": (318, 319, 319, 322, 322, 323),
     "layer_norm_modulate_quantize_block": (1640, 1641, 1641, 1631, 1430, 1650),
@@ -55,16 +57,18 @@ def _rope(heads: int, padded: int) -> KernelCase:
     return _case(f"{name}-{width}", "rms_norm", name, signature, constexprs, _STRIDES, _warps(width))
 
 
-def _modulate(quantize: bool, width: int) -> KernelCase:
-    name = "layer_norm_modulate" + "_quantize" * quantize
+def _modulate(by: str | None, width: int) -> KernelCase:
+    name = "layer_norm_modulate" + (f"_quantize_{by}" if by else "")
     signature = {"p_x": "*bf16"} | dict.fromkeys(("p_shift", "p_scale"), "*fp32")  # a TurboWan file's modulation
-    signature |= {"p_y": "*i8", "p_row_scales": "*fp32"} if quantize else {"p_y": "*bf16", "p_row_scales": "constexpr"}
+    signature |= {"p_y": "*i8", "p_y_scales": "*fp32"} if by else {"p_y": "*bf16", "p_y_scales": "constexpr"}
     signature |= {"eps": "fp32"}
     signature |= dict.fromkeys(("L", "FRAME", *_STRIDES, *_MODULATION), "i32")
     parts, warps = _parts(width)
-    constexprs = parts | {"QUANTIZE": quantize, "MIN_AMAX": MIN_AMAX} | ({} if quantize else {"p_row_scales": None})
+    constexprs = parts | {"BY": by, "MIN_AMAX": MIN_AMAX, "TILE": TILE} | ({} if by else {"p_y_scales": None})
     function = "layer_norm_modulate"
-    return _case(f"{name}-{width}", "layer_norm", function, signature, constexprs, _STRIDES + _MODULATION, warps)
+    return _case(
+        f"{name}-{width}", "layer_norm", function, signature, constexprs, _STRIDES + _MODULATION, warps, by != "group"
+    )
 
 
 def _statistics(width: int) -> KernelCase:
@@ -97,5 +101,5 @@ CASES = [
     _rope(40, 64),
     *(_statistics(width) for width in (1536, 5120)),
     *(_quantize_block(one_frame) for one_frame in (True, False)),
-    *(_modulate(quantize, width) for quantize in (False, True) for width in (1536, 5120)),
+    *(_modulate(by, width) for by in (None, "group", "row") for width in (1536, 5120)),
 ]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from td_pack.tests.support import checkpoints, lingbot
 from td_pack.tests.support.dynamic_vram import POLICIES, DynamicVRAM
+from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.errors import CheckpointError, TurboError
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.lora import with_lora
@@ -75,6 +76,7 @@ def two_experts(files) -> list[Result]:
 
 CASES = {
     "int8": lambda files: one_model(files, "int8"),
+    "int8 by channel": lambda files: one_model(files, "int8 by channel"),
     "nf4": lambda files: one_model(files, "nf4"),
     "float": lambda files: one_model(files, "float"),
     "camera": camera,
@@ -119,9 +121,12 @@ def files(tmp_path_factory):
         "nf4": lingbot.packed(checkpoints.stock(43)),
         "camera": lingbot.packed(lingbot.state_dict(5, layers=2)),
     }
-    return {name: checkpoints.write_pth(folder / f"{name}.pth", sd) for name, sd in pth.items()} | {
+    paths = {name: checkpoints.write_pth(folder / f"{name}.pth", sd) for name, sd in pth.items()} | {
         name: checkpoints.write_safetensors(folder / f"{name}.safetensors", sd) for name, sd in safetensors.items()
     }
+    path = folder / "channels.safetensors"
+    convert(Request(model=paths["float"], output=path, weights="int8_rowwise"))
+    return paths | {"int8 by channel": path}
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -1,30 +1,34 @@
 """What is fused around the linears of a TurboWan block: that it is, that it changes nothing, and what keeps it from
 being."""
 
+import dataclasses
+
 import comfy.ops
 import pytest
 import torch
+from comfy.ldm.wan.model import WanT2VCrossAttention
+from comfy.quant_ops import QuantizedTensor
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.models import relative_error
-from td_pack.turbo_core.host import fused
+from td_pack.tests.support.models import compiled_by, only_comfyui_breaks_graphs, relative_error, sample
+from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.lora import with_lora
-from td_pack.turbo_core.host.quant import Quantized, takes_codes
+from td_pack.turbo_core.host.quant import CHANNEL_LAYOUT, Quantized, takes_codes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPE = (2, 16, 3, 16, 16)
 CPU = torch.device("cpu")
-# Of one block: the norms quantize for q, k, v and ffn.0, ffn.0 for ffn.2; o and ffn.2 add to the residual.
-# Cross-attention is ComfyUI's: four linears that quantize for themselves.
+# Of one block: the norms quantize for q, k, v, cross-attention's q and ffn.0, ffn.0 for ffn.2; both o and ffn.2 add to
+# the residual. Cross-attention's k and v quantize the text for themselves.
 FUSED = {
     "rms_norm_rope": 2,
-    "layer_norm_modulate_quantize": 2,
-    "int8_matmul": 3,
+    "layer_norm_modulate_quantize": 3,
+    "int8_matmul": 4,
     "int8_matmul_gelu_quantize": 1,
-    "int8_quantize": 1,
-    "int8_matmul_gate_residual": 2,
-    "int8_linear": 4,
+    "int8_quantize": 2,
+    "int8_matmul_gate_residual": 3,
+    "int8_linear": 2,
     "sparse_linear_attention": 1,
 }
 PLAIN = {"rms_norm_rope": 2, "layer_norm_modulate": 2, "int8_linear": 10, "sparse_linear_attention": 1}
@@ -44,11 +48,12 @@ class Recorder(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.fixture(params=["fp32", "bf16"])
+@pytest.fixture(params=["fp32", "bf16", "bf16-upstream"])
 def model(request, tmp_path):
     # 300 is no multiple of a tile, so that ragged tiles are in every test; one layer.
     state_dict = checkpoints.upstream_state_dict(41, ffn_dim=300, layers=1, sla=True, int8=True)
-    return load_model(str(checkpoints.write_pth(tmp_path / "quant.pth", state_dict)), request.param)
+    dtype, _, activations = request.param.partition("-")
+    return load_model(str(checkpoints.write_pth(tmp_path / "quant.pth", state_dict)), dtype, activations or "fine")
 
 
 def forward(patcher) -> tuple[torch.Tensor, dict[str, int]]:
@@ -65,7 +70,8 @@ def forward(patcher) -> tuple[torch.Tensor, dict[str, int]]:
 
 def linears(patcher) -> list[torch.nn.Module]:
     block = patcher.model.diffusion_model.blocks[0]
-    return [*(getattr(block.self_attn, name) for name in "qkvo"), block.ffn[0], block.ffn[2]]
+    cross = block.cross_attn
+    return [*(getattr(block.self_attn, name) for name in "qkvo"), block.ffn[0], block.ffn[2], cross.q, cross.o]
 
 
 def test_fused_is_plain_bit_for_bit(model):
@@ -115,11 +121,13 @@ def test_weights_that_comfyui_fetches_are_fused_too(model, monkeypatch):
 @pytest.mark.parametrize(
     "layer, plain",
     [
-        ("self_attn.q", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 1, "int8_quantize": 2}),
+        ("self_attn.q", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 2, "int8_quantize": 3}),
         ("self_attn.o", {}),
-        ("ffn.0", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 1, "int8_matmul_gelu_quantize": None,
-                   "int8_matmul": 4, "int8_quantize": 3}),
-        ("ffn.2", {"int8_matmul_gelu_quantize": None, "int8_matmul": 4, "int8_quantize": 2}),
+        ("cross_attn.q", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 2, "int8_quantize": 3}),
+        ("cross_attn.o", {}),
+        ("ffn.0", {"layer_norm_modulate": 1, "layer_norm_modulate_quantize": 2, "int8_matmul_gelu_quantize": None,
+                   "int8_matmul": 5, "int8_quantize": 4}),
+        ("ffn.2", {"int8_matmul_gelu_quantize": None, "int8_matmul": 5, "int8_quantize": 3}),
     ],
 )  # fmt: skip
 def test_a_lora_is_added_to_int8_products(model, layer, plain):
@@ -156,13 +164,27 @@ def test_a_node_that_replaces_a_forward_gets_what_it_expects(model):
         return forward
 
     patched = model.clone()
-    for name in ("self_attn", "ffn"):
+    for name in ("self_attn", "cross_attn", "ffn"):
         original = getattr(block, name).forward
         patched.add_object_patch(f"diffusion_model.blocks.0.{name}.forward", replacement(name, original))
     replaced, calls = forward(patched)
-    assert set(given) == {"self_attn", "ffn"}
+    assert set(given) == {"self_attn", "cross_attn", "ffn"}
     assert all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in given.values())
     assert calls == PLAIN and torch.equal(replaced, velocity)
+
+
+def test_a_pack_that_replaces_cross_attention_of_all_models_is_run(model, monkeypatch):
+    velocity, _ = forward(model)
+    original, given = WanT2VCrossAttention.forward, []
+
+    def replacement(self, x, *args, **kwargs):
+        given.append(x)
+        return original(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(WanT2VCrossAttention, "forward", replacement)
+    replaced, calls = forward(model)
+    assert len(given) == 1 and given[0].is_floating_point()
+    assert calls["int8_linear"] == 4 and torch.equal(replaced, velocity)
 
 
 def test_what_takes_codes(model, tmp_path):
@@ -183,5 +205,79 @@ def test_what_takes_codes(model, tmp_path):
 def test_a_layer_given_codes_computes_what_it_does_of_the_values(model):
     linear = linears(model)[0]
     x = checkpoints.draw(2, "x", (2, 130, 256)).to(model.model.get_dtype_inference())
-    codes = Quantized(*fused.int8_quantize(x), x.dtype)
-    assert torch.equal(linear(codes), linear(x))
+    assert isinstance(linear.quantize(x), Quantized)
+    assert torch.equal(linear(linear.quantize(x)), linear(x))
+
+
+# --- ComfyUI's int8 with a scale for each output channel --------------------------------------------------------------
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def by_channel(request, tmp_path):
+    source = checkpoints.write_pth(
+        tmp_path / "m.pth", checkpoints.upstream_state_dict(41, ffn_dim=300, layers=1, sla=True)
+    )
+    path = tmp_path / "channels.safetensors"
+    convert(Request(model=source, output=path, weights="int8_rowwise"))
+    return load_model(str(path), request.param)
+
+
+def test_weights_by_channel_are_fused_too(by_channel, monkeypatch):
+    """Cross-attention's linears stay ComfyUI's. Beside ComfyUI's own: the same bits in float32; in bfloat16 the norm is
+    quantized before it is rounded."""
+    velocity, calls = forward(by_channel)
+    assert calls == {name: count for name, count in FUSED.items() if name != "int8_linear"}
+    handles = [linear.register_forward_hook(lambda *given: None) for linear in linears(by_channel)]
+    plain, calls = forward(by_channel)
+    for handle in handles:
+        handle.remove()
+    assert not any(name.startswith("int8") for name in calls)
+    error = relative_error(velocity.float(), plain.float())
+    assert error == 0 if by_channel.model.get_dtype_inference() == torch.float32 else error <= 2e-2
+    for linear in linears(by_channel):
+        linear._is_resident = lambda device, dtype: False
+    fetched, calls = forward(by_channel)
+    assert calls["int8_matmul"] == 4 and torch.equal(fetched, velocity)
+
+
+def test_a_layer_by_channel_given_codes_computes_what_it_does_of_the_values(by_channel):
+    linear = linears(by_channel)[0]
+    x = checkpoints.draw(2, "x", (2, 130, 256)).to(by_channel.model.get_dtype_inference())
+    exact = x.double() @ linear.weight.dequantize().double().T + linear.bias.double()
+    ours, theirs = (relative_error(linear(given), exact) for given in (linear.quantize(x), x))
+    assert ours <= 1.05 * theirs <= 2e-2
+
+
+def test_what_of_comfyui_s_int8_is_not_fused(by_channel):
+    linear = linears(by_channel)[0]
+    assert takes_codes(CPU, linear)
+    linear.pre_quant_scale = torch.nn.Parameter(torch.ones(256))
+    assert not takes_codes(CPU, linear)
+    linear.pre_quant_scale = None
+    linear._full_precision_mm = True
+    assert not takes_codes(CPU, linear)
+    linear._full_precision_mm = False
+    rotated = dataclasses.replace(linear.weight._params, convrot=True)
+    linear.weight = torch.nn.Parameter(
+        QuantizedTensor(linear.weight._qdata, CHANNEL_LAYOUT, rotated), requires_grad=False
+    )
+    assert not takes_codes(CPU, linear)
+
+
+def test_the_compile_node_takes_weights_by_channel(by_channel):
+    torch.compiler.reset()
+    compiled = compiled_by("eager", by_channel)
+    assert relative_error(sample(compiled), sample(by_channel)) <= 1e-3
+    assert only_comfyui_breaks_graphs()
+    torch.compiler.reset()
+
+
+def test_a_lora_beside_a_weight_by_channel(by_channel):
+    name = "diffusion_model.blocks.0.self_attn.q.lora_{}.weight"
+    lora = {
+        name.format("A"): checkpoints.draw(8, "down", (4, 256)),
+        name.format("B"): checkpoints.draw(8, "up", (256, 4)),
+    }
+    changed, calls = forward(with_lora(by_channel, "test.safetensors", lora, 0.1)[0])
+    assert calls["int8_matmul"] == 4 and calls["int8_matmul_gate_residual"] == 3 and calls["int8_quantize"] == 3
+    assert relative_error(changed.float(), forward(by_channel)[0].float()) > 3e-2

@@ -27,7 +27,7 @@ from td_pack.tests.support.models import (
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.lora import with_lora
-from td_pack.turbo_core.host.quant import LAYOUT, TurboDiffusionBlockINT8Layout, is_block_int8
+from td_pack.turbo_core.host.quant import ACTIVATIONS, LAYOUT, TurboDiffusionBlockINT8Layout, is_block_int8
 
 LINEARS = 10  # per block: q, k, v, o of two attentions, two of the feed-forward part
 
@@ -43,6 +43,12 @@ def model(state_dict, tmp_path):
     return load_model(str(checkpoints.write_pth(tmp_path / "quant.pth", state_dict)))
 
 
+@pytest.fixture
+def upstream(state_dict, tmp_path):
+    """The same with upstream's activations."""
+    return load_model(str(checkpoints.write_pth(tmp_path / "upstream.pth", state_dict)), activations="upstream")
+
+
 def test_every_linear_of_a_block_is_int8_and_nothing_else(model):
     quantized = {name for name, parameter in model.model.named_parameters() if isinstance(parameter, QuantizedTensor)}
     blocks = {
@@ -55,8 +61,10 @@ def test_every_linear_of_a_block_is_int8_and_nothing_else(model):
     assert not list(model.model.diffusion_model.named_buffers())
 
 
-def test_every_linear_multiplies_in_int8_on_what_it_is_given(model, state_dict):
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+def test_every_linear_multiplies_in_int8_on_what_it_is_given(activations, model, upstream, state_dict):
     """Recorded inputs of a real forward pass, against the layer written out."""
+    model = {"fine": model, "upstream": upstream}[activations]
     recorded = []
 
     def record(module, args, output):
@@ -74,13 +82,15 @@ def test_every_linear_multiplies_in_int8_on_what_it_is_given(model, state_dict):
         handle.remove()
     assert len(recorded) == 2 * LINEARS
     for module, given, output in recorded:
-        upstream = names[module]
-        expected = w8a8(given, *(state_dict[f"{upstream}.{kind}"] for kind in ("int8_weight", "scale", "bias")))
+        name = names[module]
+        expected = w8a8(
+            given, *(state_dict[f"{name}.{kind}"] for kind in ("int8_weight", "scale", "bias")), activations
+        )
         # The golden `ops` tolerance; float32 accumulation over at most three tiles.
-        assert relative_error(output, expected) <= 1e-5, upstream
+        assert relative_error(output, expected) <= 1e-5, name
 
 
-def test_where_int8_is_slower_every_linear_multiplies_in_float(model, monkeypatch):
+def test_where_int8_is_slower_every_linear_multiplies_in_float(model, upstream, monkeypatch):
     """As on a GPU without a fast int8 product: weights stay int8, activations are not quantized, and the counts say
     so."""
     int8 = sample(model)
@@ -92,7 +102,8 @@ def test_where_int8_is_slower_every_linear_multiplies_in_float(model, monkeypatc
     finally:
         monkeypatch.undo()
     assert (model.model.calls["int8 linear"], model.model.calls["float linear"]) == (0, 2 * LINEARS)
-    assert 1e-4 < relative_error(in_float, int8) < 0.1  # what quantized activations change
+    fine, coarse = (relative_error(in_float, each) for each in (int8, sample(upstream)))
+    assert 1e-4 < fine < 0.9 * coarse < 0.1  # what quantized activations change
     assert model.model.spec.int8
 
 
