@@ -42,8 +42,8 @@ def free_port() -> int:
 class ComfyServer:
     """A context manager: inside it the server answers at `url` and through `client`.
 
-    `base` becomes ComfyUI's base directory, and holds the log. `extra_arguments` go to main.py. `launcher`: arguments of
-    Python before main.py, of a program that starts it with devices that this process lacks.
+    `base` becomes ComfyUI's base directory, and holds the log. `extra_arguments` go to main.py. `launcher`: what Python
+    runs instead of main.py, a program that starts it with devices that this process lacks.
     """
 
     def __init__(
