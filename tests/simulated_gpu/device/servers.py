@@ -28,10 +28,8 @@ ARGUMENTS = ("--disable-cuda-malloc", "--disable-dynamic-vram", "--reserve-vram"
 KEPT_FREE = int(0.8 * 2**30)
 
 
-def write_models(folder: Path) -> None:
-    """The tiny checkpoints of the jobs, where ComfyUI looks for them."""
-    checkpoints.write_models(folder)
-    lingbot.write_models(folder)
+def write_own_models(folder: Path) -> None:
+    """The files of the jobs that the shared server of the tests lacks."""
     state_dict = checkpoints.upstream_state_dict(41, sla=True, int8=True)
     checkpoints.write_pth(folder / "diffusion_models" / INT8, state_dict)
     checkpoints.write_safetensors(folder / "loras" / LORA, checkpoints.lora("diffusion_model"))
@@ -39,7 +37,8 @@ def write_models(folder: Path) -> None:
 
 def device_server(base: Path, devices: Devices, *arguments: str) -> ComfyServer:
     """A server on these devices, with the models; `arguments` go to main.py."""
-    write_models(base / "models")
+    for write in (checkpoints.write_models, lingbot.write_models, write_own_models):
+        write(base / "models")
     return ComfyServer(
         base,
         test_nodes=True,

@@ -11,7 +11,7 @@ from td_pack.tests.support.jobs import saved
 from td_pack.tests.support.models import relative_error
 
 from .run import require_device
-from .servers import LATENT_JOBS, decode_job, device_server, write_models
+from .servers import LATENT_JOBS, decode_job, device_server, write_own_models
 from .settings import Devices
 
 pytestmark = pytest.mark.server
@@ -30,11 +30,16 @@ def device(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cpu(server):
-    write_models(server.models_dir)
+    write_own_models(server.models_dir)
     return server
 
 
-@pytest.mark.parametrize("name", LATENT_JOBS)
+PLAIN = ("t2v-int8", "i2v-two-experts")  # in a plain run
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in PLAIN else (pytest.mark.thorough,)) for name in LATENT_JOBS]
+)
 def test_a_job_gives_what_the_cpu_gives_in_float32(device, cpu, name):
     for each in (cpu, device):
         each.client.run(LATENT_JOBS[name](name))
