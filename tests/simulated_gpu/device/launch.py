@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[3]
 def prepare() -> None:
     """Makes the devices compute. comfy_kitchen's compiled kernels cannot run on them, and are switched off."""
     sys.path.insert(0, str(ROOT))
-    import dev
+    import cli
 
-    dev.load_pack()  # which removes the root from sys.path
+    cli.load_pack()  # which removes the root from sys.path
     from td_pack.tests.simulated_gpu.device.install import install
 
     install()

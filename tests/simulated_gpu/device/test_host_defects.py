@@ -17,7 +17,7 @@ from .run import require_device, variables
 from .servers import KEPT_FREE
 from .settings import Devices
 
-COPIED = ("dev.py", "__init__.py", "turbo_core", "kernels", "nodes", "tests/support", "tests/simulated_gpu")
+COPIED = ("cli.py", "dev.py", "__init__.py", "turbo_core", "kernels", "nodes", "tests/support", "tests/simulated_gpu")
 
 
 class Defect(NamedTuple):
