@@ -184,9 +184,14 @@ class EmulatedDriver(DriverBase):
 
 def install(capability: int) -> Session:
     """Makes the emulator Triton's device for this process. Returns the session to configure and read."""
+    return activate(EmulatedDriver, capability)
+
+
+def activate(driver: type[EmulatedDriver], capability: int) -> Session:
+    """As `install`, with a driver of one's own."""
     if capability not in SHARED_LIMIT:
         raise ValueError(f"no compute capability {capability} among {sorted(SHARED_LIMIT)}")
     session = Session()
     backends["nvidia"] = Backend(compiler=PtxBackend, driver=backends["nvidia"].driver)
-    runtime.set_active(EmulatedDriver(capability, session))
+    runtime.set_active(driver(capability, session))
     return session

@@ -42,7 +42,8 @@ def free_port() -> int:
 class ComfyServer:
     """A context manager: inside it the server answers at `url` and through `client`.
 
-    `base` becomes ComfyUI's base directory, and holds the log. `extra_arguments` go to main.py.
+    `base` becomes ComfyUI's base directory, and holds the log. `extra_arguments` go to main.py. `launcher`: what Python
+    runs instead of main.py, a program that starts it with devices that this process lacks.
     """
 
     def __init__(
@@ -53,13 +54,16 @@ class ComfyServer:
         test_nodes: bool = False,
         extra_arguments: tuple[str, ...] = (),
         extra_environment: dict[str, str] | None = None,
+        launcher: tuple[str, ...] = (),
     ):
         self.base = Path(base)
         self.pack_name = pack_name
         self.models_dir, self.input_dir, self.output_dir = (self.base / n for n in ("models", "input", "output"))
         self.log_path = self.base / "server.log"
         self._packs = {pack_name: ROOT} | ({"test_nodes": ROOT / "tests" / "server_nodes"} if test_nodes else {})
-        self._arguments = extra_arguments
+        needs_cpu = not launcher and not torch.cuda.is_available()
+        self._arguments = ("--cpu", *extra_arguments) if needs_cpu else extra_arguments
+        self._launcher = launcher
         self._environment = os.environ | (extra_environment or {})
         self._process = None
         self.port = free_port()
@@ -73,6 +77,7 @@ class ComfyServer:
             install(pack, self.base / "custom_nodes" / name)
         command = [
             sys.executable,
+            *self._launcher,
             str(Path(comfyui_path()) / "main.py"),
             "--base-directory",
             str(self.base),
@@ -85,7 +90,6 @@ class ComfyServer:
             "127.0.0.1",
             "--port",
             str(self.port),
-            *([] if torch.cuda.is_available() else ["--cpu"]),
             *self._arguments,
         ]
         with self.log_path.open("wb") as log:

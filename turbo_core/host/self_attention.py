@@ -91,7 +91,8 @@ class TurboSelfAttention(WanSelfAttention):
         comfy.ops.run_every_op()
         # The operator fuses the projection, so its weights are fetched (offload, LoRA) as the layer itself would.
         projection = self.attn_op.local_attn.proj_l
+        changes = [path.change(q) for path in side_paths(projection)]  # first: these fetch weights too
         with fetched(projection, q) as (weight, bias):
-            for path in side_paths(projection):
-                weight = weight + path.change(weight)
+            for change in changes:
+                weight = weight + change
             return sparse_linear_attention(q, k, v, weight, bias, sla.topk, sla.pv)

@@ -21,8 +21,8 @@ _MATRICES = "turbodiffusion_lora"  # the key of a ModelPatcher's additional mode
 class SidePath(NamedTuple):
     """scale * up (down x) beside a linear [N, K], with the LoRA's strength in `scale`."""
 
-    down: torch.nn.Module  # a Linear [rank, K] without bias
-    up: torch.nn.Module  # a Linear [N, rank] without bias
+    down: torch.nn.Linear  # [rank, K] without bias
+    up: torch.nn.Linear  # [N, rank] without bias
     scale: float
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
@@ -30,9 +30,11 @@ class SidePath(NamedTuple):
         y: torch.Tensor = self.up(self.down(x) * self.scale)
         return y
 
-    def change(self, weight: torch.Tensor) -> torch.Tensor:
-        """What the path adds to a weight [N, K], of the weight's dtype and device."""
-        identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    def change(self, x: torch.Tensor) -> torch.Tensor:
+        """What the path adds to the weight beside it, [N, K], in x's dtype and on its device.
+
+        Not to be called while that weight is fetched: ComfyUI may copy the matrices to the same memory."""
+        identity = torch.eye(self.down.in_features, dtype=x.dtype, device=x.device)
         return self.product(identity).T
 
 
@@ -94,9 +96,9 @@ def add_side_paths(patcher: comfy.model_patcher.ModelPatcher, changes: Sequence[
     patcher.set_additional_models(_MATRICES, [*patcher.get_additional_models_with_key(_MATRICES), loaded])
 
 
-def _linear(weight: torch.Tensor) -> torch.nn.Module:
+def _linear(weight: torch.Tensor) -> torch.nn.Linear:
     """A Linear without bias that ComfyUI can offload, and that casts this weight to its input's dtype."""
     rows, columns = weight.shape
-    layer = comfy.ops.manual_cast.Linear(columns, rows, bias=False, dtype=weight.dtype, device="meta")
+    layer: torch.nn.Linear = comfy.ops.manual_cast.Linear(columns, rows, bias=False, dtype=weight.dtype, device="meta")
     layer.load_state_dict({"weight": weight}, assign=True)
     return layer.requires_grad_(False)
