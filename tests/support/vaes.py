@@ -4,6 +4,7 @@ import comfy.model_patcher
 import comfy.sd
 import torch
 from comfy.ldm.wan import vae2_2
+from comfy.taesd.taehv import TAEHV
 from comfy.taesd.taesd import TAESD
 
 from . import checkpoints
@@ -37,6 +38,22 @@ def wan22() -> comfy.sd.VAE:
     )
     vae.upscale_ratio = (vae.upscale_ratio[0], 16, 16)
     return vae
+
+
+def taehv_state_dict(channels: int = 16, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """The exact layout of lighttaew2_1, of lighttaew2_2 (48 channels) and, in float16, of taehv: the class has one
+    width."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: value.shape for name, value in TAEHV(latent_channels=channels).state_dict().items()}
+    return {
+        name: (torch.randn(shape, generator=generator) / max(1, shape[1:].numel()) ** 0.5).to(dtype)
+        for name, shape in shapes.items()
+    }
+
+
+def taehv(channels: int = 16, dtype: torch.dtype = torch.float32) -> comfy.sd.VAE:
+    """A TAEHV. Of one with 16 channels in float16 ComfyUI takes it that its latents are those of HunyuanVideo."""
+    return comfy.sd.VAE(sd=taehv_state_dict(channels, dtype))
 
 
 def taesd_state_dict() -> dict[str, torch.Tensor]:

@@ -1,41 +1,26 @@
-"""Decodes with a Wan VAE chunk by chunk, each chunk written to the result when it is decoded: bit-equal to ComfyUI's
-decode, in the memory of one chunk and the result."""
+"""Decodes with a Wan VAE or a TAEHV chunk by chunk, each chunk written to the result when it is decoded: bit-equal to
+ComfyUI's decode, in the memory of one chunk and the result."""
 
 import logging
 from collections.abc import Callable, Iterator
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.sd
 import comfy.utils
 import torch
-from comfy.ldm.wan import vae as wan21
-from comfy.ldm.wan import vae2_2 as wan22
 
 from ..errors import TurboError
 from ..strips import blend, counts, shared, strips
+from .vae_chunks import WAN_CHANNELS, can_stream, chunk_decoder
 
 logger = logging.getLogger("turbodiffusion")
-
-# Elements alive at once for each pixel of a frame and each channel of the decoder's last layer, by whether there is
-# more than one chunk, which makes the decoder remember. Traced over the decoder's operators
-# (tests/turbo_core/host/test_decode.py), and a fifth more for what a convolution needs inside.
-_ELEMENTS = {wan21.WanVAE: (6, 43), wan22.WanVAE: (8, 21)}
-
-
-def can_stream(vae: comfy.sd.VAE) -> bool:
-    """Whether `decode` supports this VAE: those of Wan 2.1 (narrower ones too) and Wan 2.2 5B.
-
-    Later hosts also load Qwen Image 2.1 into Wan 2.2's class: its latents are images [B, C, h, w], so the host's
-    latent_dim is 2."""
-    return type(vae.first_stage_model) in _ELEMENTS and vae.latent_dim == 3
 
 
 def check_decodes_wan(vae: comfy.sd.VAE) -> None:
     """Raises TurboError unless the VAE decodes latents of Wan models: videos of 16 channels, or 48 (Wan 2.2 5B)."""
     vae.throw_exception_if_invalid()
-    if vae.latent_dim != 3 or vae.latent_channels not in (16, 48):
+    if vae.latent_dim != 3 or vae.latent_channels not in WAN_CHANNELS:
         kind = "videos" if vae.latent_dim == 3 else "images"
         raise TurboError(
             f"This VAE decodes {kind} of {vae.latent_channels} channels and the model makes videos of 16 (Wan 2.2 5B: "
@@ -44,8 +29,8 @@ def check_decodes_wan(vae: comfy.sd.VAE) -> None:
 
 
 def latent_of(vae: comfy.sd.VAE, samples: dict[str, Any]) -> torch.Tensor:
-    """The video latent in a LATENT, [B, C, T, h, w] for a Wan VAE. Raises TurboError for one that the VAE cannot
-    decode."""
+    """The video latent in a LATENT, [B, C, T, h, w] for a VAE that can be streamed. Raises TurboError for one that the
+    VAE cannot decode."""
     vae.throw_exception_if_invalid()
     latent = samples["samples"]
     if latent.is_nested:
@@ -53,8 +38,7 @@ def latent_of(vae: comfy.sd.VAE, samples: dict[str, Any]) -> torch.Tensor:
     if can_stream(vae) and (latent.ndim != 5 or latent.shape[1] != vae.latent_channels or 0 in latent.shape):
         raise TurboError(
             f"The latent is {list(latent.shape)} and this VAE decodes [batch, {vae.latent_channels}, frames, height, "
-            "width]: "
-            "connect the latent of a Wan video, or the VAE of the model that made this one."
+            "width]: connect the latent of a Wan video, or the VAE of the model that made this one."
         )
     return latent
 
@@ -70,19 +54,15 @@ def chunk_memory(vae: comfy.sd.VAE, latent: torch.Tensor, count: int = 1) -> int
     longer, shorter = sorted(latent.shape[3:], reverse=True)
     strip = strips(longer, count)[0]
     pixels = (strip.stop - strip.start) * shorter * vae.spacial_compression_decode() ** 2
-    model = vae.first_stage_model
-    elements = _ELEMENTS[type(model)][latent.shape[2] > 1] * model.decoder.head[0].gamma.numel()
+    elements = chunk_decoder(vae).elements(latent.shape[2])
     return elements * pixels * comfy.model_management.dtype_size(vae.vae_dtype)
 
 
 def decoded_shape(vae: comfy.sd.VAE, latent: torch.Tensor) -> tuple[int, int, int, int]:
     """[frames, height, width, channels] of the decoded latent, batch items one after another."""
     scale = vae.spacial_compression_decode()
-    channels = vae.first_stage_model.decoder.head[-1].out_channels
-    if isinstance(vae.first_stage_model, wan22.WanVAE):
-        channels //= 4  # its output has patches of 2 x 2 pixels
     batch, _, length, height, width = latent.shape
-    return batch * vae.upscale_ratio[0](length), height * scale, width * scale, channels
+    return batch * vae.upscale_ratio[0](length), height * scale, width * scale, chunk_decoder(vae).channels
 
 
 def decode_images(vae: comfy.sd.VAE, latent: torch.Tensor) -> torch.Tensor:
@@ -97,8 +77,8 @@ def decode_images(vae: comfy.sd.VAE, latent: torch.Tensor) -> torch.Tensor:
 def decode(
     vae: comfy.sd.VAE, latent: torch.Tensor, out: torch.Tensor, on_frames: Callable[[int], None] = lambda stop: None
 ) -> None:
-    """Decodes a latent [B, C, T, h, w] into `out` of `decoded_shape`: values of 0 to 1, or in a uint8 tensor of 0 to
-    255, cut off as ComfyUI cuts them for a video.
+    """Decodes a latent [B, C, T, h, w] into `out` of `decoded_shape`: values of 0 to 1 (a TAEHV's may exceed them
+    slightly, as in ComfyUI), or in a uint8 tensor of 0 to 255, cut off as ComfyUI cuts them for a video.
 
     `on_frames(stop)` is called when the frames before `stop` are complete. A frame that does not fit in memory is
     decoded in strips with blended seams; so is the rest after running out of memory. Raises ComfyUI's out-of-memory
@@ -146,8 +126,9 @@ class _Decoding:
 
     def __init__(self, vae: comfy.sd.VAE, latent: torch.Tensor, out: torch.Tensor, on_frames: Callable[[int], None]):
         self.vae, self.latent, self._on_frames = vae, latent, on_frames
+        self._decoder = chunk_decoder(vae)
         self._out = out.unflatten(0, (len(latent), -1))
-        self._chunks = len(_slices(vae.first_stage_model, latent.shape[2]))
+        self._chunks = len(self._decoder.slices(latent.shape[2]))
         self._bar = comfy.utils.ProgressBar(self._chunks * len(latent))
 
     def attempt(self, first: int, way: _Choice, last: bool) -> bool:
@@ -185,9 +166,9 @@ class _Decoding:
         self._on_frames(items.stop * frames)
 
     def _decoded(self, latent: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The frames [items, n, height, width, channels] of each chunk, 0 to 1."""
+        """The frames [items, n, height, width, channels] of each chunk."""
         latent = latent.to(device=self.vae.device, dtype=self.vae.vae_dtype)
-        for chunk in _chunks(self.vae.first_stage_model, latent):
+        for chunk in self._decoder.chunks(latent):
             pixels = chunk.movedim(1, -1).to(dtype=self.vae.vae_output_dtype())
             del chunk
             if self._out.dtype != torch.uint8:
@@ -208,31 +189,6 @@ def _write(pixels: torch.Tensor, place: torch.Tensor, axis: int, overlap: int) -
 def to_8_bit(pixels: torch.Tensor) -> torch.Tensor:
     """uint8 of 0 to 1, cut off rather than rounded: as ComfyUI does when it encodes a video."""
     return (pixels * 255).clamp(0, 255).byte()
-
-
-def _slices(model: wan21.WanVAE | wan22.WanVAE, length: int) -> list[slice]:
-    """The latent frames that ComfyUI's decode gives to the decoder at a time: the first alone, since it makes one frame
-    and every other makes four; then two (Wan 2.1) or one."""
-    size = 2 if isinstance(model, wan21.WanVAE) else 1
-    starts = range(1, length, size)
-    return [slice(start, stop) for start, stop in zip_longest((0, *starts), starts, fillvalue=length)]
-
-
-def _chunks(model: wan21.WanVAE | wan22.WanVAE, latent: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Decoded [B, C, t, H, W] for each of `_slices`, -1 to 1: the loop of comfy/ldm/wan/vae.py and vae2_2.py."""
-    slices = _slices(model, latent.shape[2])
-    x = model.conv2(latent)
-    if isinstance(model, wan21.WanVAE):
-        memory = [None] * wan21.count_cache_layers(model.decoder) if len(slices) > 1 else None
-    else:
-        memory = [None] * wan22.count_conv3d(model.decoder)
-    for i, part in enumerate(slices):
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        if isinstance(model, wan21.WanVAE):
-            yield torch.cat(model.decoder(x[:, :, part], feat_cache=memory, feat_idx=[0]), 2)
-        else:
-            out = model.decoder(x[:, :, part], feat_cache=memory, feat_idx=[0], first_chunk=i == 0)
-            yield wan22.unpatchify(out, patch_size=2)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -11,7 +11,8 @@ import torch
 
 from ..errors import TurboError
 from ..video import ArrivingImages, Encode, frame_file, room_in
-from .decode import can_stream, decode, decoded_shape, stock_decode, to_8_bit
+from .decode import decode, decoded_shape, stock_decode, to_8_bit
+from .vae_chunks import can_stream
 
 
 def decode_video(vae: comfy.sd.VAE, latent: torch.Tensor, folder: Path, encode: Encode) -> tuple[Path, torch.Tensor]:

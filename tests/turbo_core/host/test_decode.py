@@ -2,17 +2,18 @@
 
 import functools
 
+import comfy.model_management
 import comfy.sd
 import pytest
 import torch
 from comfy.ldm.wan import vae as wan21_module
 from comfy.ldm.wan import vae2_2 as wan22_module
+from comfy.taesd.taehv import TAEHV
 from td_pack.tests.support import vaes
 from td_pack.tests.support.allocations import PeakBytes
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host import decode as module
 from td_pack.turbo_core.host.decode import (
-    can_stream,
     chunk_memory,
     decode,
     decode_images,
@@ -21,6 +22,7 @@ from td_pack.turbo_core.host.decode import (
     stock_decode,
     to_8_bit,
 )
+from td_pack.turbo_core.host.vae_chunks import can_stream, chunk_decoder
 from td_pack.turbo_core.strips import OVERLAP
 
 
@@ -43,7 +45,14 @@ def latent(channels: int, length: int, height: int = 2, width: int = 3, batch: i
 @pytest.fixture(scope="module")
 def make():
     """Makes each VAE once."""
-    kinds = {"2.1": vaes.wan21, "2.1 in bfloat16": lambda: vaes.wan21(torch.bfloat16), "2.2": vaes.wan22}
+    kinds = {
+        "2.1": vaes.wan21,
+        "2.1 in bfloat16": lambda: vaes.wan21(torch.bfloat16),
+        "2.2": vaes.wan22,
+        "lighttaew2_1": vaes.taehv,
+        "lighttaew2_2": lambda: vaes.taehv(48),
+        "taehv": lambda: vaes.taehv(dtype=torch.float16),
+    }
     return functools.cache(lambda kind: kinds[kind]())
 
 
@@ -54,13 +63,16 @@ def make():
         ("2.1 in bfloat16", 3, 1),
         ("2.2", 1, 1),
         ("2.2", 3, 1),
+        *(("lighttaew2_1", *each) for each in ((1, 1), (3, 1), (4, 2))),
+        ("lighttaew2_2", 3, 1),
+        ("taehv", 3, 1),
     ],
 )
 def test_the_bits_are_those_of_comfyui(make, kind, length, batch):
     vae = make(kind)
     z = latent(vae.latent_channels, length, batch=batch)
     images = decode_images(vae, z)
-    scale = 16 if kind == "2.2" else 8
+    scale = 16 if vae.latent_channels == 48 else 8
     assert images.shape == (batch * (4 * length - 3), 2 * scale, 3 * scale, 3) == decoded_shape(vae, z)
     assert torch.equal(images, stock_decode(vae, z)) and images.is_contiguous() and images.std() > 0
 
@@ -88,6 +100,30 @@ def test_eight_bit_frames_come_in_order_and_as_they_are_done(wan21):
     decode(wan21, z, frames, seen.append)
     assert torch.equal(frames, to_8_bit(decode_images(wan21, z)))
     assert seen == [1, 9, 13, 13]  # a frame, then chunks of two and of one latent frame, then the item
+
+
+@pytest.mark.parametrize("kind", ["2.1", "lighttaew2_1"])
+def test_an_interrupt_ends_it_before_the_next_chunk(make, kind):
+    seen = []
+
+    def interrupt(stop: int) -> None:
+        seen.append(stop)
+        comfy.model_management.interrupt_current_processing(True)
+
+    vae = make(kind)
+    z = latent(16, 4)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        decode(vae, z, torch.empty(decoded_shape(vae, z)), interrupt)
+    assert seen == [1]
+
+
+def test_a_taehv_writes_the_frames_of_one_latent_frame_at_a_time(make):
+    vae, seen = make("lighttaew2_1"), []
+    z = latent(16, 3)
+    frames = torch.empty(decoded_shape(vae, z), dtype=torch.uint8)
+    decode(vae, z, frames, seen.append)
+    assert torch.equal(frames, to_8_bit(stock_decode(vae, z)))
+    assert seen == [1, 5, 9, 9]
 
 
 @pytest.mark.parametrize("at", [1, 2])
@@ -141,13 +177,17 @@ def test_what_does_not_fit_is_cut_before_trying(wan21):
     [
         *(("2.1", *each) for each in ((1, (90, 160)), (2, (90, 160)), (7, (60, 104)), (7, (90, 160)))),
         *(("2.2", length, (44, 80)) for length in (1, 3)),
+        *(("lighttaew2_1", *each) for each in ((1, (60, 104)), (3, (90, 160)))),
+        ("lighttaew2_2", 3, (44, 80)),
     ],
 )
-def test_the_estimate_covers_what_the_decoder_holds_and_little_more(kind, length, size, monkeypatch):
+def test_the_estimate_covers_what_the_decoder_holds_and_little_more(make, kind, length, size, monkeypatch):
     """The peak of the chunks of a decoder of real width, which is traced without computing it."""
-    vae = vaes.wan22() if kind == "2.2" else vaes.wan21()
+    vae = make(kind)
     with torch.device("meta"):
-        if kind == "2.2":
+        if kind.startswith("lighttae"):
+            model = TAEHV(latent_channels=vae.latent_channels)
+        elif kind == "2.2":
             model = wan22_module.WanVAE(dim=160, dec_dim=256, z_dim=48, temperal_downsample=[False, True, True])
         else:
             model = wan21_module.WanVAE(dim=96, z_dim=16, temperal_downsample=[False, True, True])
@@ -155,10 +195,11 @@ def test_the_estimate_covers_what_the_decoder_holds_and_little_more(kind, length
         z = torch.empty(1, vae.latent_channels, length, *size, dtype=torch.bfloat16)
     monkeypatch.setattr(vae, "first_stage_model", model)
     monkeypatch.setattr(vae, "vae_dtype", torch.bfloat16)
-    # The attention at an eighth of the size asks for the device's free memory, which meta does not have.
-    model.decoder.middle[1].optimized_attention = lambda q, k, v: q
+    if kind.startswith("2."):
+        # The attention at an eighth of the size asks for the device's free memory, which meta does not have.
+        model.decoder.middle[1].optimized_attention = lambda q, k, v: q
     with PeakBytes() as watch:
-        for _ in module._chunks(model, z):
+        for _ in chunk_decoder(vae).chunks(z):
             pass
     estimate = chunk_memory(vae, z)
     assert 1.05 * watch.peak < estimate < 1.6 * watch.peak
