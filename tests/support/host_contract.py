@@ -293,7 +293,7 @@ ATTRIBUTES = {
     "comfy.samplers.CFGGuider": "conds original_conds",
     "comfy.samplers.KSamplerX0Inpaint": "inner_model",
     "comfy.ops.CastWeightBiasOp": "bias_function",
-    "comfy.ops.disable_weight_init.Linear": "bias",
+    "comfy.ops.disable_weight_init.Linear": "bias in_features",
     "comfy_kitchen.tensor.QuantizedTensor": "_layout_cls _params _qdata",
     "comfy_kitchen.tensor.BaseLayoutParams": "orig_dtype",
     "comfy.conds.CONDRegular": "_copy_with cond",
