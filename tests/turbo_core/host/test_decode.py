@@ -112,9 +112,10 @@ def test_an_interrupt_ends_it_before_the_next_chunk(make, kind):
 
     vae = make(kind)
     z = latent(16, 4)
+    images = torch.zeros(decoded_shape(vae, z))
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        decode(vae, z, torch.empty(decoded_shape(vae, z)), interrupt)
-    assert seen == [1]
+        decode(vae, z, images, interrupt)
+    assert seen == [1] and images[0].any() and not images[1:].any()
 
 
 def test_a_taehv_writes_the_frames_of_one_latent_frame_at_a_time(make):
