@@ -24,7 +24,9 @@ def _samples() -> io.Latent.Input:
 
 def _vae() -> io.Vae.Input:
     return io.Vae.Input(
-        "vae", tooltip="The VAE of Wan 2.1, or of Wan 2.2 5B. For any other VAE this is ComfyUI's VAE Decode."
+        "vae",
+        tooltip="The VAE of Wan 2.1 or of Wan 2.2 5B, or a small one for a draft (lighttaew2_1, lighttaew2_2). For any "
+        "other VAE this is ComfyUI's VAE Decode.",
     )
 
 
