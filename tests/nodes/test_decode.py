@@ -9,12 +9,11 @@ from io import BytesIO
 import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
-from PIL import Image
 from td_pack.nodes.decode import DecodedVideo, encode_mp4
 from td_pack.tests.support import checkpoints, graph, vaes
 from td_pack.tests.support.allocations import PeakBytes
 from td_pack.tests.support.client import ExecutionFailed
-from td_pack.tests.support.jobs import node, t2v_job
+from td_pack.tests.support.jobs import node
 from td_pack.tests.support.videos import packets, pixels, rate_and_metadata, tags
 from td_pack.turbo_core.host.decode import decode_images, stock_decode
 from td_pack.turbo_core.host.decode_video import decode_video
@@ -261,37 +260,6 @@ def test_after_a_decode_that_never_fits_the_next_prompt_works(server, make):
         server.client.run(make("never", vae=failing(at=2, above=0)))
     assert set((server.base / "temp").iterdir()) == before
     server.client.run(make("after never", latent=random_latent(seed=7)))
-
-
-@pytest.mark.server
-def test_a_small_vae_of_vae_approx_decodes_what_sample_made(server):
-    name = "lighttaew2_1.safetensors"
-    checkpoints.write_safetensors(server.models_dir / "vae_approx" / name, vaes.taehv_state_dict())
-    decode = {"samples": ["sample", 0], "vae": ["vae", 0]}
-    job = t2v_job("small vae") | {
-        "vae": node("VAELoader", vae_name=name),
-        "ours": node("TurboDiffusionVAEDecode", **decode),
-        "stock": node("VAEDecode", **decode),
-        "video": node("TurboDiffusionVAEDecodeVideo", **decode, fps=16),
-        "stock video": node("CreateVideo", images=["stock", 0], fps=16),
-    }
-    for kind in ("ours", "stock"):
-        job[f"save {kind}"] = node("SaveImage", images=[kind, 0], filename_prefix=kind)
-    for kind in ("video", "stock video"):
-        job[f"save {kind}"] = node("SaveVideo", video=[kind, 0], filename_prefix=kind, **AUTO)
-    result = server.client.run(job)
-    ours, theirs = (pictures(server, result, f"save {kind}") for kind in ("ours", "stock"))
-    assert len(ours) == 9 and ours == theirs
-    assert packets(saved_by(server, result, "save video")) == packets(saved_by(server, result, "save stock video"))
-    for decoder in ("ours", "video"):
-        progress = [(p["value"], p["max"]) for p in result.of("progress") if p["node"] == decoder]
-        assert progress == [(1, 3), (2, 3), (3, 3)]
-
-
-def pictures(server, result, name: str) -> list[bytes]:
-    """The pixels of each saved image."""
-    files = (server.output_dir / file["subfolder"] / file["filename"] for file in result.outputs[name]["images"])
-    return [Image.open(path).tobytes() for path in files]
 
 
 @pytest.mark.server
