@@ -1,7 +1,7 @@
 """Timing of operators on a device, within a budget of seconds."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -37,18 +37,33 @@ class Clock:
         """The time of `run` on the device after a warm-up; on the CPU without a GPU. The launches are queued before the
         first of them runs, so that they cost what they cost in a step, where the CPU is ahead."""
         if self._quick:
-            return _summary([self._once(run)])
+            return _summary([self.once(run)])
         for _ in range(WARM_UPS):
-            first = self._once(run)
+            first = self.once(run)
         flush = first < FLUSHED_BELOW
         samples, start = [], time.monotonic()
         while len(samples) < REPETITIONS or time.monotonic() - start < SECONDS:
             if flush:
                 self._flush.zero_()
-            samples.append(self._once(run))
+            samples.append(self.once(run))
         return _summary(samples)
 
-    def _once(self, run: Callable[[], object]) -> float:
+    def interleaved(self, runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
+        """The times of several that have been run before, in turns, so that a change of the GPU's clocks meets all of
+        them: at least one round, at most REPETITIONS, and no round that would end more than `seconds` from now or
+        after the budget."""
+        samples: dict[str, list[float]] = {name: [] for name in runs}
+        start = time.monotonic()
+        for done in range(1, 2 if self._quick else REPETITIONS + 1):
+            for name, run in runs.items():
+                samples[name].append(self.once(run))
+            spent = time.monotonic() - start
+            if spent / done > min(seconds - spent, self.left()):
+                break
+        return {name: _summary(each) for name, each in samples.items()}
+
+    def once(self, run: Callable[[], object]) -> float:
+        """The milliseconds of one run."""
         if self.device.type != "cuda":
             start = time.perf_counter()
             run()
