@@ -22,6 +22,11 @@ class Timing(NamedTuple):
     p90: float
 
 
+def single(ms: float) -> Timing:
+    """Of one run."""
+    return Timing(ms, ms, ms)
+
+
 class Clock:
     """Times on one device, within `budget` seconds from now."""
 

@@ -36,18 +36,20 @@ def main(arguments: list[str]) -> int:
 
         return bundle.main(options.bundle)
     began = time.monotonic()
+    import torch
+
+    if not torch.cuda.is_available() and not options.rehearse:
+        print(
+            "bench step needs a GPU that torch can use; --rehearse runs it without one, measuring nothing.",
+            file=sys.stderr,
+        )
+        return 2
     from ...support.host import load_host
 
     load_host()
     import comfy.model_management
 
     device = comfy.model_management.get_torch_device()
-    if device.type != "cuda" and not options.rehearse:
-        print(
-            "bench step needs a GPU that torch can use; --rehearse runs it without one, measuring nothing.",
-            file=sys.stderr,
-        )
-        return 2
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="turbodiffusion-bench-") as folder:
         left = options.budget - (time.monotonic() - began)
         page = run(device, left, options.json, Path(folder), options.parts, options.rehearse)

@@ -17,7 +17,7 @@ from ...support import checkpoints, text_encoders
 from .. import full_size
 from ..kernels.clocks import Clocks
 from ..kernels.report import Row
-from ..kernels.timing import Clock
+from ..kernels.timing import Clock, single
 from ..memory import EXPERT
 
 PHASE = "I2V job, 14B 720p, 4 steps"
@@ -47,7 +47,8 @@ def measure(clock: Clock, clocks: Clocks, folder: Path, sizes: Sizes) -> Iterato
         return
     began = time.monotonic()
     files = write_files(folder, sizes.full)
-    yield Row(PHASE, "writing the files", shape, note=f"{time.monotonic() - began:.1f} s: no user's time")
+    written = single(1e3 * (time.monotonic() - began))
+    yield Row(PHASE, "writing the files", shape, written, note="no part of a user's job")
     with torch.inference_mode():
         yield from _phases(files, folder, sizes, shape, clock.device, clocks)
 
@@ -90,7 +91,7 @@ def _phases(files, folder: Path, sizes: Sizes, shape: str, device: torch.device,
         if cuda:
             torch.cuda.synchronize()
         seconds = time.monotonic() - state["began"] if seconds is None else seconds
-        made = Row(PHASE, phase, shape, note=f"{seconds:.2f} s{note}", clocks=clocks.since(state["began"]))
+        made = Row(PHASE, phase, shape, single(1e3 * seconds), note=note, clocks=clocks.since(state["began"]))
         made.peak_gb = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
         return made
 
@@ -104,23 +105,23 @@ def _phases(files, folder: Path, sizes: Sizes, shape: str, device: torch.device,
         positive, positive, vae, sizes.width, sizes.height, sizes.length, 1, start_image=picture
     )
     positive, _, latent = started.args if hasattr(started, "args") else started.result
-    yield row("image encode", " with reading the VAE")
+    yield row("image encode", "with reading the VAE")
     begin()
     experts = [load_model(str(files[name])) for name in ("high", "low")]
-    yield row("reading the experts", ", which maps their files")
+    yield row("reading the experts", "which maps their files")
     begin()
     sampled = run(experts[0], positive, latent, 3, 4, 0, 0.9, "ode", "cpu", experts[1])
     record = sampled[RUN]
     for phase in PHASES:
         if phase in record.seconds:
             passes = [f"{step.ended - step.began:.2f}" for step in record.passes if step.expert == phase]
-            yield row(phase, f" ({' + '.join(passes)})" if passes else "", record.seconds[phase])
+            yield row(phase, f"seconds of each pass: {', '.join(passes)}" if passes else "", record.seconds[phase])
     yield row("sampling, whole")
     begin()
     rate = Fraction(16)
     path, frames = decode_video(vae, sampled["samples"], folder, partial(encode_mp4, frame_rate=rate))
-    yield row("decode", " with encoding the mp4 meanwhile")
+    yield row("decode", "with encoding the mp4 meanwhile")
     begin()
     DecodedVideo(path, frames, rate).save_to(str(folder / "video.mp4"))
-    yield row("file", f"; {(folder / 'video.mp4').stat().st_size} bytes")
+    yield row("file", f"{(folder / 'video.mp4').stat().st_size} bytes")
     yield row("job, end to end", "", time.monotonic() - state["first"])

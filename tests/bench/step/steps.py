@@ -3,8 +3,7 @@ ComfyUI's stock network in bf16 with the fastest SDPA of the device, timed in tu
 
 import gc
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..kernels import attention
 from ..kernels.clocks import Clocks
 from ..kernels.report import Row
-from ..kernels.timing import Clock
+from ..kernels.timing import Clock, single
 from . import models
-from .operators import OperatorTimes
+from .operators import Operator, OperatorTimes
 
 TOPK = 0.1
 LISTED = 0.01  # an operator's share of the step from which on it has a row of its own
@@ -24,12 +23,16 @@ FREE = 12e9  # bytes that activations may need beside the weights
 
 
 class Case(NamedTuple):
-    """A model and the shape of its latent [16, frames, height, width]; `seconds` that its rounds may take."""
+    """A model and the shape of its latent [16, frames, height, width]. `seconds`: what its rounds may take; `reserve`:
+    what is kept for the parts after it; `checked`: the latent frames on which the pack's operators are compared with
+    their references in plain torch, of which some compute in float64 and all need memory."""
 
     name: str
     size: dict[str, int]
     latent: tuple[int, ...]
     seconds: float
+    reserve: float
+    checked: int
 
     @property
     def tokens(self) -> int:
@@ -37,13 +40,12 @@ class Case(NamedTuple):
         return frames * (height // 2) * (width // 2)
 
 
-SMALL = Case("T2V 1.3B 480p", {"dim": 1536, "ffn_dim": 8960, "layers": 30}, (16, 21, 60, 104), 30.0)
-LARGE = Case("T2V 14B 720p", {"dim": 5120, "ffn_dim": 13824, "layers": 40}, (16, 21, 90, 160), 150.0)
-TINY = Case("T2V tiny", {"dim": 256, "ffn_dim": 256, "layers": 1}, (16, 2, 16, 16), 1.0)
+SMALL = Case("T2V 1.3B 480p", {"dim": 1536, "ffn_dim": 8960, "layers": 30}, (16, 21, 60, 104), 30.0, 330.0, 1)
+LARGE = Case("T2V 14B 720p", {"dim": 5120, "ffn_dim": 13824, "layers": 40}, (16, 21, 90, 160), 90.0, 150.0, 0)
+TINY = Case("T2V tiny", {"dim": 256, "ffn_dim": 256, "layers": 1}, (16, 3, 16, 16), 1.0, 0.0, 2)
 
 
-@dataclass
-class Variant:
+class Variant(NamedTuple):
     """Weights in a format of `models`, with an attention mode of the pack."""
 
     weights: str
@@ -61,7 +63,8 @@ class Variant:
 STOCK = Variant(models.STOCK)
 # Timed in turns, the most valuable first.
 TIMED = [Variant(weights, mode) for weights in ("int8_block", "int8_rowwise") for mode in ("sagesla", "sla")]
-DENSE = [Variant(weights, "dense") for weights in ("int8_block", "int8_rowwise")]
+DENSE = Variant("int8_block", "dense")
+SHORT = 2  # latent frames of a pass that only warms up, or only compares
 
 
 class Models:
@@ -71,6 +74,7 @@ class Models:
         self.case, self.device, self._folder = case, device, folder
         self.loaded: dict[str, object] = {}
         self._sdpa: list[SDPBackend] = []
+        self._patches: dict[Variant, dict[str, object]] = {}
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         generator = torch.Generator(device).manual_seed(0)
         self._x = torch.randn(1, *case.latent, generator=generator, device=device)
@@ -110,16 +114,13 @@ class Models:
         """The velocity [1, 16, frames, height, width] that the network predicts, of the first `frames` of the latent or
         of all."""
         import comfy.utils
-        from td_pack.turbo_core.host.attention_patch import with_attention
 
         patcher = self.loaded[variant.weights]
         options = {}
         if variant.weights == models.STOCK:
             options["optimized_attention_override"] = self._attend
         else:
-            # As ComfyUI applies what with_attention sets, without its loading and unloading of clones.
-            patches = with_attention(patcher, variant.mode, TOPK, "", False).object_patches
-            for name, value in patches.items():
+            for name, value in self._attention(variant).items():  # as ComfyUI applies the patches of a clone it loads
                 comfy.utils.set_attr(patcher.model, name, value)
         with torch.inference_mode():
             return patcher.model.apply_model(
@@ -128,6 +129,15 @@ class Models:
                 c_crossattn=self._text,
                 transformer_options=options,
             )
+
+    def _attention(self, variant: Variant) -> dict[str, object]:
+        """What the attention node sets in the model, by name."""
+        from td_pack.turbo_core.host.attention_patch import with_attention
+
+        if variant not in self._patches:
+            clone = with_attention(self.loaded[variant.weights], variant.mode, TOPK, "", False)
+            self._patches[variant] = clone.object_patches
+        return self._patches[variant]
 
     def _attend(self, function, *args, **kwargs) -> torch.Tensor:
         """ComfyUI's attention function with the SDPA backends in the order of their speed here."""
@@ -139,12 +149,12 @@ class Models:
             return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def free(self) -> None:
-        """Gives all memory back."""
+        """Gives all memory back; without ComfyUI's unloading, which would copy the weights to the CPU."""
         import comfy.model_management
 
         self.loaded.clear()
         gc.collect()
-        comfy.model_management.unload_all_models()
+        comfy.model_management.cleanup_models()
         comfy.model_management.soft_empty_cache(force=True)
 
 
@@ -157,7 +167,7 @@ def reference_error(made: Models, variant: Variant) -> tuple[float, str]:
     so."""
     from td_pack.kernels import use_backend
 
-    frames = min(2, made.case.latent[1])
+    frames = made.case.checked
     with use_backend("torch"):
         expected = made.step(variant, frames)
     return relative_error(made.step(variant, frames), expected), f"error: {frames} latent frames, against plain torch"
@@ -178,88 +188,89 @@ def _measured(made: Models, clock: Clock, clocks: Clocks) -> Iterator[Row]:
     began = time.monotonic()
     for weights in made.load([models.STOCK, "int8_block", "int8_rowwise"]):
         yield Row(case.name, f"{weights} weights", shape, note="not here: they do not fit into free memory")
-    loaded = time.monotonic() - began
-    yield Row(case.name, "loading and drawing weights", shape, note=f"{loaded:.1f} s, of zeros: no user's time")
+    loaded = single(1e3 * (time.monotonic() - began))
+    yield Row(case.name, "loading and drawing weights", shape, loaded, note="no part of a user's job")
     if models.STOCK in made.loaded:
         yield from made.best_sdpa(clock)
-    rows: dict[str, Row] = {}
-    runs: dict[str, Callable[[], object]] = {}
+    rows, runs = {}, {}
+    for row, variant in _first_passes(made, shape):
+        if variant is None:
+            yield row
+        else:
+            rows[variant], runs[variant.name] = row, lambda variant=variant: made.step(variant)
+    start = time.monotonic()
+    times = clock.interleaved(runs, min(case.seconds, clock.left() - case.reserve))
+    stock = times.get(STOCK.name)
+    for variant, row in rows.items():
+        row.timing, row.clocks = times[variant.name], clocks.since(start)
+        row.ratios = {"stock": stock.ms / row.timing.ms} if stock and variant != STOCK else {}
+        yield row
+    for variant, row in rows.items():
+        if clock.left() - case.reserve > 2 * row.timing.ms / 1e3:
+            yield from operators(made, variant, row)
+    if {STOCK, TIMED[0]} <= rows.keys() and clock.left() - case.reserve > 2 * stock.ms / 1e3:
+        yield _dense(made, clock, stock.ms, shape)
+
+
+def _first_passes(made: Models, shape: str) -> Iterator[tuple[Row, Variant | None]]:
+    """Each variant's row after a pass that compiles its kernels; with None in place of the variant if it failed. The
+    stock model, which compiles nothing, warms up on a short latent."""
+    velocities = {}
     for variant in [*TIMED, STOCK]:
         if variant.weights not in made.loaded:
             continue
-        row = Row(case.name, variant.name, shape)
+        row = Row(made.case.name, variant.name, shape)
+        began = time.monotonic()
         try:
-            if variant != STOCK:
-                row.error, row.note = reference_error(made, variant)
-            row.peak_gb, first = _first(made, variant, short=variant == STOCK)
-            row.note = f"{row.note}; first pass {first:.1f} s".removeprefix("; ")
-            rows[variant.name], runs[variant.name] = row, lambda variant=variant: made.step(variant)
+            velocities[variant] = made.step(variant, SHORT if variant == STOCK else None).cpu()
+            row.note = f"first pass {time.monotonic() - began:.1f} s"
+            if variant != STOCK and made.case.checked:
+                row.error, note = reference_error(made, variant)
+                row.note += f"; {note}"
         except RuntimeError as error:
-            row.note = _refused(error)
-            yield row
-    start = time.monotonic()
-    for name, timing in clock.interleaved(runs, case.seconds).items():
-        rows[name].timing, rows[name].clocks = timing, clocks.since(start)
-    stock = rows.get(STOCK.name)
-    for row in rows.values():
-        if stock and stock.timing and row is not stock:
-            row.ratios = {"stock": stock.timing.ms / row.timing.ms}
-        yield row
-    for variant in [*TIMED, STOCK]:
-        if variant.name in rows:
-            yield from operators(made, variant, shape)
-    yield from _dense(made, clock, rows.get(STOCK.name), shape)
+            yield _refused(row, error), None
+            continue
+        sage = variant._replace(mode="sagesla")
+        if variant.mode == "sla" and sage in velocities:
+            difference = relative_error(velocities[sage], velocities[variant])
+            row.note += f"; 8-bit attention is {difference:.1e} from it"
+        if not velocities[variant].isfinite().all():
+            row.note += "; NOT FINITE"
+        yield row, variant
 
 
-def _first(made: Models, variant: Variant, short: bool) -> tuple[float | None, float]:
-    """GB of memory that a pass takes over what is allocated before it, and its seconds, in which kernels are compiled.
-    `short`: two latent frames only, which is enough to warm up what compiles nothing, without the memory."""
-    began = time.monotonic()
+def operators(made: Models, variant: Variant, step: Row) -> Iterator[Row]:
+    """A row for each operator that takes LISTED of a step or more, and one for the others: the milliseconds of all its
+    calls. The step's row is given the peak memory of this pass."""
     cuda = made.device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
-    made.step(variant, min(2, made.case.latent[1]) if short else None)
-    if not cuda:
-        return None, time.monotonic() - began
-    torch.cuda.synchronize()
-    seconds = time.monotonic() - began
-    return None if short else (torch.cuda.max_memory_allocated() - held) / 1e9, seconds
-
-
-def operators(made: Models, variant: Variant, shape: str) -> Iterator[Row]:
-    """A row for each operator that takes LISTED of a step or more, and one for the others."""
     with OperatorTimes(made.device) as times:
         made.step(variant)
     found = times.read()
+    if cuda:
+        step.peak_gb = (torch.cuda.max_memory_allocated() - held) / 1e9
     total = sum(operator.ms for operator in found)
-    for operator in found:
-        if operator.ms >= LISTED * total:
-            note = f"{operator.ms:.2f} ms in {operator.calls} calls, {operator.ms / total:.1%} of the operators' time"
-            yield Row(f"{made.case.name}: operators", f"{variant.name}: {operator.name}", shape, note=note)
     rest = [operator for operator in found if operator.ms < LISTED * total]
-    note = f"{sum(each.ms for each in rest):.2f} ms in {sum(each.calls for each in rest)} calls; all {total:.2f} ms"
-    yield Row(f"{made.case.name}: operators", f"{variant.name}: the others", shape, note=note)
+    others = Operator("the others", sum(each.ms for each in rest), sum(each.calls for each in rest))
+    for name, ms, calls in [*found[: len(found) - len(rest)], others]:
+        note = f"{calls} calls, {ms / total:.1%} of the operators' {total:.1f} ms"
+        yield Row(f"{made.case.name}: operators", f"{variant.name}: {name}", step.shape, single(ms), note=note)
 
 
-def _dense(made: Models, clock: Clock, stock: Row | None, shape: str) -> Iterator[Row]:
-    """Int8 weights with ComfyUI's dense attention, which says what int8 costs in accuracy: one pass, no warm-up of this
-    shape."""
-    for variant in DENSE:
-        if variant.weights not in made.loaded or stock is None:
-            continue
-        if clock.left() < 2 * stock.timing.ms / 1e3:
-            return
-        row = Row(made.case.name, variant.name, shape)
-        frames = min(2, made.case.latent[1])
-        row.error = relative_error(made.step(variant, frames), made.step(STOCK, frames))
-        ms = clock.once(lambda variant=variant: made.step(variant))
-        row.note = f"{ms:.1f} ms in one pass; error: {frames} latent frames, against stock bf16"
-        row.ratios = {"stock": stock.timing.ms / ms}
-        yield row
+def _dense(made: Models, clock: Clock, stock_ms: float, shape: str) -> Row:
+    """Int8 weights with ComfyUI's dense attention, which says what int8 costs in accuracy: one pass."""
+    row = Row(made.case.name, DENSE.name, shape)
+    row.error = relative_error(made.step(DENSE, SHORT), made.step(STOCK, SHORT))
+    row.timing = single(clock.once(lambda: made.step(DENSE)))
+    row.note = f"one pass; error: {SHORT} latent frames, against stock bf16"
+    row.ratios = {"stock": stock_ms / row.timing.ms}
+    return row
 
 
-def _refused(error: RuntimeError) -> str:
+def _refused(row: Row, error: RuntimeError) -> Row:
     torch.cuda.empty_cache()
-    return f"not here: {str(error).strip().splitlines()[0][:120]}"
+    row.note = f"not here: {str(error).strip().splitlines()[0][:120]}"
+    return row
