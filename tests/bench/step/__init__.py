@@ -4,8 +4,9 @@ The weights are random and drawn on the device; nothing is downloaded. It also r
 most valuable comes first and the JSON file is written again after each row, so that a run that is stopped keeps what it
 has measured. `--rehearse` runs every line of it on tiny shapes, also without a GPU: its figures mean nothing.
 
-It needs ComfyUI's source. `--bundle FILE` packs that and this pack, on a machine that has it, for one without a
-network; there: `tar xf FILE; cd turbodiffusion-bench; COMFYUI_PATH=ComfyUI python pack/dev.py bench step --here`."""
+For a machine without a network, `--bundle comfyui.tar.gz` packs ComfyUI's source where there is one. There:
+`tar xf comfyui.tar.gz && COMFYUI_PATH=ComfyUI python dev.py --here bench step`. It names the packages that its Python
+lacks, whose wheels must travel too."""
 
 import argparse
 import logging
@@ -26,15 +27,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which parts, in their order (all)")
     parser.add_argument("--dir", type=Path, help="where the files of the models go (default: the temporary folder)")
-    parser.add_argument("--bundle", type=Path, metavar="FILE", help="write what a bare machine needs, and nothing else")
+    parser.add_argument("--bundle", type=Path, metavar="FILE", help="pack ComfyUI's source for a machine without any")
     parser.add_argument(
         "--rehearse", action="store_true", help="tiny shapes, also on a CPU: checks this program, measures nothing"
     )
     options = parser.parse_args(arguments)
-    if options.bundle:
-        from . import bundle
+    from ...support.host import comfyui_path, load_host
+    from . import bundle
 
-        return bundle.main(options.bundle)
+    comfyui = Path(comfyui_path())
+    if options.bundle:
+        print(f"{bundle.write(options.bundle, comfyui)}: {options.bundle.stat().st_size / 1e6:.1f} MB")
+        return 0
+    missing = bundle.missing_packages(comfyui)
+    if missing:
+        print(f"bench step: this Python lacks {', '.join(missing)}: install them, or their wheels.", file=sys.stderr)
+        return 2
     began = time.monotonic()
     import torch
 
@@ -44,8 +52,6 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    from ...support.host import load_host
-
     load_host()
     import comfy.model_management
 

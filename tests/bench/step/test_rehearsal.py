@@ -4,23 +4,31 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from td_pack.tests.bench.step import bundle
+from td_pack.tests.support.host import comfyui_path
 
 ROOT = Path(__file__).resolve().parents[3]
 INT8 = [f"int8 {kind}, {bits}-bit attention" for kind in ("tiles", "channels") for bits in (8, 16)]
 JOB = ["text encoder", "image encode", "reading the experts", "load", "high", "switch", "low", "decode", "file"]
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess:
+def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "dev.py"), "--here", "bench", "step", *arguments]
-    return subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def test_a_rehearsal_runs_every_part(tmp_path):
-    done = bench("--rehearse", "--json", str(tmp_path / "s.json"), "--markdown", str(tmp_path / "s.md"))
+    """On the part of ComfyUI that travels to a machine without a network."""
+    with tarfile.open(bundle.write(tmp_path / "comfyui.tar.gz", Path(comfyui_path()))) as archive:
+        archive.extractall(tmp_path, filter="data")
+    files = ["--json", str(tmp_path / "s.json"), "--markdown", str(tmp_path / "s.md")]
+    done = bench("--rehearse", *files, COMFYUI_PATH=str(tmp_path / "ComfyUI"))
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "s.json").read_text())
     assert "mean nothing" in found["machine"]["machine"]
@@ -73,3 +81,16 @@ def test_a_target_without_its_measurement():
     from td_pack.tests.bench.step import targets
 
     assert targets.verdicts({"GPU": "NVIDIA H200"}, [])[0].endswith("not measured")
+
+
+def test_a_package_that_is_missing_is_named(tmp_path):
+    lines = [
+        "comfyui-frontend-package==1",
+        "torch",
+        "no-such-package>=3.1",
+        "",
+        "#non essential dependencies:",
+        "other",
+    ]
+    (tmp_path / "requirements.txt").write_text("\n".join(lines))
+    assert bundle.missing_packages(tmp_path) == ["no-such-package>=3.1"]
