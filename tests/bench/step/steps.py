@@ -199,7 +199,7 @@ def _measured(made: Models, clock: Clock, clocks: Clocks) -> Iterator[Row]:
         else:
             rows[variant], runs[variant.name] = row, lambda variant=variant: made.step(variant)
     start = time.monotonic()
-    times = clock.interleaved(runs, min(case.seconds, clock.left() - case.reserve))
+    times = clock.interleaved(runs, min(case.seconds, clock.left() - case.reserve), warm_ups=0)
     stock = times.get(STOCK.name)
     for variant, row in rows.items():
         row.timing, row.clocks = times[variant.name], clocks.since(start)
