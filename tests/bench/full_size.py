@@ -85,16 +85,9 @@ def write_nf4_expert(path: Path, seed: int, control: str = "cam", **size) -> Pat
 
 def write(path: Path, seed: int, entries: dict[str, tuple], given: dict[str, bytes] | None = None) -> Path:
     """A safetensors file of tensors by type and shape; those not `given` repeat a random buffer of their type."""
-    header, offset = {}, 0
-    for key, (dtype, shape) in entries.items():
-        end = offset + math.prod(shape) * dtype.itemsize
-        header[key] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
     sources = _sources(seed)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        file.write(_header(entries))
         for key, (dtype, shape) in entries.items():
             if key in (given or {}):
                 file.write(given[key])
@@ -103,6 +96,29 @@ def write(path: Path, seed: int, entries: dict[str, tuple], given: dict[str, byt
             while remaining > 0:
                 remaining -= file.write(sources[dtype][:remaining])
     return path
+
+
+def write_zeros(path: Path, entries: dict[str, tuple], given: dict[str, bytes]) -> Path:
+    """A safetensors file of tensors by type and shape; those not `given` are zero, and take no space on a disk whose
+    file system has sparse files."""
+    with path.open("wb") as file:
+        file.write(_header(entries))
+        for key, (dtype, shape) in entries.items():
+            size = math.prod(shape) * dtype.itemsize
+            file.write(given[key]) if key in given else file.seek(size, 1)
+        file.truncate()
+    return path
+
+
+def _header(entries: dict[str, tuple]) -> bytes:
+    header, offset = {}, 0
+    for key, (dtype, shape) in entries.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[key] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return struct.pack("<Q", len(encoded)) + encoded
 
 
 def _sources(seed: int) -> dict[torch.dtype, bytes]:

@@ -43,7 +43,12 @@ def draw(seed: int, key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 def weight(seed: int, key: str, shape: tuple[int, ...]) -> torch.Tensor:
     """The bfloat16 value of a checkpoint's key."""
-    a = draw(seed, key, shape)
+    return as_weight(key, draw(seed, key, shape))
+
+
+def as_weight(key: str, a: torch.Tensor) -> torch.Tensor:
+    """Standard normal values scaled as a network's tensor of that name needs them, in bfloat16."""
+    shape = a.shape
     if key.endswith(NEAR_ONE):
         a = 1 + 0.1 * a
     elif "modulation" in key:

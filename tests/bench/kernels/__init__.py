@@ -52,35 +52,37 @@ def run(device, budget: float, json: Path, rehearse: bool) -> str:
     import torch
 
     from . import attention, block, compiled, linear, machine, report, targets
+    from .clocks import Clocks
     from .timing import Clock
 
     torch.backends.cuda.matmul.allow_tf32 = False
-    clock = Clock(device, budget, quick=rehearse)
+    clock, clocks = Clock(device, budget, quick=rehearse), Clocks(device)
     phases = {
         "compiled": lambda: compiled.measure(clock),
-        "attention": lambda: attention.measure(clock),
-        "linear": lambda: linear.measure(clock),
-        "block": lambda: block.measure(clock),
+        "attention": lambda: attention.measure(clock, clocks),
+        "linear": lambda: linear.measure(clock, clocks),
+        "block": lambda: block.measure(clock, clocks),
     }
     if rehearse:
         tiny = {"length": 20, "heads": 2, "width": 64, "ffn": 128, "text": 4}
         phases = {
             "compiled": lambda: compiled.measure(clock, tiny),
-            "attention": lambda: attention.measure(clock, shapes=[(200, 1)], ratios=(0.5,), width=64),
-            "linear": lambda: linear.measure(clock, shapes=[(20, 128, 256)]),
-            "block": lambda: block.measure(clock, tiny),
+            "attention": lambda: attention.measure(clock, clocks, shapes=[(200, 1)], ratios=(0.5,), width=64),
+            "linear": lambda: linear.measure(clock, clocks, shapes=[(20, 128, 256)]),
+            "block": lambda: block.measure(clock, clocks, tiny),
         }
     found = {"machine": "a rehearsal in Triton's interpreter: these figures mean nothing"} if rehearse else {}
     found |= machine.describe(device)
     rows, cut = [], []
-    for name, phase in phases.items():
-        for row in phase():
-            rows.append(row)
-            report.save(json, found, rows)
-            logging.getLogger(__name__).info("%s", " | ".join(row.cells()))
-            if clock.left() < (1 - DEADLINES[name]) * budget:
-                cut.append(name)
-                break
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    with clocks:
+        for name, phase in phases.items():
+            for row in phase():
+                rows.append(row)
+                report.save(json, found, rows)
+                logging.getLogger(__name__).info("%s", " | ".join(row.cells()))
+                if clock.left() < (1 - DEADLINES[name]) * budget:
+                    cut.append(name)
+                    break
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
     return report.markdown(found, rows, [] if rehearse else targets.verdicts(found, rows), cut)

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from ....kernels.attention.triton.kv_prepare import kv_prepare
 from ....kernels.attention.triton.kv_quantize import kv_quantize
 from ....kernels.attention.triton.sage import sage_attention, sage_sparse_linear_attention
 from ....kernels.attention.triton.sla import attend, sparse_linear_attention
+from .clocks import Clocks
 from .machine import floor_ms, peak
 from .report import Row
 from .timing import Clock
@@ -106,46 +108,59 @@ def sampled_error(given: Inputs, topk: float, pv: str) -> float:
     return (difference.norm() / torch.cat(expected).norm()).item()
 
 
-def dense(given: Inputs, clock: Clock) -> tuple[dict[str, Row], float | None]:
-    """A row for each SDPA backend, and the best one's milliseconds."""
+def dense(given: Inputs, clock: Clock) -> tuple[dict[str, Row], Callable[[], torch.Tensor] | None]:
+    """A row for each SDPA backend, and the fastest one's call."""
     length, heads, width = given.q.shape[1:]
     shape, flop = f"L={length} H={heads}", 4 * length**2 * heads * width
     q, k, v = (x.transpose(1, 2) for x in given[:3])
-    rows = {}
+
+    def attend_all(backend: SDPBackend) -> torch.Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    rows, calls = {}, {}
     for name, backend in DENSE.items() if clock.device.type == "cuda" else [("math", SDPBackend.MATH)]:
         row = rows[name] = Row(PHASE, f"SDPA, {name}", shape, flop=flop)
+        calls[name] = functools.partial(attend_all, backend)
         try:
-            with sdpa_kernel(backend):
-                row.timing = clock.time(lambda: F.scaled_dot_product_attention(q, k, v))
+            row.timing = clock.time(calls[name])
         except RuntimeError as error:
             row.note = f"not here: {str(error).strip().splitlines()[0][:80]}"
-    times = [row.timing.ms for row in rows.values() if row.timing]
-    return rows, min(times, default=None)
+    times = {name: row.timing.ms for name, row in rows.items() if row.timing}
+    return rows, calls[min(times, key=times.get)] if times else None
 
 
-def measure(clock: Clock, shapes=SHAPES, ratios=TOPK, width: int = WIDTH) -> Iterator[Row]:
+def measure(clock: Clock, clocks: Clocks, shapes=SHAPES, ratios=TOPK, width: int = WIDTH) -> Iterator[Row]:
+    """Of each top-k all formats are timed in turns with the fastest SDPA, to which the ratios are."""
     chip = peak(clock.device)
     for length, heads in shapes:
         given = inputs(length, heads, clock.device, width)
-        rows, best = dense(given, clock)
+        rows, fastest = dense(given, clock)
         yield from rows.values()
         shape = f"L={length} H={heads}"
         yield from parts(given, clock, ratios[0])
         for topk in ratios:
             selected = max(1, int(topk * math.ceil(length / BLOCK_K)))
             flop = 4 * length * selected * BLOCK_K * heads * width
+            timed, wrong = {}, []
             for pv in formats(clock.device):
                 row = Row(PHASE, f"sla {pv or '16-bit'}, top-k {topk}", shape, flop=flop)
                 row.error = sampled_error(given, topk, pv)
                 # int8 scores are half of the arithmetic; the inputs are read once and the output is written
                 eight = flop * (0 if not pv else 0.5 if pv == "fp16" else 1)
                 row.floor = floor_ms(chip, 4 * 2 * length * heads * width, bf16=flop - eight, int8=eight)
-                if not row.error <= TOLERANCE[pv]:
-                    row.note = f"not timed: wrong, {TOLERANCE[pv]:.1e} is allowed"
+                if row.error <= TOLERANCE[pv]:
+                    timed[pv] = row
                 else:
-                    row.timing = clock.time(functools.partial(operator, given, topk, pv))
-                    row.ratios = {"sdpa": best / row.timing.ms} if best else {}
-                yield row
+                    row.note = f"not timed: wrong, {TOLERANCE[pv]:.1e} is allowed"
+                    wrong.append(row)
+            runs = {pv: functools.partial(operator, given, topk, pv) for pv in timed}
+            start = time.monotonic()
+            times = clock.interleaved(runs | ({"sdpa": fastest} if fastest and runs else {})) if runs else {}
+            for pv, row in timed.items():
+                row.timing, row.clocks = times[pv], clocks.since(start)
+                row.ratios = {"sdpa": times["sdpa"].ms / times[pv].ms} if fastest else {}
+            yield from [*timed.values(), *wrong]
 
 
 def parts(given: Inputs, clock: Clock, topk: float) -> Iterator[Row]:

@@ -1,6 +1,8 @@
 """One transformer block of the 14B network at 720p: dense in bf16, then with more of it on this pack's kernels. The
 last two are what `TurboBlock` runs, on weights with a scale for each tile and for each output channel."""
 
+import functools
+import time
 from collections.abc import Iterator
 
 import torch
@@ -19,6 +21,7 @@ from ....kernels.int8.triton.quantize import QUANTIZERS
 from ....kernels.norm import reference
 from ....kernels.norm.triton.layer_norm import layer_norm_modulate, layer_norm_modulate_quantize
 from ....kernels.norm.triton.rms_norm import rms_norm_rope
+from .clocks import Clocks
 from .report import Row
 from .timing import Clock
 
@@ -134,26 +137,33 @@ def _attention(q, k, v, projection, pv: str = "") -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def measure(clock: Clock, sizes=SIZES) -> Iterator[Row]:
+def measure(clock: Clock, clocks: Clocks, sizes=SIZES) -> Iterator[Row]:
+    """All variants in turns, after a pass of each in which its error and its memory are found."""
     block = Block(clock.device, **sizes)
     cuda = clock.device.type == "cuda"
     shape = " ".join(f"{name}={value}" for name, value in sizes.items())
     expected = block.run(VARIANTS[1]).float()
-    first = None
+    rows = []
     for variant in VARIANTS:
+        row = Row(PHASE, variant, shape)
         if cuda:
             torch.cuda.reset_peak_memory_stats()
             held = torch.cuda.memory_allocated()
-        row = Row(PHASE, variant, shape)
+        result = block.run(variant)
+        if cuda:
+            torch.cuda.synchronize()
+            row.peak_gb = (torch.cuda.max_memory_allocated() - held) / 1e9
         if variant in VARIANTS[2:]:
-            row.error = ((block.run(variant).float() - expected).norm() / expected.norm()).item()
-            row.note = "error: against the row above it in int8"
+            row.error = ((result.float() - expected).norm() / expected.norm()).item()
+            row.note = f"error: against {VARIANTS[1]}"
         if row.error is not None and not row.error <= TOLERANCE:
             row.note = f"not timed: wrong, {TOLERANCE:.1e} is allowed"
+            yield row
         else:
-            row.timing = clock.time(lambda variant=variant: block.run(variant))
-            first = first or row.timing.ms
-            row.note = f"{row.note} {first / row.timing.ms:.2f} times as fast as dense".strip()
-        if cuda:
-            row.note += f"; peak {(torch.cuda.max_memory_allocated() - held) / 1e9:.1f} GB over weights and input"
+            rows.append(row)
+    start = time.monotonic()
+    times = clock.interleaved({row.operator: functools.partial(block.run, row.operator) for row in rows})
+    for row in rows:
+        row.timing, row.clocks = times[row.operator], clocks.since(start)
+        row.ratios = {"dense": times[VARIANTS[0]].ms / row.timing.ms}
         yield row

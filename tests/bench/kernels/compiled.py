@@ -9,6 +9,7 @@ import torch
 from ....kernels.attention.format import BLOCK_K, BLOCK_Q
 from ...support.kernels import TRITON_FILES, module_name
 from . import attention, block, linear
+from .clocks import Clocks
 from .report import Row
 from .timing import Clock
 
@@ -29,7 +30,7 @@ def measure(clock: Clock, sizes=SIZES) -> Iterator[Row]:
         for variant in block.VARIANTS[1:]
     }
     runs["int8 linear, blocks and rows"] = lambda: list(
-        linear.measure(Clock(clock.device, 60, quick=True), [(length, 256, 128)])
+        linear.measure(Clock(clock.device, 60, quick=True), Clocks(clock.device), [(length, 256, 128)])
     )
     for name, run in runs.items():
         start = time.monotonic()

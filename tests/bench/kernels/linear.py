@@ -3,7 +3,8 @@ shapes of Wan."""
 
 import functools
 import importlib.util
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from ....kernels.int8.triton.linear import (
     int8_matmul_gelu_quantize,
 )
 from ....kernels.int8.triton.quantize import QUANTIZERS
+from .clocks import Clocks
 from .machine import floor_ms, peak
 from .report import Row
 from .timing import Clock
@@ -39,12 +41,12 @@ TOLERANCE = 2.5e-2
 CHECKED_ROWS = 512
 
 
-def measure(clock: Clock, shapes=SHAPES) -> Iterator[Row]:
+def measure(clock: Clock, clocks: Clocks, shapes=SHAPES) -> Iterator[Row]:
     for m, k, n in shapes:
-        yield from _shape(clock, m, k, n)
+        yield from _shape(clock, clocks, m, k, n)
 
 
-def _shape(clock: Clock, m: int, k: int, n: int) -> Iterator[Row]:
+def _shape(clock: Clock, clocks: Clocks, m: int, k: int, n: int) -> Iterator[Row]:
     device = clock.device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
     generator = torch.Generator(device).manual_seed(m + k + n)
@@ -60,36 +62,49 @@ def _shape(clock: Clock, m: int, k: int, n: int) -> Iterator[Row]:
     def error(y: torch.Tensor) -> float:
         return ((y[:CHECKED_ROWS].double() - exact).norm() / exact.norm()).item()
 
-    cublas = Row(PHASE, "bf16, cuBLAS", shape, clock.time(lambda: F.linear(x, weight, bias)), flop)
-    cublas.error = error(F.linear(x, weight, bias))
+    def in_bf16() -> torch.Tensor:
+        return F.linear(x, weight, bias)
+
+    cublas = Row(PHASE, "bf16, cuBLAS", shape, clock.time(in_bf16), flop, error=error(in_bf16()))
     yield cublas
     kitchen = list(_comfy_kitchen(clock, x, weight, bias, shape, flop, error))
-    baselines = {"cublas": cublas, "comfy_kitchen": next((row for row in kitchen if row.timing), None)}
+    by_kitchen = next((row.timing.ms for row in kitchen if row.timing), None)
 
-    def ours(name: str, run, check=None) -> Row:
-        row = Row(PHASE, name, shape, flop=flop, floor=floor, error=check and error(check()))
-        if row.error is not None and not row.error <= TOLERANCE:
-            row.note = f"not timed: wrong, {TOLERANCE:.1e} is allowed"
-            return row
-        row.timing = clock.time(run)
-        row.ratios = {name: other.timing.ms / row.timing.ms for name, other in baselines.items() if other}
-        return row
+    def together(runs: dict[str, Callable], checked: Callable) -> Iterator[Row]:
+        """Rows of what is timed in turns with cuBLAS; the first of them is `checked`, and none is timed if it is
+        wrong."""
+        rows = [Row(PHASE, name, shape, flop=flop, floor=floor) for name in runs]
+        rows[0].error = error(checked())
+        if not rows[0].error <= TOLERANCE:
+            rows[0].note = f"not timed: wrong, {TOLERANCE:.1e} is allowed"
+            yield rows[0]
+            return
+        start = time.monotonic()
+        times = clock.interleaved(runs | {"cublas": in_bf16})
+        for row in rows:
+            row.timing, row.clocks = times[row.operator], clocks.since(start)
+            if "quantize," in row.operator:  # alone, it is no product
+                row.flop = row.floor = None
+                continue
+            row.ratios = {"cublas": times["cublas"].ms / row.timing.ms}
+            row.ratios |= {"comfy_kitchen": by_kitchen / row.timing.ms} if by_kitchen else {}
+        yield from rows
 
     residual, gate = draw(1, m, n), draw(1, n)
     for form, (weight_by, by) in FORMS.items():
         layer = (*QUANTIZERS[weight_by](weight), bias)
         codes, scales = QUANTIZERS[by](x)
         whole = functools.partial(int8_linear, x, *layer, activation=by)
-        yield ours(f"int8, {form}, with quantizing", whole, whole)
-        yield Row(PHASE, f"  quantize, {form}", shape, clock.time(functools.partial(QUANTIZERS[by], x)))
-        product = functools.partial(int8_matmul, codes, scales, *layer, out_dtype=dtype)
-        yield ours(f"  product alone, {form}", product)
+        runs = {f"int8, {form}, with quantizing": whole, f"  quantize, {form}": functools.partial(QUANTIZERS[by], x)}
+        runs[f"  product alone, {form}"] = functools.partial(int8_matmul, codes, scales, *layer, out_dtype=dtype)
         if form == "upstream":
+            yield from together(runs, whole)
             continue
         gelu = functools.partial(int8_matmul_gelu_quantize, codes, scales, *layer, out_dtype=dtype, by=by)
-        yield ours(f"  product + GELU + quantize, {form}", gelu)
+        runs[f"  product + GELU + quantize, {form}"] = gelu
         fused = functools.partial(int8_matmul_gate_residual, codes[None], scales[None], *layer)
-        yield ours(f"  product + gate + residual, {form}", functools.partial(fused, residual=residual, gate=gate))
+        runs[f"  product + gate + residual, {form}"] = functools.partial(fused, residual=residual, gate=gate)
+        yield from together(runs, whole)
         few = min(m, CHECKED_ROWS)
         part = codes[:few], scales[..., :few]  # of both forms the last dimension of the scales is the rows
         run = {each: each.int8_matmul(*part, *layer, out_dtype=dtype) for each in (triton_linear, reference)}

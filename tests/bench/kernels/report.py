@@ -10,13 +10,19 @@ from pathlib import Path
 from .timing import Timing
 
 # A row's ratios: (how often faster than, column of the table).
-AGAINST = {"sdpa": "vs best SDPA", "cublas": "vs cuBLAS bf16", "comfy_kitchen": "vs comfy_kitchen"}
+AGAINST = {
+    "sdpa": "vs best SDPA",
+    "cublas": "vs cuBLAS bf16",
+    "comfy_kitchen": "vs comfy_kitchen",
+    "dense": "vs dense bf16",
+    "stock": "vs stock",
+}
 
 
 @dataclass
 class Row:
-    """One operator at one shape. `error` is relative L2 against float64; `floor` the least milliseconds the chip
-    allows."""
+    """One operator at one shape. `error` is relative L2 against float64, or what the note says; `floor` the least
+    milliseconds the chip allows."""
 
     phase: str
     operator: str
@@ -27,6 +33,8 @@ class Row:
     error: float | None = None
     ratios: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    peak_gb: float | None = None  # memory over weights and inputs
+    clocks: str = ""  # of the GPU meanwhile
 
     def cells(self) -> list[str]:
         def number(value: float | None, form: str) -> str:
@@ -43,16 +51,21 @@ class Row:
             *(number(self.ratios.get(name), ".2f") for name in AGAINST),
             number(self.error, ".1e"),
             number(self.floor, ".3f"),
+            number(self.peak_gb, ".1f"),
+            self.clocks,
             self.note,
         ]
 
 
-HEADER = ["operator", "shape", "ms", "p10-p90", "TFLOPS", *AGAINST.values(), "error", "floor, ms", "note"]
+HEADER = ["operator", "shape", "ms", "p10-p90", "TFLOPS", *AGAINST.values(), "error", "floor, ms", "peak, GB"]
+HEADER += ["clock, power, temperature", "note"]
 
 
-def markdown(machine: Mapping[str, object], rows: list[Row], targets: list[str], cut: list[str]) -> str:
+def markdown(
+    machine: Mapping[str, object], rows: list[Row], targets: list[str], cut: list[str], title: str = "Kernels"
+) -> str:
     """The report as a page: machine, targets, one table for each phase."""
-    lines = ["# Kernels", ""]
+    lines = [f"# {title}", ""]
     lines += [f"- {name}: {value}" for name, value in machine.items()]
     if targets:
         lines += ["", "Targets:", "", *(f"- {line}" for line in targets)]

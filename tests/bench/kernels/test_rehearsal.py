@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from td_pack.tests.bench import predict
@@ -43,6 +44,7 @@ def test_a_wrong_operator_is_not_timed(monkeypatch):
     """An operator that forgets the linear branch is far outside the tolerance."""
     import torch
     from td_pack.kernels.attention.triton.sla import sparse_linear_attention
+    from td_pack.tests.bench.kernels.clocks import Clocks
     from td_pack.tests.bench.kernels.timing import Clock
 
     def broken(given, topk, pv):
@@ -50,8 +52,32 @@ def test_a_wrong_operator_is_not_timed(monkeypatch):
 
     monkeypatch.setattr(attention, "operator", broken)
     clock = Clock(torch.device("cpu"), 60, quick=True)
-    rows = list(attention.measure(clock, shapes=[(130, 1)], ratios=(0.5,), width=64))
+    rows = list(attention.measure(clock, Clocks(clock.device), shapes=[(130, 1)], ratios=(0.5,), width=64))
     assert [row.timing for row in rows if row.operator.startswith("sla")] == [None, None]
+
+
+def test_what_is_timed_in_turns_alternates():
+    import torch
+    from td_pack.tests.bench.kernels.timing import REPETITIONS, Clock
+
+    order = []
+    clock = Clock(torch.device("cpu"), 0.2)
+    times = clock.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, warm_ups=1)
+    assert order == ["a", "b"] * (len(order) // 2) and len(order) // 2 > REPETITIONS
+    assert times.keys() == {"a", "b"}
+
+
+def test_clocks_are_those_of_the_samples_since():
+    import torch
+    from td_pack.tests.bench.kernels.clocks import Clocks
+
+    with Clocks(torch.device("cpu")) as clocks:
+        clocks._add("300, 80.5, 40")
+        since = time.monotonic()
+        for line in ("1980, 600, 60", "[N/A], 600, 60", "1410, 650, 64", "1965, 640.4, 63", "No devices were found"):
+            clocks._add(line)
+    assert clocks.since(since) == "1965 MHz, 640 W, 63 C"
+    assert clocks.since(time.monotonic()) == ""
 
 
 def test_the_page_of_predictions_is_current():

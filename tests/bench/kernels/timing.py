@@ -1,7 +1,9 @@
 """Timing of operators on a device, within a budget of seconds."""
 
+import itertools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -22,6 +24,11 @@ class Timing(NamedTuple):
     p90: float
 
 
+def single(ms: float) -> Timing:
+    """Of one run."""
+    return Timing(ms, ms, ms)
+
+
 class Clock:
     """Times on one device, within `budget` seconds from now."""
 
@@ -36,19 +43,32 @@ class Clock:
     def time(self, run: Callable[[], object]) -> Timing:
         """The time of `run` on the device after a warm-up; on the CPU without a GPU. The launches are queued before the
         first of them runs, so that they cost what they cost in a step, where the CPU is ahead."""
-        if self._quick:
-            return _summary([self._once(run)])
-        for _ in range(WARM_UPS):
-            first = self._once(run)
-        flush = first < FLUSHED_BELOW
-        samples, start = [], time.monotonic()
-        while len(samples) < REPETITIONS or time.monotonic() - start < SECONDS:
-            if flush:
-                self._flush.zero_()
-            samples.append(self._once(run))
-        return _summary(samples)
+        return self.interleaved({"": run})[""]
 
-    def _once(self, run: Callable[[], object]) -> float:
+    def interleaved(
+        self, runs: Mapping[str, Callable[[], object]], seconds: float = math.inf, warm_ups: int = WARM_UPS
+    ) -> dict[str, Timing]:
+        """As `time`, for several in turns, so that a change of the GPU's clocks meets all of them. There is one round
+        at least, and none that would end more than `seconds` from now or after the budget."""
+        samples: dict[str, list[float]] = {name: [] for name in runs}
+        latest = {name: math.inf for name in runs}
+        for _ in range(0 if self._quick else warm_ups):
+            latest = {name: self.once(run) for name, run in runs.items()}
+        start = time.monotonic()
+        for rounds in itertools.count(1):
+            for name, run in runs.items():
+                if latest[name] < FLUSHED_BELOW:
+                    self._flush.zero_()
+                latest[name] = self.once(run)
+                samples[name].append(latest[name])
+            spent = time.monotonic() - start
+            enough = rounds >= REPETITIONS and spent >= SECONDS
+            if self._quick or enough or spent / rounds > min(seconds - spent, self.left()):
+                break
+        return {name: _summary(each) for name, each in samples.items()}
+
+    def once(self, run: Callable[[], object]) -> float:
+        """The milliseconds of one run."""
         if self.device.type != "cuda":
             start = time.perf_counter()
             run()
