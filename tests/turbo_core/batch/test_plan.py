@@ -87,7 +87,7 @@ FAULTS = [
     ({"seed": "many"}, "seed: takes a whole number, not 'many'"),
     ({"length": "80"}, "length: is 80, and it goes in steps of 4: choose 77 or 81"),
     ({"topk": "2"}, "topk of node 2-topk .* is 2.0, and the most is 1"),
-    ({"7.mode": "euler"}, "mode of node 7 .* is 'euler', which the server does not have; it has: sde, ode"),
+    ({"7.mode": "euler"}, "mode of node 7 .* is 'euler', which the server does not have; it has: auto, sde, ode"),
     ({"2.model_name": "tiny_t2v_sIa.pth"}, "near: tiny_t2v_sla.pth"),
     ({"7.high": "x"}, "takes a MODEL from another node, not a value"),
     ({"6.widht": "64"}, "no input is called '6.widht'"),
