@@ -113,7 +113,7 @@ def test_an_error_of_a_run_begins_with_its_sentence(page):
     page.run()
     toast = page.tab.locator(".p-toast-message")
     toast.filter(has_text="The latent is").wait_for()
-    assert toast.filter(has_text="The latent is").inner_text().startswith("The latent is [1, 4, 16, 16], and Wan needs")
+    assert toast.filter(has_text="The latent is").inner_text().startswith("The latent is [1, 4, 16, 16], and this")
     page.picture("error-toast")
     toast.filter(has_text="The latent is").get_by_role("button").click()
     page.tab.get_by_test_id("error-overlay").get_by_role("button", name="View details").click()
