@@ -74,10 +74,12 @@ def step(model, shape: tuple[int, ...] = SHAPE, **load) -> torch.Tensor:
 
 
 def compiled_by(backend: str, model):
-    """What the stock TorchCompileModel node does, with another backend."""
+    """What the stock TorchCompileModel node does, with another backend. Forgets the graph breaks so far."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+    from torch._dynamo.utils import counters
 
+    counters.clear()
     clone = model.clone(disable_dynamic=True)
     set_torch_compile_wrapper(model=clone, backend=backend, options={"guard_filter_fn": skip_torch_compile_dict})
     return clone
