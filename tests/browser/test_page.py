@@ -121,15 +121,6 @@ def test_an_error_of_a_run_begins_with_its_sentence(page):
     page.picture("error-panel")
 
 
-def test_nodes_are_in_chinese_where_the_page_is(page):
-    page.set_language("zh")
-    try:
-        labels = "() => LiteGraph.createNode('TurboDiffusionSample').widgets.map(widget => widget.label)"
-        assert {"步数", "种子", "噪声设备"} <= set(page.tab.evaluate(labels))
-    finally:
-        page.set_language("en")
-
-
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["canvas", "Nodes 2.0"])
 def test_a_camera_path_shows_the_inputs_of_its_source(page, nodes_2):
     job = {"1": {"class_type": "TurboDiffusionCameraPath", "inputs": {"source": "preset", "amount": 0.5, "length": 41}}}
@@ -150,3 +141,13 @@ def test_a_camera_path_shows_the_inputs_of_its_source(page, nodes_2):
         assert (made["amount"], made["length"], made["actions"]) == (0.5, 41, "w-40"), "hidden inputs keep their values"
     finally:
         page.tab.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", False)
+
+
+# Last, because the tests after a change of language now and then found the workflow before on the canvas again.
+def test_nodes_are_in_chinese_where_the_page_is(page):
+    page.set_language("zh")
+    try:
+        labels = "() => LiteGraph.createNode('TurboDiffusionSample').widgets.map(widget => widget.label)"
+        assert {"步数", "种子", "噪声设备"} <= set(page.tab.evaluate(labels))
+    finally:
+        page.set_language("en")
