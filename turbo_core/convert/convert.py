@@ -84,9 +84,9 @@ def convert(request: Request, progress: Progress | None = None) -> Report:
     plan += [_Item(model, name, _format(model, name, request.weights, []), []) for name in taken]
     infos = [info for item in plan for info in item.infos()]
 
-    trained_as = model.spec.steps_of if main is not model else model.spec.trained_as
-    turbo = model.spec.turbo or main.spec.turbo
-    record = _record(request, turbo, trained_as, notes=_notes(additions))
+    trained = model if model.spec.turbo else main  # whose few steps the result has
+    trained_as = trained.spec.trained_as if trained is main else trained.spec.steps_of
+    record = _record(request, trained.spec.turbo, trained_as, notes=_notes(additions))
     # The hashes are known only after the files were read; the header has the same size with any.
     planned = Container(infos, _metadata(main, record, dict.fromkeys(request.inputs, "0" * 64))).size
     output.remove_leftovers(request.output.parent)  # they may be what fills the disk

@@ -200,7 +200,16 @@ def test_a_delta_is_added_to_what_all_three_have(models, tmp_path):
     tensors, metadata = read_safetensors(report.path)
     record = json.loads(metadata[METADATA_KEY])
     assert record["delta"] == 0.6 and set(record["sources"]) == {"model", "base", "teacher"}
-    assert identify("x", tensors, metadata)[0].turbo
+    spec = identify("x", tensors, metadata)[0]
+    assert spec.turbo and (spec.task, spec.trained_as, spec.sigma_max) == ("I2V", "T2V", 80)
+
+
+def test_what_a_fine_tune_changed_leaves_the_few_steps_of_the_base(models, tmp_path):
+    """A stock I2V model stands for the fine-tune and for its teacher."""
+    made, _ = merged(tmp_path, models["turbo"], base=models["base"], teacher=models["teacher"])
+    stock = checkpoints.write_safetensors(tmp_path / "stock.safetensors", checkpoints.stock(4, in_channels=36))
+    report = convert(Request(stock, tmp_path / "tuned.safetensors", base=made.path, teacher=stock))
+    assert identify("x", *read_safetensors(report.path))[0].trained_as == "T2V"
 
 
 def test_a_delta_of_quantized_models_is_of_their_float_values(models, tmp_path):
