@@ -17,6 +17,7 @@ import re
 import sys
 import textwrap
 import tokenize
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +41,7 @@ _PLAIN = (
     np.ndarray,
 )
 _PLAIN += (dict, list, str, tuple, set, int, float, bytes, type, Path, fractions.Fraction, collections.Counter)
-_PLAIN += (os.stat_result, logging.Logger, re.Pattern, OSError)
+_PLAIN += (types.FunctionType, types.CodeType, os.stat_result, logging.Logger, re.Pattern, OSError)
 _PLAIN += (concurrent.futures.Future, concurrent.futures.ThreadPoolExecutor)
 
 

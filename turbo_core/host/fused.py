@@ -6,6 +6,8 @@ once, together (ComfyUI and upstream round the norm first), and adds gate and re
 fused multiply-add, as `addcmul` does. Codes and scales are those that a separate quantizer computes from the same
 rounded values."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +25,15 @@ from .features import dense_attention, fetched
 from .quant import Quantized, is_replaced, takes_codes
 from .side_paths import side_paths, values_of
 
-_CROSS_ATTENTION = WanT2VCrossAttention.forward  # other packs replace it, here or on the class
+
+def own_forward(cls: type[torch.nn.Module]) -> Callable[..., torch.Tensor] | None:
+    """The forward of a class, None if it is not from the file that defines the class: other packs replace it, some
+    before this pack is imported."""
+    code = getattr(cls.forward, "__code__", None)
+    return cls.forward if code is not None and code.co_filename == inspect.getfile(cls) else None
+
+
+_CROSS_ATTENTION = own_forward(WanT2VCrossAttention)  # another one may replace it later
 
 
 def norm_modulate(

@@ -12,6 +12,7 @@ from td_pack.tests.support import checkpoints
 from td_pack.tests.support.models import compiled_by, only_comfyui_breaks_graphs, relative_error, sample
 from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.host.attention_patch import with_attention
+from td_pack.turbo_core.host.fused import own_forward
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.lora import with_lora
 from td_pack.turbo_core.host.quant import CHANNEL_LAYOUT, Quantized, takes_codes
@@ -185,6 +186,12 @@ def test_a_pack_that_replaces_cross_attention_of_all_models_is_run(model, monkey
     replaced, calls = forward(model)
     assert len(given) == 1 and given[0].is_floating_point()
     assert calls["int8_linear"] == 4 and torch.equal(replaced, velocity)
+
+
+def test_a_pack_that_replaced_cross_attention_before_is_seen(monkeypatch):
+    assert own_forward(WanT2VCrossAttention) is WanT2VCrossAttention.forward
+    monkeypatch.setattr(WanT2VCrossAttention, "forward", lambda self, x, *args, **kwargs: x)
+    assert own_forward(WanT2VCrossAttention) is None
 
 
 def test_what_takes_codes(model, tmp_path):
