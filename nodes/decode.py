@@ -128,11 +128,11 @@ class DecodedVideo(InputImpl.VideoFromFile):
 
     def __init__(self, path: Path, frames: torch.Tensor, frame_rate: Fraction) -> None:
         super().__init__(str(path))
-        self.lazy_images, self._frame_rate = LazyImages(frames), frame_rate
+        self.lazy_images, self.frame_rate = LazyImages(frames), frame_rate
 
     def get_components(self) -> Types.VideoComponents:
         """All frames in float32, 0 to 1, as they were before H.264."""
-        return Types.VideoComponents(images=self.lazy_images[:], frame_rate=self._frame_rate)
+        return Types.VideoComponents(images=self.lazy_images[:], frame_rate=self.frame_rate)
 
     def save_to(
         self,
@@ -154,5 +154,5 @@ class DecodedVideo(InputImpl.VideoFromFile):
             # With AUTO ComfyUI writes a buffer in the first container that ffmpeg names for the source, which is mov.
             save, format = super().save_to, Types.VideoContainer.MP4
         else:
-            save = stock_video(self.lazy_images, self._frame_rate).save_to
+            save = stock_video(self.lazy_images, self.frame_rate).save_to
         save(path, format=format, codec=codec, metadata=metadata, **options)

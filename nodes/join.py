@@ -71,7 +71,7 @@ def images_of(video: Input.Video) -> tuple[LazyImages, Fraction]:
     """The frames of a VIDEO and its frame rate. Those of another node's are put into a file of ComfyUI's temp folder,
     in 8 bits, and its sound is left out."""
     if isinstance(video, (DecodedVideo, JoinedVideo)):
-        return video.lazy_images, video.get_frame_rate()
+        return video.lazy_images, video.frame_rate
     components = video.get_components()
     return stored_images(Path(folder_paths.get_temp_directory()), components.images), components.frame_rate
 
@@ -81,11 +81,11 @@ class JoinedVideo(InputImpl.VideoFromComponents):
 
     def __init__(self, images: LazyImages, frame_rate: Fraction):
         super().__init__(Types.VideoComponents(images=images, frame_rate=frame_rate))
-        self.lazy_images, self._frame_rate = images, frame_rate
+        self.lazy_images, self.frame_rate = images, frame_rate
 
     def get_components(self) -> Types.VideoComponents:
         """All frames in float32, 0 to 1."""
-        return Types.VideoComponents(images=self.lazy_images[:], frame_rate=self._frame_rate)
+        return Types.VideoComponents(images=self.lazy_images[:], frame_rate=self.frame_rate)
 
     # ComfyUI's own read these from all frames.
 
@@ -97,7 +97,7 @@ class JoinedVideo(InputImpl.VideoFromComponents):
         return len(self.lazy_images)
 
     def get_frame_rate(self) -> Fraction:
-        return self._frame_rate
+        return self.frame_rate
 
     def get_duration(self) -> float:
-        return float(len(self.lazy_images) / self._frame_rate)
+        return float(len(self.lazy_images) / self.frame_rate)
