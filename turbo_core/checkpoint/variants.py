@@ -26,15 +26,19 @@ class Need:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """`mark`: a tensor that only this variant has; `fits`: else, whether a model with these input channels, output
-    channels and image embedding is one. `extra`: how the names of its tensors beside the trunk begin. `needs`: beside
-    the text, and beside the image of a model that takes one."""
+    """`mark`: a tensor that only this variant has; without one, `fits` says whether a model with these input channels,
+    output channels and image embedding is one. `extra`: how the names of its tensors beside the trunk begin. `needs`:
+    what its conditioning must hold beside the text."""
 
     name: str
     mark: str = ""
-    fits: Callable[[int, int, bool], bool] = lambda *_: True
+    fits: Callable[[int, int, bool], bool] | None = None
     extra: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
+
+    def is_one(self, names: Collection[str], in_channels: int, out_channels: int, image_embedding: bool) -> bool:
+        """Whether a model with these tensors and sizes is of this variant."""
+        return self.mark in names if self.fits is None else self.fits(in_channels, out_channels, image_embedding)
 
 
 IMAGE = "concat_latent_image"  # ComfyUI's key of what is put beside the video's channels
@@ -102,11 +106,8 @@ def variant_name(names: Collection[str], in_channels: int, out_channels: int, im
     """The name of the variant with these tensors and sizes; empty for one that is not in VARIANTS."""
     if any(name.startswith(_COMFYUI_ONLY) for name in names):
         return ""
-    for variant in VARIANTS:
-        marked = variant.mark in names if variant.mark else variant.fits(in_channels, out_channels, image_embedding)
-        if marked:
-            return variant.name
-    return ""
+    sizes = (in_channels, out_channels, image_embedding)
+    return next((entry.name for entry in VARIANTS if entry.is_one(names, *sizes)), "")
 
 
 def variant(name: str) -> Variant:
