@@ -12,7 +12,7 @@ from ..checkpoint.variants import I2V
 from ..sampling import rcm, schedule
 from .base_model import TurboWAN
 
-AUTO: Final = "auto"  # sde for text to video, ode for image to video, as in TurboDiffusion's examples
+AUTO: Final = "auto"  # as in TurboDiffusion's example for the task that the model's few steps were trained for
 SamplerMode = Literal["auto", "sde", "ode"]
 NoiseDevice = Literal["cpu", "gpu"]
 NOISE_DEVICES: tuple[NoiseDevice, ...] = ("cpu", "gpu")
@@ -37,8 +37,8 @@ def sample_rcm(
     """`rcm.sample` in k-diffusion's calling convention: model(x, sigma) -> x0 of x's shape, `sigmas` [steps + 1]. It
     reports progress, calls back after each step for previews, and stops between steps on an interrupt.
 
-    With mode auto the model chooses: ode where it takes an image. Raises TurboError for noise levels that are not a
-    flow model's."""
+    Mode auto is ode for a model whose few steps are those of image to video, else sde. Raises TurboError for noise
+    levels that are not a flow model's."""
     schedule.check_levels(sigmas.tolist())
     extra_args = extra_args or {}
     per_sample = x.new_ones([x.shape[0]])
