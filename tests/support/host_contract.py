@@ -4,7 +4,8 @@ checks it.
 A new ComfyUI in seconds: `python dev.py test tests/turbo_core/host/test_host_contract.py --comfyui DIR`. A failure
 names the entry that changed: read the change, adapt the pack, then write the new form here beside the old one. The uses
 themselves (names, how they are called, overridden methods, attributes, nodes) are collected from the pack's sources
-(`host_uses`), so nothing can be missing here.
+(`host_uses`), so nothing can be missing here. It is one list on purpose, and longer than other files: whoever adapts
+the pack to a new ComfyUI reads it from top to bottom.
 """
 
 HOSTS = ("0.30.0", "0.34")  # the second: 783545f6 of 22 August 2026, which still calls itself 0.33.0
@@ -27,7 +28,6 @@ NAMES = {
     "comfy.ldm.wan.model.WanI2VCrossAttention": "the cross-attention of blocks made as i2v_cross_attn",
     "comfy.ldm.wan.model.WanModel": "base of TurboWanModel; makes its blocks in its constructor",
     "comfy.ldm.wan.model.WanSelfAttention": "base of TurboSelfAttention",
-    "comfy.ldm.wan.model.WanT2VCrossAttention.forward": "compared, to see whether another pack has replaced it",
     "comfy.ldm.wan.model.WanT2VCrossAttention": "x, context and the tokens of an image -> x; nothing but its forward",
     "comfy.ldm.wan.model.repeat_e": "repeats [B, frames, dim] over the tokens of each frame",
     "comfy.ldm.wan.vae.WanVAE": "type of first_stage_model that vae_chunks.py takes apart",
