@@ -5,6 +5,7 @@ are ComfyUI's, which knows it by the same tensors. To add one: an entry in VARIA
 tests/turbo_core/host/test_variants.py."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection
 
 T2V, I2V = "T2V", "I2V"
@@ -93,6 +94,8 @@ VARIANTS = (
 )
 _BY_NAME = {variant.name: variant for variant in VARIANTS}
 
+_NUMBER = re.compile(r"\.\d{4}")  # of a layer that no model has; ComfyUI would build as many
+
 # Tensors of Wan models that ComfyUI knows and this pack has no entry for: they run as ComfyUI runs them.
 _COMFYUI_ONLY = (
     "audio_proj.",  # HuMo
@@ -118,6 +121,8 @@ def variant(name: str) -> Variant:
 def is_extra(tensor: str, names: Collection[str], variant_name: str) -> bool:
     """Whether a tensor beside the trunk may belong to a model with these names: one of its variant, or any of a model
     that only ComfyUI knows."""
+    if _NUMBER.search(tensor):
+        return False
     if not variant_name:
         return any(name.startswith(_COMFYUI_ONLY) for name in names)
     return tensor.startswith(variant(variant_name).extra)

@@ -32,6 +32,8 @@ from .saving import with_save_check
 logger = logging.getLogger("turbodiffusion")
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_QUANTIZED = "is quantized in a way that this ComfyUI cannot load"
+_BUILT = "looks like a Wan model that this ComfyUI cannot build"
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -44,14 +46,15 @@ def load_model(
     patcher without dynamic VRAM, through `cached_patcher_init`. Raises CheckpointError for a file that cannot be
     used."""
     tensors, metadata = read_parts(Path(path), _read)
-    with _comfyui_reads(Path(path)):
+    with _comfyui_reads(Path(path), _QUANTIZED):
         tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
     spec, tensors = identify(Path(path).name, tensors, metadata)
     _refuse_causal(Path(path), spec)
     packed = packed_weights(Path(path).name, tensors)
     whole = as_unpacked(tensors, packed)
     # Without the metadata, whose `config` would override what the tensors say.
-    config = comfy.model_detection.model_config_from_unet(whole, "")
+    with _comfyui_reads(Path(path), _BUILT):
+        config = comfy.model_detection.model_config_from_unet(whole, "")
     if config is None:
         raise CheckpointError(
             f"{Path(path).name} is a kind of Wan model that this ComfyUI does not know ({spec.describe()}): update "
@@ -64,9 +67,8 @@ def load_model(
     quantized = config.quant_config is not None or spec.int8 or bool(spec.four_bit)
     keep_float8 = dtype_name == "auto" and not quantized and stored in _FLOAT8
     config.set_inference_dtype(stored if keep_float8 else compute, compute if keep_float8 or quantized else None)
-    config.unet_config["text_dim"] = spec.text_width
     if spec.variant:
-        config.unet_config.update(turbo=spec.turbo, trained_sla=spec.sla)
+        config.unet_config.update(turbo=spec.turbo, trained_sla=spec.sla, text_dim=spec.text_width)
     # Float32 activations meet bf16 weights in the time embedding and the head: every layer must be able to cast.
     if spec.int8 or (spec.turbo and is_int8_alone(tensors)):
         config.custom_operations = block_int8_operations(compute, config.quant_config, activations)
@@ -75,7 +77,8 @@ def load_model(
     elif config.quant_config is None:
         config.custom_operations = comfy.ops.manual_cast
 
-    model = model_of(config, spec, Path(path))
+    with _comfyui_reads(Path(path), _BUILT):
+        model = model_of(config, spec, Path(path))
     check_complete(Path(path).name, spec, tensors, packed, network_shapes(model))
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = with_save_check(patcher_class)(model, load_device=device, offload_device=offload_device)
@@ -83,7 +86,7 @@ def load_model(
         model.to(offload_device)
     if not patcher.is_dynamic():
         _match_dtypes(model.diffusion_model, tensors, offload_device)
-    with _comfyui_reads(Path(path)) if config.quant_config is not None else contextlib.nullcontext():
+    with _comfyui_reads(Path(path), _QUANTIZED) if config.quant_config is not None else contextlib.nullcontext():
         model.load_model_weights(tensors, "", assign=True)
     patcher.cached_patcher_init = (load_model, (path, dtype_name, activations))
     refuse_hooks_on_quantized(patcher)
@@ -110,17 +113,15 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _comfyui_reads(path: Path) -> Iterator[None]:
-    """Around what ComfyUI reads of its own quantization: it raises whatever a damaged or newer description leads to."""
+def _comfyui_reads(path: Path, fault: str) -> Iterator[None]:
+    """Around what ComfyUI reads of a file on its own, which raises whatever a damaged or newer one leads to. `fault`
+    says in the CheckpointError what is then wrong with the file."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, (CheckpointError, torch.OutOfMemoryError)):
             raise
-        raise CheckpointError(
-            f"{path.name} is quantized in a way that this ComfyUI cannot load ({error}); update ComfyUI, or download "
-            "the file again."
-        ) from error
+        raise CheckpointError(f"{path.name} {fault} ({error}); update ComfyUI, or download the file again.") from error
 
 
 def _refuse_causal(path: Path, spec: WanSpec) -> None:

@@ -248,6 +248,28 @@ def test_what_it_needs_is_named_before_a_step(variant, vae):
         sample(load(path), t2v, vae)
 
 
+CRAFTED = {
+    "an embedding without channels": ({"vace_patch_embedding.weight": torch.zeros(8)}, "cannot build .*out of range"),
+    "no control block": ({"vace_blocks.": None}, "cannot build .*by zero"),
+    "more control blocks than blocks": (
+        {f"vace_blocks.{i}.norm3.bias": torch.zeros(256) for i in range(4)},
+        "cannot build .*must not be zero",
+    ),
+    "a block of a high number": ({"vace_blocks.1000.norm3.bias": torch.zeros(256)}, "unexpected: vace_blocks.1000"),
+}
+
+
+@pytest.mark.parametrize("change, message", CRAFTED.values(), ids=CRAFTED)
+def test_a_crafted_variant_is_refused_in_a_sentence(tmp_path, change, message):
+    (_, network), *_ = VARIANTS["VACE"]
+    weights = {k: torch.zeros(v.shape) for k, v in network.state_dict().items()}
+    removed = tuple(name for name, tensor in change.items() if tensor is None)
+    kept = {name: tensor for name, tensor in weights.items() if not (removed and name.startswith(removed))}
+    kept |= {name: tensor for name, tensor in change.items() if tensor is not None}
+    with pytest.raises(CheckpointError, match=message):
+        load_model(str(checkpoints.write_safetensors(tmp_path / "vace.safetensors", kept)))
+
+
 def test_a_missing_or_foreign_tensor_is_named(tmp_path):
     (_, network), *_ = VARIANTS["VACE"]
     weights = {k: torch.zeros(v.shape) for k, v in network.state_dict().items()}
