@@ -1,7 +1,6 @@
 import pytest
 from td_pack.kernels import dispatch
 from td_pack.kernels.backends import BACKENDS
-from td_pack.tests.support.aot import Compiler
 
 
 def pytest_collection_modifyitems(items):
@@ -27,10 +26,3 @@ def availability(monkeypatch):
 
     yield change
     dispatch.unavailable.cache_clear()
-
-
-@pytest.fixture(scope="session")
-def compiler():
-    compiler = Compiler()
-    yield compiler
-    compiler.close()

@@ -3,14 +3,13 @@
 import ast
 import importlib
 import inspect
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 from td_pack.kernels.backends import BACKENDS, REFERENCE
 from td_pack.kernels.dispatch import Operator
 from td_pack.tests.support.aot import KernelCase
-from td_pack.tests.support.kernels import ROOT, TRITON_FILES, module_name
+from td_pack.tests.support.kernels import ROOT, TRITON_FILES, aot_cases, module_name
 
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("kernels/*/custom_ops.py"))
 BANNED = {"make_block_ptr", "libdevice", "autotune"}
@@ -77,19 +76,9 @@ def case_faults(text: str, cases: list[KernelCase]) -> list[str]:
 
 @pytest.mark.parametrize("path", TRITON_FILES, ids=module_name)
 def test_kernel_file(path):
-    assert not file_faults(path.read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("path", TRITON_FILES, ids=module_name)
-def test_kernels_have_cases_and_do_not_recompile_for_a_length(path):
-    modules = Path(__file__).with_name("aot_cases").glob("[!_]*.py")
-    cases = [
-        case
-        for module in modules
-        for case in importlib.import_module(f"td_pack.tests.kernels.aot_cases.{module.stem}").CASES
-        if case.module == module_name(path)
-    ]
-    assert not case_faults(path.read_text(encoding="utf-8"), cases)
+    text = path.read_text(encoding="utf-8")
+    cases = [case for case in aot_cases() if case.module == module_name(path)]
+    assert not [*file_faults(text), *case_faults(text, cases)]
 
 
 def public_functions(module: ModuleType) -> dict:

@@ -6,40 +6,19 @@ kernel; the loop tells whether they cost anything.
 """
 
 import re
-from dataclasses import dataclass
 
-from .sass import find_loops, hottest_loop
+from .sass import Instruction, find_loops, hottest_loop
 
 _LABEL = re.compile(r"^([\w.$]+):")
 _INSTRUCTION = re.compile(r"^\s+([a-z]\w+)\s*([^;]*)")
 _MMA = re.compile(r"v_(?:s?mfmac?|s?wmmac?)_\w+")
 _TARGET = re.compile(r"\.LBB\w+")
+_ENDS = ("s_branch", "s_endpgm", "s_setpc_b64")
+_SCRATCH = ("scratch_load", "scratch_store")
 _LANES = ("v_writelane", "v_readlane")
 
 
-@dataclass(frozen=True)
-class AmdInstruction:
-    address: int  # position in the kernel; the interface is that of sass.Instruction
-    opcode: str
-    operands: str
-    target: int | None = None  # of a jump
-
-    def is_mma(self) -> bool:
-        return _MMA.match(self.opcode) is not None
-
-    def is_scratch(self) -> bool:
-        return self.opcode.startswith(("scratch_load", "scratch_store"))
-
-    def successors(self, following: int | None) -> list[int]:
-        after = [] if following is None else [following]
-        if self.opcode in ("s_endpgm", "s_setpc_b64"):
-            return []
-        if self.target is None:
-            return after
-        return [self.target] if self.opcode == "s_branch" else [self.target, *after]
-
-
-def read_amdgcn(text: str) -> list[AmdInstruction]:
+def read_amdgcn(text: str) -> list[Instruction]:
     """The instructions of the one kernel in an assembly file, without the padding behind its end."""
     labels, found = {}, []
     for line in text.splitlines():
@@ -52,7 +31,8 @@ def read_amdgcn(text: str) -> list[AmdInstruction]:
     code = []
     for address, (opcode, operands) in enumerate(found):
         jump = _TARGET.search(operands) if opcode.startswith(("s_branch", "s_cbranch")) else None
-        code.append(AmdInstruction(address, opcode, operands.strip(), labels[jump[0]] if jump else None))
+        mma, goes_on = _MMA.match(opcode) is not None, opcode not in _ENDS
+        code.append(Instruction(address, opcode, mma, labels[jump[0]] if jump else None, goes_on))
     return [instruction for instruction in code if instruction.opcode != "s_code_end"]
 
 
@@ -61,14 +41,14 @@ def read_metadata(text: str, name: str) -> int:
     return int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
 
 
-def amd_loop(code: list[AmdInstruction]) -> list[AmdInstruction]:
+def amd_loop(code: list[Instruction]) -> list[Instruction]:
     """The hottest loop, as `sass.hottest_loop`, without waits and NOPs."""
     return [i for i in hottest_loop(code) if not i.opcode.startswith(("s_nop", "s_delay_alu", "s_wait"))]
 
 
-def count_spills(code: list[AmdInstruction], scalar_spills: int) -> int:
+def count_spills(code: list[Instruction], scalar_spills: int) -> int:
     """Spill instructions in any loop of the kernel, or in all of it if it has none. Reductions read lanes as well, so
     these count only where scalars spill at all (`scalar_spills`, of the metadata)."""
     repeated = {i.address: i for loop in find_loops(code) or [code] for i in loop}.values()
     lanes = sum(instruction.opcode.startswith(_LANES) for instruction in repeated) if scalar_spills else 0
-    return sum(instruction.is_scratch() for instruction in repeated) + lanes
+    return sum(instruction.opcode.startswith(_SCRATCH) for instruction in repeated) + lanes

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +64,11 @@ def strides(names: str) -> tuple[str, ...]:
     return tuple(f"{x}_{axis}" for x in names for axis in "blh")
 
 
+def arguments(**kinds: str) -> dict[str, str]:
+    """`kind="a b"` as {"a": kind, "b": kind}, a pointer's kind written p_bf16."""
+    return {name: kind.replace("p_", "*") for kind, names in kinds.items() for name in names.split()}
+
+
 @dataclass(frozen=True)
 class Build:
     """How one target compiles a kernel, and what must come out."""
@@ -80,7 +85,7 @@ class KernelCase:
     name: str
     module: str  # inside the pack: "kernels.int8.triton.linear"
     function: str
-    signature: Mapping[str, str]  # every argument in order: "*bf16", "i32", "fp32", "constexpr"
+    signature: Mapping[str, str]  # the arguments that are not constexpr: "*bf16", "i32", "fp32"
     constexprs: Mapping[str, object]
     targets: Mapping[str, Build]
     divisible: tuple[str, ...] = ()  # integer arguments that are multiples of 16; pointers always are
@@ -132,7 +137,7 @@ def _report_amd(assembly: str, shared: int) -> Report:
 
 
 def _report(code: list, loop: list, loop_spills: int, shared: int) -> Report:
-    mma = dict(Counter(instruction.opcode for instruction in code if instruction.is_mma()))
+    mma = dict(Counter(instruction.opcode for instruction in code if instruction.is_mma))
     return Report(loop_spills, shared, mma, len(loop))
 
 
@@ -148,20 +153,18 @@ def compile_case(case: KernelCase, target: str) -> Report:
 
     build, gpu = case.targets[target], TARGETS[target]
     function = getattr(importlib.import_module(f"td_pack.{case.module}"), case.function)
-    if list(case.signature) != function.arg_names:
-        raise ValueError(f"{case.name}: the kernel takes {function.arg_names}, the case gives {list(case.signature)}")
+    constexprs = {**case.constexprs, **build.constexprs}
+    if {*case.signature, *constexprs} != {*function.arg_names}:
+        raise ValueError(f"{case.name}: the kernel takes {function.arg_names}, not {[*case.signature, *constexprs]}")
     if runtime := [p.name for p in function.params if p.do_not_specialize and p.name in case.divisible]:
         raise ValueError(f"{case.name}: {runtime} are not specialized, so never known to be divisible")
-    source = ASTSource(
-        fn=function,
-        signature=dict(case.signature),
-        constexprs={**case.constexprs, **build.constexprs},
-        attrs={
-            (index,): [["tt.divisibility", 16]]
-            for index, (name, kind) in enumerate(case.signature.items())
-            if kind.startswith("*") or name in case.divisible
-        },
-    )
+    signature = {name: case.signature.get(name, "constexpr") for name in function.arg_names}
+    attrs = {
+        (index,): [["tt.divisibility", 16]]
+        for index, (name, kind) in enumerate(signature.items())
+        if kind.startswith("*") or name in case.divisible
+    }
+    source = ASTSource(fn=function, signature=signature, constexprs=constexprs, attrs=attrs)
     options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": case.fp_fusion}
     kernel = triton.compile(source, target=GPUTarget(gpu.backend, gpu.arch, gpu.warp_size), options=options)
     if gpu.backend == "hip":
@@ -256,31 +259,23 @@ class Compiler:
     """Compiles in the background, in the order of submission."""
 
     def __init__(self, workers: int = 2) -> None:
-        self._jobs = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._threads = ThreadPoolExecutor(workers)
+        self._workers = queue.SimpleQueue()
+        for _ in range(workers):
+            self._workers.put(Worker())
 
-    def _work(self) -> None:
-        worker = Worker()
-        while (job := self._jobs.get()) is not None:
-            case, target, future = job
-            if future.set_running_or_notify_cancel():
-                future.set_result(worker.compile(case, target))
-        worker.close()
+    def _compile(self, case: KernelCase, target: str) -> Report | str:
+        worker = self._workers.get()
+        try:
+            return worker.compile(case, target)
+        finally:
+            self._workers.put(worker)
 
     def submit(self, case: KernelCase, target: str) -> "Future[Report | str]":
         """A report, or the text of the error."""
-        future = Future()
-        self._jobs.put((case, target, future))
-        return future
+        return self._threads.submit(self._compile, case, target)
 
     def close(self) -> None:
-        while not self._jobs.empty():
-            job = self._jobs.get()
-            if job is not None:
-                job[-1].cancel()
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._threads.shutdown(cancel_futures=True)
+        while not self._workers.empty():
+            self._workers.get().close()

@@ -1,5 +1,6 @@
-"""The pack's backends and the files of its Triton kernels, for tests."""
+"""The pack's backends, the files of its Triton kernels and their ahead-of-time cases, for tests."""
 
+import importlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,3 +18,9 @@ def row(name: str):
 def module_name(path: Path) -> str:
     """A file's module inside the pack: "kernels.int8.triton.linear"."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def aot_cases() -> list:
+    """The ahead-of-time cases of all operators."""
+    files = sorted(ROOT.glob("tests/kernels/aot_cases/*.py"))
+    return [case for path in files for case in importlib.import_module(f"td_pack.{module_name(path)}").CASES]

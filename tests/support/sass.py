@@ -11,33 +11,27 @@ _MMA = re.compile(r"(?:[HIQDO]|HG|IG|QG|UTC\w*)MMA\b")
 
 @dataclass(frozen=True)
 class Instruction:
-    address: int
-    predicated: bool
+    address: int  # of an AMD kernel its position
     opcode: str
-    operands: str
-
-    def is_mma(self) -> bool:
-        return _MMA.match(self.opcode) is not None
-
-    def successors(self, following: int | None) -> list[int]:
-        """Addresses that may run next; a call comes back."""
-        after = [] if following is None else [following]
-        if self.opcode.startswith("BRA"):
-            jump = int(re.findall(r"0x([0-9a-f]+)", self.operands)[-1], 16)
-            conditional = self.predicated or self.opcode != "BRA"  # BRA.U and BRA.DIV take a condition as an operand
-            return [jump, *after] if conditional else [jump]
-        if self.opcode.startswith(("EXIT", "RET")) and not self.predicated:
-            return []
-        return after
+    is_mma: bool
+    jump: int | None = None  # the address; a call comes back, so it is none
+    goes_on: bool = True  # to the instruction behind it
 
 
 def read_sass(text: str) -> list[Instruction]:
     """The instructions, without the padding behind the end, which jumps to itself."""
-    code = [
-        Instruction(int(address, 16), bool(predicate), opcode, operands)
-        for address, predicate, opcode, operands in _LINE.findall(text)
-    ]
-    return [instruction for instruction in code if instruction.successors(None) != [instruction.address]]
+    code = [_read(int(address, 16), *rest) for address, *rest in _LINE.findall(text)]
+    return [instruction for instruction in code if instruction.jump != instruction.address]
+
+
+def _read(address: int, predicate: str, opcode: str, operands: str) -> Instruction:
+    jump, goes_on = None, True
+    if opcode.startswith("BRA"):
+        jump = int(re.findall(r"0x([0-9a-f]+)", operands)[-1], 16)
+        goes_on = predicate != "" or opcode != "BRA"  # BRA.U and BRA.DIV take a condition as an operand
+    elif opcode.startswith(("EXIT", "RET")):
+        goes_on = predicate != ""
+    return Instruction(address, opcode, _MMA.match(opcode) is not None, jump, goes_on)
 
 
 def find_loops(code: list) -> list[list]:
@@ -50,7 +44,7 @@ def find_loops(code: list) -> list[list]:
     flow = networkx.DiGraph()
     flow.add_nodes_from(by_address)
     for instruction, following in zip(code, [*code[1:], None], strict=True):
-        after = instruction.successors(following and following.address)
+        after = {instruction.jump, following.address if following and instruction.goes_on else None}
         flow.add_edges_from((instruction.address, x) for x in after if x in by_address)
     found, regions = [], [flow]
     while regions:
@@ -67,7 +61,7 @@ def hottest_loop(code: list) -> list:
     NOPs do not count."""
 
     def count_mma(loop):
-        return sum(instruction.is_mma() for instruction in loop)
+        return sum(instruction.is_mma for instruction in loop)
 
     loops = find_loops(code)
     multiplying = [loop for loop in loops if count_mma(loop)]

@@ -3,7 +3,7 @@
 import triton.language as tl
 from td_pack.kernels.int8.format import MIN_AMAX, TILE
 from td_pack.kernels.int8.triton.quantize import ROWS
-from td_pack.tests.support.aot import RDNA, TARGETS, Build, KernelCase, loops
+from td_pack.tests.support.aot import RDNA, TARGETS, Build, KernelCase, arguments, loops
 
 MMA = dict.fromkeys(TARGETS, r"\bIMMA\.16832\.S8\.S8") | {
     "sm_90": r"\bIGMMA\.64x\d+x32\.S8\.S8",
@@ -18,18 +18,7 @@ def _quantize(name: str, loops: dict[str, int | None], **sizes: int) -> KernelCa
         name=name,
         module="kernels.int8.triton.quantize",
         function=f"_{name.removeprefix('int8_')}_kernel",
-        signature={
-            **{
-                "p_x": "*bf16",
-                "p_codes": "*i8",
-                "p_scales": "*fp32",
-                "M": "i32",
-                "K": "i32",
-                "x_b": "i32",
-                "x_m": "i32",
-            },
-            **dict.fromkeys(("x_k", "MIN_AMAX", *sizes), "constexpr"),
-        },
+        signature=arguments(p_bf16="p_x", p_i8="p_codes", p_fp32="p_scales", i32="M K x_b x_m"),
         constexprs={"x_k": 1, "MIN_AMAX": MIN_AMAX, **sizes},
         divisible=("K", "x_b", "x_m"),
         fp_fusion=False,
@@ -45,38 +34,33 @@ def _matmul(
     channel: bool = False,
     y_by: str | None = None,
     narrow: bool = False,
-    output: str = "*bf16",
-    **given: str,
+    residual: bool = False,
 ) -> KernelCase:
-    """`given`: the optional pointers that there are. `loops`: instructions of the loop, by target."""
-    pointers = {
-        "p_x": "*i8",
-        "p_x_scale": "*fp32",
-        "p_w": "*i8",
-        "p_w_scale": "*fp32",
-        "p_bias": "*bf16",
-        "p_y": output,
-    }
-    optional = {key: given.get(key, "constexpr") for key in ("p_y_scale", "p_residual", "p_gate")}
+    """`loops`: instructions of the loop, by target."""
+    signature = arguments(p_i8="p_x p_w", p_fp32="p_x_scale p_w_scale", p_bf16="p_bias p_y", i32="B M N K")
+    if y_by in ("block", "group"):
+        signature |= arguments(p_i8="p_y", p_fp32="p_y_scale")
+    if residual:
+        signature |= arguments(p_bf16="p_residual p_gate")
     options = {
-        **{
-            "DTYPE": tl.bfloat16,
-            "BY": by,
-            "BY_CHANNEL": channel,
-            "Y_BY": y_by,
-            "WHOLE_K": True,
-            "MIN_AMAX": MIN_AMAX,
-            "TILE": TILE,
-        },
-        **{"BLOCK_M": 128, "BLOCK_N": 64 if narrow else 256 if channel else 128, "BLOCK_K": 64 if channel else 128},
-        **{"GROUP_M": 8, "MAGIC": False},
+        "DTYPE": tl.bfloat16,
+        "BY": by,
+        "BY_CHANNEL": channel,
+        "Y_BY": y_by,
+        "WHOLE_K": True,
+        "MIN_AMAX": MIN_AMAX,
+        "TILE": TILE,
+        "BLOCK_M": 128,
+        "BLOCK_N": 64 if narrow else 256 if channel else 128,
+        "BLOCK_K": 64 if channel else 128,
+        "GROUP_M": 8,
     }
     return KernelCase(
         name=name,
         module="kernels.int8.triton.linear",
         function="_matmul_kernel",
-        signature={**pointers, **optional, **dict.fromkeys("BMNK", "i32"), **dict.fromkeys(options, "constexpr")},
-        constexprs={key: None for key in optional if key not in given} | options,
+        signature=signature,
+        constexprs={key: None for key in ("p_y_scale", "p_residual", "p_gate") if key not in signature} | options,
         divisible=("N", "K"),
         fp_fusion=False,
         targets={
@@ -102,22 +86,8 @@ CASES = [
     _matmul("int8_matmul_block_narrow", {"sm_80": 309, "sm_86": 304, "sm_90": 239}, narrow=True),
     _matmul("int8_matmul_group_narrow", {"sm_80": 315, "sm_86": 311, "sm_90": 242}, by="group", narrow=True),
     _matmul("int8_matmul_row_narrow", {"sm_80": 303, "sm_86": 299, "sm_90": 233}, by="row", narrow=True),
-    _matmul(
-        "int8_matmul_gelu_quantize",
-        loops(283, 277, 277, 208, 244, 257),
-        by="row",
-        y_by="block",
-        output="*i8",
-        p_y_scale="*fp32",
-    ),
-    _matmul(
-        "int8_matmul_gelu_quantize_group",
-        loops(323, 305, 305, 213, 265, 282),
-        by="group",
-        y_by="group",
-        output="*i8",
-        p_y_scale="*fp32",
-    ),
+    _matmul("int8_matmul_gelu_quantize", loops(283, 277, 277, 208, 244, 257), by="row", y_by="block"),
+    _matmul("int8_matmul_gelu_quantize_group", loops(323, 305, 305, 213, 265, 282), by="group", y_by="group"),
     _matmul("int8_matmul_channel", loops(127, 127, 127, 73, 129, 121), by="row", channel=True),
     _matmul("int8_matmul_gelu_channel", loops(127, 127, 127, 73, 129, 121), by="row", channel=True, y_by="row"),
     _matmul(
@@ -125,15 +95,8 @@ CASES = [
         loops(127, 127, 127, 74, 129, 121),
         by="row",
         channel=True,
-        p_residual="*bf16",
-        p_gate="*bf16",
+        residual=True,
     ),
-    _matmul("int8_matmul_gate_residual", loops(290, 281, 281, 212, 246, 271), p_residual="*bf16", p_gate="*bf16"),
-    _matmul(
-        "int8_matmul_gate_residual_group",
-        loops(323, 308, 308, 213, 270, 289),
-        by="group",
-        p_residual="*bf16",
-        p_gate="*bf16",
-    ),
+    _matmul("int8_matmul_gate_residual", loops(290, 281, 281, 212, 246, 271), residual=True),
+    _matmul("int8_matmul_gate_residual_group", loops(323, 308, 308, 213, 270, 289), by="group", residual=True),
 ]

@@ -2,7 +2,7 @@
 
 from ....kernels.int8.format import MIN_AMAX, TILE
 from ....kernels.norm.triton.layer_norm import launch_config
-from ...support.aot import Build, KernelCase, loops
+from ...support.aot import Build, KernelCase, arguments, loops
 
 _STRIDES = ("x_b", "x_l")
 _MODULATION = ("shift_b", "shift_f", "scale_b", "scale_f")
@@ -36,7 +36,7 @@ def _case(
         name=name,
         module=f"kernels.norm.triton.{module}",
         function=f"_{function}_kernel",
-        signature=signature | dict.fromkeys(constexprs, "constexpr"),
+        signature=signature,
         constexprs=constexprs,
         divisible=divisible,
         fp_fusion=fused,
@@ -49,8 +49,7 @@ def _warps(width: int) -> int:
 
 
 def _rope(heads: int, padded: int) -> KernelCase:
-    signature = {"p_x": "*bf16", "p_weight": "*bf16", "p_freqs": "*fp32", "p_y": "*bf16", "eps": "fp32"}
-    signature |= dict.fromkeys(("L", *_STRIDES), "i32")
+    signature = arguments(p_bf16="p_x p_weight p_y", p_fp32="p_freqs", fp32="eps", i32="L x_b x_l")
     constexprs = {"HEADS": heads, "HEADS_PADDED": padded, "D": 128}
     width = heads * 128
     name = "rms_norm_rope"
@@ -59,9 +58,8 @@ def _rope(heads: int, padded: int) -> KernelCase:
 
 def _modulate(by: str | None, width: int) -> KernelCase:
     name = "layer_norm_modulate" + (f"_quantize_{by}" if by else "")
-    signature = {"p_x": "*bf16"} | dict.fromkeys(("p_shift", "p_scale"), "*fp32")  # a TurboWan file's modulation
-    signature |= {"p_y": "*i8", "p_y_scales": "*fp32"} if by else {"p_y": "*bf16", "p_y_scales": "constexpr"}
-    signature |= {"eps": "fp32"}
+    signature = arguments(p_bf16="p_x", p_fp32="p_shift p_scale", fp32="eps")  # a TurboWan file's modulation
+    signature |= arguments(p_i8="p_y", p_fp32="p_y_scales") if by else {"p_y": "*bf16"}
     signature |= dict.fromkeys(("L", "FRAME", *_STRIDES, *_MODULATION), "i32")
     parts, warps = _parts(width)
     constexprs = parts | {"BY": by, "MIN_AMAX": MIN_AMAX, "TILE": TILE} | ({} if by else {"p_y_scales": None})
@@ -72,7 +70,7 @@ def _modulate(by: str | None, width: int) -> KernelCase:
 
 
 def _statistics(width: int) -> KernelCase:
-    signature = {"p_x": "*bf16", "p_statistics": "*fp32", "eps": "fp32"} | dict.fromkeys(("L", *_STRIDES), "i32")
+    signature = arguments(p_bf16="p_x", p_fp32="p_statistics", fp32="eps", i32="L x_b x_l")
     parts, warps = _parts(width)
     name = f"layer_norm_statistics-{width}"
     return _case(name, "layer_norm", "statistics", signature, parts, _STRIDES, warps)
@@ -86,8 +84,7 @@ def _parts(width: int) -> tuple[dict[str, int], int]:
 
 
 def _quantize_block(one_frame: bool) -> KernelCase:
-    signature = {"p_x": "*bf16", **dict.fromkeys(("p_statistics", "p_shift", "p_scale"), "*fp32")}
-    signature |= {"p_codes": "*i8", "p_scales": "*fp32"}
+    signature = arguments(p_bf16="p_x", p_fp32="p_statistics p_shift p_scale p_scales", p_i8="p_codes")
     signature |= dict.fromkeys(("L", "FRAME", "WIDTH", *_STRIDES, *_MODULATION), "i32")
     constexprs = {"ONE_FRAME": one_frame, "MIN_AMAX": MIN_AMAX, "TILE": TILE}
     name = "layer_norm_modulate_quantize_block" + "_by_frame" * (not one_frame)

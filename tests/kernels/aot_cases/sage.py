@@ -1,9 +1,9 @@
 """Sage attention on bfloat16 tensors. fp8 needs sm_89, and AMD has fp16 alone. fp16 is left out where it is not the
 default: int8 is faster there, and on sm_86 and sm_89 one register spills in fp16's loop.
 
-The launch configs are those of the launchers; test_triton_sage.py compares them."""
+The launch configs are those of the launchers; test_aot.py compares them."""
 
-from td_pack.tests.support.aot import AMD, RDNA, TARGETS, Build, KernelCase, strides
+from td_pack.tests.support.aot import AMD, RDNA, TARGETS, Build, KernelCase, arguments, strides
 
 INT8 = {"sm_90": "IGMMA.*S8", **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), r"IMMA\.16832\.S8")}
 INT8["sm_100"] = r"UTCIMMA|IMMA\.16832\.S8"  # the first from Triton 3.9 on
@@ -30,21 +30,14 @@ def _attention(
     pv: str, d: int, loops: dict[str, int], linear: bool = True, only: tuple[str, ...] = tuple(TARGETS)
 ) -> KernelCase:
     absent = ["p_values", "p_k_sum", "p_bias"] * (not linear) + ["p_v_scale"] * (pv == "fp16")
-    pointers = {
-        "p_q": "*bf16", "p_k8": "*i8", "p_k_scale": "*fp32", "p_v8": V8[pv], "p_v_scale": "*fp32", "p_blocks": "*i32",
-        "p_o": "*bf16", "p_values": "*bf16", "p_k_sum": "*fp32", "p_bias": "*bf16",
-    }  # fmt: skip
+    signature = arguments(p_bf16="p_q p_o p_values p_bias", p_i8="p_k8", p_fp32="p_k_scale p_v_scale p_k_sum")
+    signature |= {"p_v8": V8[pv]} | arguments(p_i32="p_blocks", i32="q_b q_l q_h L_Q L_K N_K T H", fp32="scale p_shift")
     constexprs = {"D": d, "BLOCK_Q": 128, "BLOCK_K": 64, "PV": pv, "LINEAR": linear}
     return KernelCase(
         name=f"sage_attention_{pv}_d{d}" + "_sparse" * (not linear),
         module="kernels.attention.triton.sage",
         function="_sage_kernel",
-        signature={
-            **{name: "constexpr" if name in absent else kind for name, kind in pointers.items()},
-            **dict.fromkeys((*strides("q"), "L_Q", "L_K", "N_K", "T", "H"), "i32"),
-            **dict.fromkeys(("scale", "p_shift"), "fp32"),
-            **dict.fromkeys(("D", "BLOCK_Q", "BLOCK_K", "PV", "SUM16", "LINEAR"), "constexpr"),
-        },
+        signature={name: kind for name, kind in signature.items() if name not in absent},
         constexprs=constexprs | dict.fromkeys(absent),
         targets={
             target: Build(
@@ -58,21 +51,18 @@ def _attention(
 
 
 def _quantize(pv: str) -> KernelCase:
-    p_v_scale = "constexpr" if pv == "fp16" else "*fp32"
+    signature = arguments(p_bf16="p_k p_v", p_fp32="p_k_mean p_k_scale", p_i8="p_k8", i32="L H") | {"p_v8": V8[pv]}
+    if pv != "fp16":
+        signature["p_v_scale"] = "*fp32"
     return KernelCase(
         name=f"sage_kv_quantize_{pv}",
         module="kernels.attention.triton.kv_quantize",
         function="_kv_quantize_kernel",
-        signature={
-            "p_k": "*bf16", "p_v": "*bf16", "p_k_mean": "*fp32", "p_v_scale": p_v_scale,
-            "p_k8": "*i8", "p_k_scale": "*fp32", "p_v8": V8[pv],
-            **dict.fromkeys((*strides("kv"), "L", "H"), "i32"),
-            **dict.fromkeys(("D", "BLOCK_K", "PV"), "constexpr"),
-        },
+        signature=signature | dict.fromkeys(strides("kv"), "i32"),
         constexprs={"D": 128, "BLOCK_K": 64, "PV": pv} | ({"p_v_scale": None} if pv == "fp16" else {}),
         targets=dict.fromkeys(MMA[pv], Build(4, 1)),
         divisible=strides("kv"),
-    )  # fmt: skip
+    )
 
 
 CASES = [

@@ -1,23 +1,20 @@
 """Sparse-linear attention on bfloat16 tensors: attention, preparation of k and v, block map.
 
-The launch configs are those of the launchers; test_triton_sla.py compares them."""
+The launch configs are those of the launchers; test_aot.py compares them."""
 
-from td_pack.tests.support.aot import NVIDIA, RDNA, Build, KernelCase, loops, strides
+from td_pack.tests.support.aot import NVIDIA, RDNA, Build, KernelCase, arguments, loops, strides
 
 MMA = dict.fromkeys(NVIDIA, "HMMA") | {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 MMA |= {"gfx942": "mfma", **dict.fromkeys(RDNA, "wmma")}
 ROOMY = ("sm_80", "sm_90", "sm_100")
 
 
-def _arguments(**kinds: str) -> dict[str, str]:
-    """`kind="a b"` as {"a": kind, "b": kind}; a kind's first letter is p for a pointer."""
-    names = {"p_bf16": "*bf16", "p_fp32": "*fp32", "p_i32": "*i32"}
-    return {name: names.get(kind, kind) for kind, listed in kinds.items() for name in listed.split()}
-
-
 def _attention(d: int, linear: bool, loops: dict[str, int]) -> KernelCase:
     constexprs = {"D": d, "BLOCK_Q": 128, "BLOCK_K": 64, "BLOCK_M": 128, "BLOCK_N": 64, "LINEAR": linear}
-    if not linear:
+    signature = arguments(p_bf16="p_q p_k p_v p_o", p_i32="p_blocks", i32="L_Q L_K N_Q T H", fp32="scale")
+    if linear:
+        signature |= arguments(p_bf16="p_values p_bias", p_fp32="p_k_sum")
+    else:
         constexprs |= dict.fromkeys(("p_values", "p_k_sum", "p_bias"))
 
     def build(target: str) -> Build:
@@ -29,18 +26,7 @@ def _attention(d: int, linear: bool, loops: dict[str, int]) -> KernelCase:
         name=f"sla_attention_d{d}_{'linear' if linear else 'sparse'}",
         module="kernels.attention.triton.sla",
         function="_attention_kernel",
-        signature={
-            **_arguments(p_bf16="p_q p_k p_v"),
-            **_arguments(p_i32="p_blocks"),
-            **_arguments(p_bf16="p_o"),
-            **(
-                {"p_values": "*bf16", "p_k_sum": "*fp32", "p_bias": "*bf16"}
-                if linear
-                else _arguments(constexpr="p_values p_k_sum p_bias")
-            ),
-            **dict.fromkeys(strides("qkv"), "i32"),
-            **_arguments(i32="L_Q L_K N_Q T H", fp32="scale", constexpr="D BLOCK_Q BLOCK_K BLOCK_M BLOCK_N LINEAR"),
-        },
+        signature=signature | dict.fromkeys(strides("qkv"), "i32"),
         constexprs=constexprs,
         targets={target: build(target) for target in MMA},
         divisible=strides("qkv"),
@@ -48,15 +34,12 @@ def _attention(d: int, linear: bool, loops: dict[str, int]) -> KernelCase:
 
 
 def _kv_partial(d: int, loops: dict[str, int]) -> KernelCase:
+    signature = arguments(p_bf16="p_k p_v", p_fp32="p_kv p_k_sum p_k_total p_v_max p_k_pooled", i32="L N_K CHUNK H")
     return KernelCase(
         name=f"sla_kv_partial_d{d}",
         module="kernels.attention.triton.kv_prepare",
         function="_kv_partial_kernel",
-        signature={
-            **_arguments(p_bf16="p_k p_v", p_fp32="p_kv p_k_sum p_k_total p_v_max p_k_pooled"),
-            **dict.fromkeys(strides("kv"), "i32"),
-            **_arguments(i32="L N_K CHUNK H", constexpr="D BLOCK_K"),
-        },
+        signature=signature | dict.fromkeys(strides("kv"), "i32"),
         constexprs={"D": d, "BLOCK_K": 64},
         targets={
             t: Build((8 if d == 128 else 4) * (2 if t in RDNA else 1), 1 if t in RDNA else 2, MMA[t], loops.get(t))
@@ -68,7 +51,6 @@ def _kv_partial(d: int, loops: dict[str, int]) -> KernelCase:
 
 def _plain(name: str, module: str, function: str, signature: dict, warps: int, stages: int, divisible=(), **constexprs):
     """A small kernel: it compiles and its loop does not spill."""
-    signature |= dict.fromkeys(constexprs, "constexpr")
     build = Build(warps, stages)
     return KernelCase(
         name,
@@ -81,13 +63,14 @@ def _plain(name: str, module: str, function: str, signature: dict, warps: int, s
     )
 
 
-_FINISH = {
-    **_arguments(p_fp32="p_kv p_k_sum_part p_k_total p_v_max_part", p_bf16="p_weight p_values"),
-    **_arguments(p_fp32="p_k_sum p_k_mean p_v_max", i32="L SPLIT"),
-}
-_POOL = {**_arguments(p_bf16="p_x", p_fp32="p_y"), **dict.fromkeys(strides("x"), "i32"), **_arguments(i32="L H")}
-_SCORE = _arguments(p_fp32="p_q p_k p_scores", i32="N_Q N_K")
-_TOP = _arguments(p_fp32="p_scores", p_i32="p_blocks", i32="N_K T")
+_FINISH = arguments(
+    p_fp32="p_kv p_k_sum_part p_k_total p_v_max_part p_k_sum p_k_mean p_v_max",
+    p_bf16="p_weight p_values",
+    i32="L SPLIT",
+)
+_POOL = arguments(p_bf16="p_x", p_fp32="p_y", i32="x_b x_l x_h L H")
+_SCORE = arguments(p_fp32="p_q p_k p_scores", i32="N_Q N_K")
+_TOP = arguments(p_fp32="p_scores", p_i32="p_blocks", i32="N_K T")
 
 CASES = [
     _attention(128, True, loops(553, 524, 524, 358, 410, 505)),
@@ -99,6 +82,6 @@ CASES = [
     _plain("sla_kv_finish", "kv_prepare", "_kv_finish_kernel", _FINISH, 4, 1, D=128, ROWS=16, CHUNK=16),
     _plain("sla_pool", "block_selection", "_pool_kernel", _POOL, 4, 3, strides("x"), D=128, BLOCK=128),
     _plain("sla_score", "block_selection", "_score_kernel", _SCORE, 4, 2, D=128, BLOCK=64, CHUNK=16),
-    _plain("sla_top_512", "block_selection", "_top_kernel", dict(_TOP), 1, 3, WIDTH=512),
-    _plain("sla_top_4096", "block_selection", "_top_kernel", dict(_TOP), 8, 3, WIDTH=4096),
+    _plain("sla_top_512", "block_selection", "_top_kernel", _TOP, 1, 3, WIDTH=512),
+    _plain("sla_top_4096", "block_selection", "_top_kernel", _TOP, 8, 3, WIDTH=4096),
 ]
