@@ -1,4 +1,5 @@
-"""The norm kernels, in Triton's interpreter unless there is a GPU."""
+"""The norms of a Wan block: the definition and the kernels against the host's own operators, the kernels against the
+definition. In Triton's interpreter unless there is a GPU."""
 
 from functools import partial
 
@@ -16,6 +17,7 @@ from td_pack.tests.support.norms import (
     error,
     exact_rms_norm_rope,
     host_layer_norm_modulate,
+    host_rope,
     rotate,
     wan_freqs,
 )
@@ -25,6 +27,13 @@ from td_pack.tests.support.tensors import DTYPES, draw
 poisoned = poisoned_memory(format, rms_norm, layer_norm)
 
 
+def implementations(kernels):
+    """A module of kernels and the definition, each with the dtypes that it is tested in."""
+    runs = [(kernels, dtype) for dtype in DTYPES]
+    runs += [(reference, dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+    return pytest.mark.parametrize("module, dtype", runs)
+
+
 def rope(x, weight, freqs, heads, module=rms_norm):
     return module.rms_norm_rope(x, weight, freqs, heads=heads, eps=EPS)
 
@@ -32,11 +41,9 @@ def rope(x, weight, freqs, heads, module=rms_norm):
 def rope_inputs(batch, length, heads, head_dim, dtype=torch.float32):
     width = heads * head_dim
     weight = 1 + 0.1 * draw(width, seed=1, dtype=dtype)
-    return (
-        draw(batch, length, width, dtype=dtype).to(DEVICE),
-        weight.to(DEVICE),
-        wan_freqs(1, 1, length, head_dim).to(DEVICE),
-    )
+    diagonal = slice(None, None, length * length + length + 1)  # tokens whose rotations differ in all axes
+    freqs = wan_freqs(length, length, length, head_dim)[:, diagonal].contiguous()
+    return draw(batch, length, width, dtype=dtype).to(DEVICE), weight.to(DEVICE), freqs.to(DEVICE)
 
 
 def modulate(x, shift, scale, module=layer_norm):
@@ -64,44 +71,65 @@ def assert_codes_match(got, want, rtol=1e-5):
     assert difference.max() <= 1 and difference.float().mean() < 2e-3
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@implementations(rms_norm)
 @pytest.mark.parametrize("heads, head_dim, length", [(12, 128, 17), (1, 64, 1), (3, 64, 17)])
-def test_rope_matches_the_reference(heads, head_dim, length, dtype):
-    inputs = rope_inputs(2, length, heads, head_dim, dtype)
+def test_rope_is_the_hosts(heads, head_dim, length, module, dtype):
+    inputs = x, weight, freqs = rope_inputs(2, length, heads, head_dim, dtype)
+    host = host_rope(F.rms_norm(x, weight.shape, weight, EPS).unflatten(2, (heads, -1)), freqs)
     exact = exact_rms_norm_rope(*inputs, heads)
-    assert_as_good_as(rope(*inputs, heads), rope(*inputs, heads, reference), exact)
+    assert_as_good_as(rope(*inputs, heads, module), host, exact)
+    if module is reference:
+        assert error(rope(*(each.double() for each in inputs), heads, module), exact) < 1e-12
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width, length, frames", [(256, 1, 1), (1536, 7, 1), (256, 6, 3), (100, 10, 3), (100, 7, 1)])
-def test_modulate_matches_the_reference(width, length, frames, dtype):
+@implementations(layer_norm)
+@pytest.mark.parametrize(
+    "width, length, frames", [(256, 1, 1), (1536, 7, 1), (256, 12, 3), (100, 10, 3), (100, 7, 1), (256, 12, 12)]
+)
+def test_modulate_is_the_hosts(width, length, frames, module, dtype):
     inputs = modulate_inputs(2, length, width, frames, dtype)
-    exact = host_layer_norm_modulate(*(x.double() for x in inputs))
-    assert_as_good_as(modulate(*inputs), modulate(*inputs, reference), exact)
-    assert_codes_match(quantize(*inputs), quantize(*inputs, reference))
+    in_double = [each.double() for each in inputs]
+    exact = host_layer_norm_modulate(*in_double)
+    assert_as_good_as(modulate(*inputs, module), host_layer_norm_modulate(*inputs), exact)
+    codes, scales = quantize(*inputs, module)
+    if module is not reference:
+        assert_codes_match((codes, scales), quantize(*inputs, reference))
+        return
+    assert error(modulate(*in_double, module), exact) < 1e-12
+    value, step = modulate(*(each.float() for each in inputs), module), scales[..., None]
+    assert codes.dtype == torch.int8 and scales.dtype == torch.float32 and scales.shape == (2, length)
+    assert (codes.int().abs().amax(-1) == 127).all()
+    assert ((codes * step - value).abs() <= step * (0.5 + 1e-4)).all()
+
+
+def test_chunks_and_strides_change_nothing(monkeypatch):
+    fused = draw(2, 12, 3 * 128)
+    x, weight, freqs = fused[..., 128:256], draw(128), wan_freqs(1, 3, 4, 64)
+    modulation = draw(2, 6, 128).chunk(6, dim=1)[:2]
+    calls = (
+        lambda x: rope(x, weight, freqs, 2, reference),
+        lambda x: modulate(x, *modulation, reference),
+        lambda x: quantize(x, *modulation, reference)[0],
+    )
+    whole = [call(x.contiguous()) for call in calls]
+    monkeypatch.setattr(reference, "_CHUNK_ELEMENTS", 5 * 128)
+    assert all(torch.equal(call(x), want) for call, want in zip(calls, whole, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "batch, length, frames, width",
-    [(1, 1, 1, 128), (2, 127, 1, 300), (1, 129, 1, 100), (2, 130, 3, 300), (2, 130, 3, 128), (1, 5, 5, 100)],
+    "by, batch, length, frames, width",
+    [("block", 1, 1, 1, 128), ("block", 2, 127, 1, 300), ("block", 1, 129, 1, 100)]
+    + [("block", 2, 130, 3, 300), ("block", 2, 130, 3, 128), ("block", 1, 5, 5, 100)]
+    # One group; then the last group of each part of a row whole, cut or missing.
+    + [("group", 2, 4, 1, width) for width in (100, 128, 256, 1300, 1536)]
+    + [("group", 2, 4, 3, width) for width in (129, 1100)],
 )
-def test_quantized_by_block(batch, length, frames, width, dtype):
-    assert_quantized("block", modulate_inputs(batch, length, width, frames, dtype))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-# One group; then the last group of each part of a row whole, cut or missing.
-@pytest.mark.parametrize("frames, width", [(1, 100), (1, 128), (3, 129), (1, 256), (3, 1100), (1, 1300), (1, 1536)])
-def test_quantized_by_group(frames, width, dtype):
-    assert_quantized("group", modulate_inputs(2, 4, width, frames, dtype))
-
-
-def assert_quantized(by, inputs):
+def test_quantized_by_block_and_group(by, batch, length, frames, width, dtype):
+    inputs = modulate_inputs(batch, length, width, frames, dtype)
     got = quantize(*inputs, by=by)
     # Rounded to a half, a value may be its neighbour, which can be a scale.
-    rtol = max(1e-5, torch.finfo(inputs[0].dtype).eps)
-    assert_codes_match(got, quantize(*inputs, reference, by=by), rtol=rtol)
+    assert_codes_match(got, quantize(*inputs, reference, by=by), rtol=max(1e-5, torch.finfo(dtype).eps))
     if DEVICE.type == "cpu":  # the codes are the quantizer's of the other kernel's values, to the bit
         apart = QUANTIZERS[by](modulate(*inputs))
         assert torch.equal(got[0], apart[0]) and torch.equal(got[1], apart[1])
