@@ -16,14 +16,12 @@ def fault(backend: str, folder: str, cases: str = "") -> str | None:
     return self_test.fault(row(backend), folder, cases or folder, DEVICE)
 
 
-@pytest.mark.parametrize("folder, cases", TESTED)
-@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize(
+    "backend, folder, cases",
+    [(backend, *each) for backend in ("triton", "torch") for each in TESTED] + [("dequantized", "int8", "int8")],
+)
 def test_it_passes_on_working_kernels(backend, folder, cases):
     assert fault(backend, folder, cases) is None
-
-
-def test_it_passes_on_dequantized_weights():
-    assert fault("dequantized", "int8") is None
 
 
 @pytest.mark.parametrize("name", ["sparse attention", "sage attention", "int8 linear", "norm and rope"])

@@ -1,24 +1,29 @@
-"""Which int8 weights are recommended for a GPU."""
+"""Which int8 weights are recommended for a GPU, and the predicted times that they and sage attention are chosen by."""
 
 import pytest
 import torch
+from td_pack.kernels.attention import pv_format
 from td_pack.kernels.int8 import suited
 from td_pack.tests.bench.predict import TOPK, chosen
 from td_pack.tests.bench.predict.gpus import GPUS
-from td_pack.tests.bench.predict.step import FORMS, MODELS, step
+from td_pack.tests.bench.predict.step import FORMS, MODELS, sparse_branch, step
 from td_pack.turbo_core.convert.codec import WEIGHTS
 
 
 @pytest.mark.parametrize("gpu", GPUS)
 def test_the_predictions_are_those_of_the_compiled_loops(gpu):
-    target = GPUS[gpu].target
+    target, model = GPUS[gpu].target, MODELS["T2V 14B 720p"]
+    capability = int(target[3:-1]), int(target[-1])
     seconds = {}
     for form in FORMS:
-        times = step(GPUS[gpu], MODELS["T2V 14B 720p"], TOPK, chosen(target), form)
+        times = step(GPUS[gpu], model, TOPK, chosen(target), form)
         seconds[form] = sum(time.seconds for time in times.values())
-    predicted = suited.PREDICTED[int(target[3:-1]), int(target[-1])]
-    # Rounding, and an H200 whose memory is faster than the H100's that the table is of.
-    assert seconds[suited.CHANNELS] / seconds[suited.TILES] == pytest.approx(predicted, abs=0.015)
+    # Rounding, and an H200 whose memory is faster than the H100's that the tables are of.
+    predicted = pytest.approx(suited.PREDICTED[capability], abs=0.015)
+    assert seconds[suited.CHANNELS] / seconds[suited.TILES] == predicted
+    in_16_bits = sparse_branch(GPUS[gpu], model, TOPK, "").seconds
+    for pv, share in pv_format.PREDICTED[capability].items():
+        assert sparse_branch(GPUS[gpu], model, TOPK, pv).seconds / in_16_bits == pytest.approx(share, abs=0.02)
 
 
 @pytest.mark.parametrize("capability, weights", [((8, 0), "int8_rowwise"), ((9, 0), "int8_rowwise"),

@@ -1,5 +1,5 @@
 """Sparse-linear attention in Triton: its block map against the plain torch reference, ties included, and its result
-against a float64 oracle.
+against the definition in float64.
 
 Runs in the interpreter without a GPU (float32 and float16: it does not round to bfloat16), and for real with one."""
 
@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from td_pack.kernels.attention.format import block_count
 from td_pack.kernels.attention.reference import sla as reference
 from td_pack.kernels.attention.triton import block_selection as maps
@@ -16,12 +15,11 @@ from td_pack.kernels.attention.triton import sla as attention
 from td_pack.kernels.attention.triton.block_selection import block_map
 from td_pack.kernels.attention.triton.kv_prepare import kv_prepare
 from td_pack.kernels.attention.triton.sla import block_sparse_attention, sparse_linear_attention
-from td_pack.tests.kernels.aot_cases import sla as aot_cases
 from td_pack.tests.support import checkpoints, tensors
-from td_pack.tests.support.aot import RDNA, TARGETS
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.poison import poisoned_memory
-from td_pack.tests.support.tensors import DTYPES, relative, structured_qkv
+from td_pack.tests.support.sage import exact, qkv
+from td_pack.tests.support.tensors import DTYPES, relative
 
 # Relative L2 error. Float32: sums in another order. 16 bits: P, weights, values and result are rounded once each.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
@@ -38,26 +36,18 @@ def projection(d: int = 64, dtype: torch.dtype = torch.float32):
     return draw(d, d, seed=2, dtype=dtype) / d**0.5, draw(d, seed=3, dtype=dtype)
 
 
-def oracle(q, k, v, blocks, proj_weight=None, proj_bias=None) -> torch.Tensor:
-    """Both branches in float64, with a dense mask."""
-    listed = torch.zeros(*blocks.shape[:3], block_count(k.shape[1], 64), dtype=torch.bool, device=q.device)
-    listed.scatter_(-1, blocks.long(), True)
-    mask = listed.repeat_interleave(128, 2)[:, :, : q.shape[1]].repeat_interleave(64, 3)[..., : k.shape[1]]
-    q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    if proj_weight is not None:
-        phi_q, phi_k = q.softmax(-1), k.softmax(-1)
-        linear = phi_q @ (phi_k.mT @ v) / (phi_q @ phi_k.sum(-2).unsqueeze(-1) + 1e-5)
-        out = out + linear @ proj_weight.double().T + proj_bias.double()
-    return out.transpose(1, 2)
+def structured_qkv(length, **options):
+    """q, k, v whose rows of scores have a few large ones."""
+    q, k, v = qkv(length, **options)
+    return 2 * q, k + draw(q.shape[-1], seed=1, dtype=q.dtype), v
 
 
-def assert_is_the_oracle(q, k, v, topk: float, tolerance: float | None = None) -> None:
+def assert_is_exact(q, k, v, topk: float, tolerance: float | None = None) -> None:
     """Both branches, for a projection in the type of q."""
     both = projection(q.shape[-1], q.dtype)
     out = sparse_linear_attention(q, k, v, *both, topk=topk)
     assert out.dtype == q.dtype and out.is_contiguous()
-    assert relative(out, oracle(q, k, v, block_map(q, k, topk), *both)) < (tolerance or TOLERANCE[q.dtype])
+    assert relative(out, exact(q, k, v, block_map(q, k, topk), *both)) < (tolerance or TOLERANCE[q.dtype])
 
 
 # --- the block map ----------------------------------------------------------------------------------------------------
@@ -113,25 +103,25 @@ def test_golden(case, topk, block_q):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 129, 300])
 def test_any_length(length, dtype):
-    assert_is_the_oracle(*structured_qkv(length, dtype=dtype), topk=0.4)
+    assert_is_exact(*structured_qkv(length, dtype=dtype), topk=0.4)
 
 
 @pytest.mark.parametrize("dtype", WIDE)
 def test_head_dim_128_and_more_keys_than_queries(dtype):
     q, k, v = structured_qkv(321, d=128, h=1, dtype=dtype)
-    assert_is_the_oracle(q[:, :140], k, v, topk=0.5)
+    assert_is_exact(q[:, :140], k, v, topk=0.5)
 
 
 def test_float16_holds_sums_over_large_values():
     q, k, v = structured_qkv(500, dtype=torch.float16)
-    assert_is_the_oracle(q, k, 1000 + v, topk=0.4)
+    assert_is_exact(q, k, 1000 + v, topk=0.4)
 
 
 def test_a_channel_no_key_uses_has_no_weight():
     q, k, v = structured_qkv(100)
     k[..., 7] = -1000  # phi(k) is exactly 0 there
     assert (kv_prepare(k, v, projection()[0]).values[..., 7, :] == 0).all()
-    assert_is_the_oracle(q, k, v, topk=1.0, tolerance=1e-4)  # eps times scores of thousands
+    assert_is_exact(q, k, v, topk=1.0, tolerance=1e-4)  # eps times scores of thousands
 
 
 @pytest.mark.parametrize("view", ["fused", "heads_first"])
@@ -141,21 +131,21 @@ def test_strided_views_in_a_batch(view):
         q, k, v = draw(b, length, 3, h, d).unbind(2)
     else:
         q, k, v = draw(3, b, h, length, d).transpose(2, 3)
-    assert_is_the_oracle(q, k, v, topk=0.5)
+    assert_is_exact(q, k, v, topk=0.5)
 
 
 @pytest.mark.parametrize("length", [1, 65, 200])
 def test_tokens_past_the_end_are_not_read(length):
     padded = torch.full((3, 1, 256, 2, 64), float("nan"), device=DEVICE)
     padded[:, :, :length] = torch.stack(structured_qkv(length))
-    assert_is_the_oracle(*padded[:, :, :length], topk=1.0)
+    assert_is_exact(*padded[:, :, :length], topk=1.0)
 
 
 @pytest.mark.parametrize("keys, length", [(64, 200), (32, 200), (16, 65), (16, 256)])
 def test_smaller_blocks_give_the_same(monkeypatch, keys, length):
     config = {"BLOCK_M": 32, "BLOCK_N": keys, "num_warps": 4, "num_stages": 1}
     monkeypatch.setattr(attention, "launch_config", lambda *_: config)
-    assert_is_the_oracle(*structured_qkv(length), topk=0.5)
+    assert_is_exact(*structured_qkv(length), topk=0.5)
 
 
 # --- the sparse branch ------------------------------------------------------------------------------------------------
@@ -166,14 +156,14 @@ def test_smaller_blocks_give_the_same(monkeypatch, keys, length):
 def test_the_sparse_branch_alone(topk, dtype):
     q, k, v = structured_qkv(300, dtype=dtype)
     out = sparse_linear_attention(q, k, v, None, None, topk=topk)
-    assert relative(out, oracle(q, k, v, block_map(q, k, topk))) < TOLERANCE[dtype]
+    assert relative(out, exact(q, k, v, block_map(q, k, topk))) < TOLERANCE[dtype]
 
 
 def test_large_scores():
     q, k, v = structured_qkv(200)
     q, k = 30 * q, 10 * k  # scores of thousands: exp of any of them overflows
     blocks = block_map(q, k, 1.0)
-    assert relative(block_sparse_attention(q, k, v, blocks), oracle(q, k, v, blocks)) < 1e-3  # eps times the score
+    assert relative(block_sparse_attention(q, k, v, blocks), exact(q, k, v, blocks)) < 1e-3  # eps times the score
 
 
 def test_no_listed_block_gives_zeros_and_the_reference_map_is_accepted():
@@ -203,22 +193,3 @@ def test_kv_prepare(length, dtype):
     assert relative(prepared.k_pooled, reference._pool(k.double(), 64)) < 1e-6
     assert relative(prepared.k_mean, k.double().mean(1)) < 1e-6
     assert torch.equal(prepared.v_max, v.float().abs().amax(1))
-
-
-# --- launch options ---------------------------------------------------------------------------------------------------
-
-
-def test_the_compiled_cases_are_what_is_launched():
-    for case in aot_cases.CASES[:4]:
-        assert case.function == "_attention_kernel"
-        for target, build in case.targets.items():
-            hip = TARGETS[target].backend == "hip"
-            launched = attention.launch_config(TARGETS[target].capability, hip, case.constexprs["D"])
-            given = {**case.constexprs, **build.constexprs}
-            compiled = given["BLOCK_M"], given["BLOCK_N"], build.num_warps, build.num_stages
-            assert tuple(launched.values()) == compiled, (case.name, target)
-    for case in aot_cases.CASES[4:6]:
-        assert case.function == "_kv_partial_kernel"
-        for target, build in case.targets.items():
-            launched = preparation.launch_config(case.constexprs["D"], target in RDNA)
-            assert tuple(launched.values()) == (build.num_warps, build.num_stages), (case.name, target)

@@ -1,4 +1,4 @@
-"""What 8-bit sparse attention is tested with: inputs, and how far it may be from float64."""
+"""What sparse attention is tested with: inputs, the definition in float64, how far 8-bit attention may be from it."""
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,11 @@ def qkv(length=300, d=64, b=1, h=2, dtype=torch.float32, peaked=False, device=DE
     return q, k, v
 
 
-def exact(q, k, v, blocks):
-    return sla.block_sparse_attention(q.double(), k.double(), v.double(), blocks)
+def exact(q, k, v, blocks, weight=None, bias=None):
+    """The definition in float64, of the linear branch too where its projection is given."""
+    q, k, v = (x.double() for x in (q, k, v))
+    out = sla.block_sparse_attention(q, k, v, blocks)
+    return out if weight is None else out + F.linear(sla.linear_attention(q, k, v), weight.double(), bias.double())
 
 
 def assert_within(got, want, pv):
