@@ -1,11 +1,12 @@
 """The registered operators: what they accept, how torch.compile sees them, and that both backends compute the same."""
 
+import inspect
 from collections import Counter
 
 import pytest
 import torch
 from td_pack import kernels
-from td_pack.kernels import counting, quantize_block, use_backend
+from td_pack.kernels import counting, use_backend
 from td_pack.kernels.attention.reference import sage, sla
 from td_pack.kernels.int8 import reference as int8
 from td_pack.kernels.norm import reference as norm
@@ -21,100 +22,49 @@ def projection(width: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
     return draw(width, width, seed=1) / 12, draw(width, seed=2)
 
 
-def layer(n: int = 140, k: int = 200) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weight, scales and bias."""
-    return (*quantize_block(draw(n, k, seed=1) / k**0.5), draw(n, seed=2))
-
-
-def channels(n: int = 140, k: int = 200) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weight with a scale for each channel, scales and bias."""
-    return (*int8.quantize_row(draw(n, k, seed=1) / k**0.5), draw(n, seed=2))
+def layer(n: int = 140, k: int = 200, by: str = "block") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weight, scales by block or, `by` row, for each channel, and bias."""
+    return (*int8.QUANTIZERS[by](draw(n, k, seed=1) / k**0.5), draw(n, seed=2))
 
 
 def quantized(m: int = 130, k: int = 200, by: str = "block") -> tuple[torch.Tensor, torch.Tensor]:
-    return getattr(int8, f"quantize_{by}")(draw(2, m, k))
+    return int8.QUANTIZERS[by](draw(2, m, k))
 
 
 def modulation(frames: int = 1) -> tuple[torch.Tensor, ...]:
     return draw(2, 9, 200), *draw(2, 2, frames, 200, seed=1)
 
 
-# Operator, its arguments, and what its definition gives for them.
+def epilogue() -> tuple[torch.Tensor, torch.Tensor]:
+    """Residual and gate."""
+    return draw(2, 130, 140, seed=3), draw(2, 1, 140, seed=4)
+
+
+# Operator and its arguments.
 CASES = {
-    "sparse_linear_attention": (
-        lambda: (*qkv(), *projection(), 0.4),
-        lambda *a: sla.sparse_linear_attention(*a[:5], topk=0.4),
-    ),
-    "sparse_linear_attention without projection": (
-        lambda: (*qkv(65, width=64), None, None, 1.0),
-        lambda *a: sla.sparse_linear_attention(*a[:5], topk=1.0),
-    ),
-    "sparse_linear_attention, sage": (
-        lambda: (*qkv(), *projection(), 0.4, "fp16"),
-        lambda *a: sage.sage_sparse_linear_attention(*a[:5], topk=0.4, pv="fp16"),
-    ),
-    "int8_quantize": (lambda: (draw(2, 130, 200),), int8.quantize_block),
-    "int8_quantize by group": (lambda: (draw(2, 130, 200), "group"), lambda *a: int8.quantize_group(a[0])),
-    "int8_quantize by row": (lambda: (draw(2, 130, 200), "row"), lambda *a: int8.quantize_row(a[0])),
-    "int8_linear": (lambda: (draw(2, 130, 200), *layer()), int8.int8_linear),
-    "int8_linear by row": (
-        lambda: (draw(2, 130, 200), *layer(), "row"),
-        lambda *a: int8.int8_linear(*a[:4], activation="row"),
-    ),
-    "int8_linear by group": (
-        lambda: (draw(2, 130, 200), *layer(), "group"),
-        lambda *a: int8.int8_linear(*a[:4], activation="group"),
-    ),
-    "int8_matmul": (
-        lambda: (*quantized(), *layer(), torch.float32),
-        lambda *a: int8.int8_matmul(*a[:5], out_dtype=torch.float32),
-    ),
-    "int8_matmul by row": (
-        lambda: (*quantized(by="row"), *layer()[:2], None, torch.float32),
-        lambda *a: int8.int8_matmul(*a[:5], out_dtype=torch.float32),
-    ),
-    "int8_matmul_gelu_quantize": (
-        lambda: (*quantized(), *layer(), torch.float32),
-        lambda *a: int8.int8_matmul_gelu_quantize(*a[:5], out_dtype=torch.float32),
-    ),
-    "int8_linear by channel": (
-        lambda: (draw(2, 130, 200), *channels(), "row"),
-        lambda *a: int8.int8_linear(*a[:4], activation="row"),
-    ),
-    "int8_matmul_gelu_quantize by channel": (
-        lambda: (*quantized(by="row"), *channels(), torch.float32, "row"),
-        lambda *a: int8.int8_matmul_gelu_quantize(*a[:5], out_dtype=torch.float32, by="row"),
-    ),
-    "int8_matmul_gelu_quantize by group": (
-        lambda: (*quantized(by="group"), *layer(), torch.float32, "group"),
-        lambda *a: int8.int8_matmul_gelu_quantize(*a[:5], out_dtype=torch.float32, by="group"),
-    ),
-    "int8_matmul_gate_residual by group": (
-        lambda: (*quantized(by="group"), *layer(), draw(2, 130, 140, seed=3), draw(2, 1, 140, seed=4)),
-        lambda *a: int8.int8_matmul_gate_residual(*a[:5], residual=a[5], gate=a[6]),
-    ),
-    "int8_matmul_gate_residual": (
-        lambda: (*quantized(), *layer(), draw(2, 130, 140, seed=3), draw(2, 1, 140, seed=4)),
-        lambda *a: int8.int8_matmul_gate_residual(*a[:5], residual=a[5], gate=a[6]),
-    ),
-    "rms_norm_rope": (
-        lambda: (draw(2, 9, 256), draw(256), turns(9, 128), 2),
-        lambda *a: norm.rms_norm_rope(*a[:3], heads=2, eps=1e-6),
-    ),
-    "layer_norm_modulate": (modulation, lambda *a: norm.layer_norm_modulate(*a, eps=1e-6)),
-    "layer_norm_modulate by frame": (lambda: modulation(3), lambda *a: norm.layer_norm_modulate(*a, eps=1e-6)),
-    "layer_norm_modulate_quantize": (
-        modulation,
-        lambda *a: norm.layer_norm_modulate_quantize(*a, eps=1e-6, by="block"),
-    ),
-    "layer_norm_modulate_quantize by group": (
-        lambda: (*modulation(3), 1e-6, "group"),
-        lambda *a: norm.layer_norm_modulate_quantize(*a[:3], eps=1e-6, by="group"),
-    ),
-    "layer_norm_modulate_quantize by row": (
-        lambda: (*modulation(3), 1e-6, "row"),
-        lambda *a: norm.layer_norm_modulate_quantize(*a[:3], eps=1e-6, by="row"),
-    ),
+    "sparse_linear_attention": lambda: (*qkv(), *projection(), 0.4),
+    "sparse_linear_attention without projection": lambda: (*qkv(65, width=64), None, None, 1.0),
+    "sparse_linear_attention, sage": lambda: (*qkv(), *projection(), 0.4, "fp16"),
+    "int8_quantize": lambda: (draw(2, 130, 200),),
+    "int8_quantize by group": lambda: (draw(2, 130, 200), "group"),
+    "int8_quantize by row": lambda: (draw(2, 130, 200), "row"),
+    "int8_linear": lambda: (draw(2, 130, 200), *layer()),
+    "int8_linear by row": lambda: (draw(2, 130, 200), *layer(), "row"),
+    "int8_linear by group": lambda: (draw(2, 130, 200), *layer(), "group"),
+    "int8_linear by channel": lambda: (draw(2, 130, 200), *layer(by="row"), "row"),
+    "int8_matmul": lambda: (*quantized(), *layer(), torch.float32),
+    "int8_matmul by row": lambda: (*quantized(by="row"), *layer()[:2], None, torch.float32),
+    "int8_matmul_gelu_quantize": lambda: (*quantized(), *layer(), torch.float32),
+    "int8_matmul_gelu_quantize by channel": lambda: (*quantized(by="row"), *layer(by="row"), torch.float32, "row"),
+    "int8_matmul_gelu_quantize by group": lambda: (*quantized(by="group"), *layer(), torch.float32, "group"),
+    "int8_matmul_gate_residual": lambda: (*quantized(), *layer(), *epilogue()),
+    "int8_matmul_gate_residual by group": lambda: (*quantized(by="group"), *layer(), *epilogue()),
+    "rms_norm_rope": lambda: (draw(2, 9, 256), draw(256), turns(9, 128), 2),
+    "layer_norm_modulate": modulation,
+    "layer_norm_modulate by frame": lambda: modulation(3),
+    "layer_norm_modulate_quantize": modulation,
+    "layer_norm_modulate_quantize by group": lambda: (*modulation(3), 1e-6, "group"),
+    "layer_norm_modulate_quantize by row": lambda: (*modulation(3), 1e-6, "row"),
 }
 EVERY = pytest.mark.parametrize("case", CASES)
 
@@ -125,6 +75,20 @@ def name(case: str) -> str:
 
 def operator(case: str):
     return getattr(kernels, name(case))
+
+
+def definition(case: str, *given) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """The reference's function of the operator's name, whose arguments have the same order; what an operator leaves out
+    is `defaults`."""
+    defaults = {"eps": 1e-6, "by": "block", "activation": "block"}
+    if name(case) == "int8_quantize":
+        return int8.QUANTIZERS[(*given, "block")[1]](given[0])
+    function = next(getattr(each, name(case)) for each in (sla, int8, norm) if hasattr(each, name(case)))
+    if case.endswith("sage"):
+        function = sage.sage_sparse_linear_attention
+    names = list(inspect.signature(function).parameters)
+    bound = dict(zip(names, given, strict=False))
+    return function(**{key: value for key, value in defaults.items() if key in names} | bound)
 
 
 def parts(result) -> tuple[torch.Tensor, ...]:
@@ -144,15 +108,14 @@ def test_every_operator_has_cases():
 
 @EVERY
 def test_registration(case):
-    torch.library.opcheck(operator(case), CASES[case][0]())
+    torch.library.opcheck(operator(case), CASES[case]())
 
 
 @EVERY
 def test_it_is_the_definition_on_torch(case):
     """Which backend runs without a kernel: test_dispatch.py; `batched` against the definition: test_sla.py."""
-    arguments, definition = CASES[case]
     with use_backend("torch"):
-        assert same(operator(case)(*arguments()), definition(*arguments()))
+        assert same(operator(case)(*CASES[case]()), definition(case, *CASES[case]()))
 
 
 @pytest.mark.skipif(
@@ -162,7 +125,7 @@ def test_it_is_the_definition_on_torch(case):
 def test_it_reaches_its_kernel(case):
     """The same call on both backends, the kernels interpreted."""
     run = operator(case)
-    given = CASES[case][0]()
+    given = CASES[case]()
     with use_backend("torch"):
         expected = run(*given)
     with use_backend("triton"):
@@ -223,10 +186,10 @@ REFUSED = {
     "scales": (lambda: kernels.int8_matmul(quantized()[0], draw(3), *layer(), torch.float32), "scales by block"),
     "codes": (lambda: kernels.int8_matmul(draw(2, 130, 200), quantized()[1], *layer(), torch.float32), "int8 codes"),
     "activation by group, weight by channel": (
-        lambda: kernels.int8_matmul(*quantized(by="group"), *channels(), torch.float32),
+        lambda: kernels.int8_matmul(*quantized(by="group"), *layer(by="row"), torch.float32),
         "needs an activation by row, not by group",
     ),
-    "by of a linear by channel": (lambda: kernels.int8_linear(draw(4, 200), *channels()), "by row, not by block"),
+    "by of a linear by channel": (lambda: kernels.int8_linear(draw(4, 200), *layer(by="row")), "by row, not by block"),
     "residual": (
         lambda: kernels.int8_matmul_gate_residual(*quantized(), *layer(), draw(2, 130, 139), draw(2, 1, 139)),
         "residual",

@@ -5,39 +5,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from td_pack.kernels.int8 import reference as int8
-from td_pack.kernels.int8.format import tile_count
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.tensors import decode, draw, relative, spread
+from td_pack.tests.support.tensors import decode, draw, int8_operands, relative, spread
 
 PROPERTY = settings(derandomize=True, deadline=None, database=None, max_examples=25)
 SIZES = st.sampled_from((1, 2, 127, 128, 129, 300))
-QUANTIZERS = pytest.mark.parametrize(
-    "quantize, levels", [(int8.quantize_block, 128), (int8.quantize_group, 127), (int8.quantize_row, 127)]
-)
-
-
-def quantized_linear(m, n, k, *, batch=(), quantize=int8.quantize_block, seed=0):
-    """Codes and scales of activations [*batch, m, k] and of a weight [n, k]."""
-    return *quantize(draw(*batch, m, k, seed=seed)), *int8.quantize_block(draw(n, k, seed=seed + 1) / k**0.5)
+LEVELS = {"block": 128, "group": 127, "row": 127}
+KINDS = pytest.mark.parametrize("by", LEVELS)
 
 
 # --- golden outputs: codes exact, scales 1e-6, outputs 1e-5 -----------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def golden():
+def test_golden():
     tensors = checkpoints.golden_case("ops")[1]
-    return {name.removeprefix("int8."): tensor for name, tensor in tensors.items() if name.startswith("int8.")}
-
-
-@pytest.mark.parametrize("name", ["w", "x"])
-def test_golden_quantizer(golden, name):
-    codes, scales = int8.quantize_block(golden[name])
-    assert torch.equal(codes, golden[f"{name}q"])
-    torch.testing.assert_close(scales, golden[f"{name}s"], rtol=1e-6, atol=0)
-
-
-def test_golden_product(golden):
+    golden = {name.removeprefix("int8."): tensor for name, tensor in tensors.items() if name.startswith("int8.")}
+    for name in "wx":
+        codes, scales = int8.quantize_block(golden[name])
+        assert torch.equal(codes, golden[f"{name}q"])
+        torch.testing.assert_close(scales, golden[f"{name}s"], rtol=1e-6, atol=0)
     product = int8.int8_matmul(*(golden[x] for x in ("xq", "xs", "wq", "ws")), out_dtype=torch.float32)
     assert relative(product, golden["y"]) <= 1e-5
     assert torch.equal(int8.int8_linear(golden["x"], golden["wq"], golden["ws"]), product)
@@ -63,18 +49,18 @@ def test_codes_by_hand():
     torch.testing.assert_close(scales, torch.tensor([[1.0, 1e-8 / 127], [2.0, 1 / 127]]), rtol=1e-6, atol=0)
 
 
-@QUANTIZERS
-def test_zeros(quantize, levels):
-    codes, scales = quantize(torch.zeros(3, 200))
+@KINDS
+def test_zeros(by):
+    codes, scales = int8.QUANTIZERS[by](torch.zeros(3, 200))
     assert not codes.any()
-    torch.testing.assert_close(scales, torch.full_like(scales, 1e-8) / levels, rtol=1e-6, atol=0)
+    torch.testing.assert_close(scales, torch.full_like(scales, 1e-8) / LEVELS[by], rtol=1e-6, atol=0)
 
 
-@QUANTIZERS
+@KINDS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_every_float_dtype_is_read_as_float32(quantize, levels, dtype):
+def test_every_float_dtype_is_read_as_float32(by, dtype):
     x = draw(130, 140, dtype=dtype)
-    for got, want in zip(quantize(x), quantize(x.float()), strict=True):
+    for got, want in zip(int8.QUANTIZERS[by](x), int8.QUANTIZERS[by](x.float()), strict=True):
         assert torch.equal(got, want)
 
 
@@ -94,34 +80,33 @@ def test_non_finite_values_reach_the_output_of_their_block_or_row_alone(bad):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_dequantize(dtype):
-    codes, scales = int8.quantize_block(draw(2, 300, 200))
-    assert torch.equal(int8.dequantize_block(codes, scales, dtype), decode(codes, scales).float().to(dtype))
-    codes, scales = int8.quantize_group(draw(2, 300, 200))
-    assert torch.equal(int8.dequantize_group(codes, scales, dtype), decode(codes, scales).float().to(dtype))
+    for by, dequantize in (("block", int8.dequantize_block), ("group", int8.dequantize_group)):
+        codes, scales = int8.QUANTIZERS[by](draw(2, 300, 200))
+        assert torch.equal(dequantize(codes, scales, dtype), decode(codes, scales).float().to(dtype))
 
 
-@QUANTIZERS
+@KINDS
 @PROPERTY
 @given(m=SIZES, k=SIZES, magnitude=st.integers(-20, 20), seed=st.integers(0, 99))
-def test_error_is_half_a_scale(quantize, levels, m, k, magnitude, seed):
+def test_error_is_half_a_scale(by, m, k, magnitude, seed):
     x = draw(m, k, seed=seed) * 2.0**magnitude
-    codes, scales = quantize(x)
+    codes, scales = int8.QUANTIZERS[by](x)
     assert scales.isfinite().all() and (scales > 0).all()
-    assert codes.min() >= -levels
+    assert codes.min() >= -LEVELS[by]
     # 128 levels have no code for +128, so values above 127.5 scales are off by up to one; 1e-6 covers float32's
     # rounding
-    limit = torch.where((levels == 128) & (codes == 127), 1.0, 0.5) + 1e-4
+    limit = torch.where((by == "block") & (codes == 127), 1.0, 0.5) + 1e-4
     assert ((decode(codes, scales) - x.double()).abs() <= limit * spread(scales, codes)).all()
 
 
 # --- the product ------------------------------------------------------------------------------------------------------
 
 
-@QUANTIZERS
+@KINDS
 @pytest.mark.parametrize("m, n, k", [(1, 1, 1), (127, 128, 129), (129, 300, 128), (300, 127, 1000)])
-def test_product_of_the_decoded_operands(quantize, levels, m, n, k):
+def test_product_of_the_decoded_operands(by, m, n, k):
     """The only error is float32's: of the scales' product, of a conversion that is exact, of at most 8 additions."""
-    x, x_scale, w, w_scale = quantized_linear(m, n, k, quantize=quantize)
+    x, x_scale, w, w_scale = int8_operands(m, n, k, by)
     exact = decode(x, x_scale) @ decode(w, w_scale).T
     bound = decode(x, x_scale).abs() @ decode(w, w_scale).abs().T
     error = (int8.int8_matmul(x, x_scale, w, w_scale, out_dtype=torch.float32).double() - exact).abs()
@@ -142,22 +127,9 @@ def test_a_weight_by_channel_sums_integers(k):
     assert torch.equal(with_bias, got.bfloat16() + bias.bfloat16())
 
 
-@PROPERTY
-@given(m=SIZES, n=SIZES, k=st.integers(1, 128), seed=st.integers(0, 99))
-def test_one_tile_is_exact(m, n, k, seed):
-    """With unit scales and K <= 128 the product is that of integers, the largest there is included."""
-    generator = torch.Generator().manual_seed(seed)
-    x, w = (torch.randint(-128, 128, (rows, k), generator=generator, dtype=torch.int8) for rows in (m, n))
-    x[0], w[0] = -128, -128
-    ones = (torch.ones(tile_count(rows), 1) for rows in (m, n))
-    got = int8.int8_matmul(x, next(ones), w, next(ones), out_dtype=torch.float32)
-    assert torch.equal(got.long(), x.long() @ w.long().T)
-    assert got[0, 0] == 128 * 128 * k
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_bias_is_a_second_rounding(dtype):
-    x, x_scale, w, w_scale = quantized_linear(130, 140, 300)
+    x, x_scale, w, w_scale = int8_operands(130, 140, 300)
     bias = draw(140, seed=3)
     exact = int8.int8_matmul(x, x_scale, w, w_scale, out_dtype=torch.float32)
     got = int8.int8_matmul(x, x_scale, w, w_scale, bias, out_dtype=dtype)
@@ -187,21 +159,6 @@ def test_groups_bear_outliers_that_blocks_do_not(outliers, bound, worse, k):
     assert error("row", int8.quantize_row) <= {"channels": 7e-2}.get(outliers, bound)
 
 
-@pytest.mark.parametrize("values", ["normal", "gelu"])
-def test_127_levels_suit_a_group_and_128_a_tile(values):
-    """The mean square error that `format` argues with, both ways."""
-    x = draw(128, 128, 128)
-    x = torch.nn.functional.gelu(x) if values == "gelu" else x
-
-    def error(dims, levels):
-        amax = x.abs().amax(dims, keepdim=True)
-        return (int8._encode(x, amax, levels) * (amax / levels) - x).square().mean()
-
-    ratio = error((2,), 127) / error((2,), 128)
-    assert abs(ratio - {"normal": 0.97, "gelu": 0.93}[values]) < 0.01
-    assert error((1, 2), 127) > error((1, 2), 128)
-
-
 def test_chunks_change_nothing(monkeypatch):
     x, w_scale_inputs = draw(2, 500, 200), draw(140, 200, seed=1)
 
@@ -222,7 +179,7 @@ def test_chunks_change_nothing(monkeypatch):
 @pytest.mark.parametrize("by, shape", [("block", (2, 2, 3)), ("group", (2, 3, 150))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gelu_quantize(dtype, by, shape):
-    operands = quantized_linear(150, 260, 200, batch=(2,), quantize=int8.quantize_row)
+    operands = int8_operands(150, 260, 200, "row", batch=(2,))
     bias = draw(260, seed=3)
     codes, scales = int8.int8_matmul_gelu_quantize(*operands, bias, out_dtype=dtype, by=by)
     y = int8.int8_matmul(*operands, bias, out_dtype=dtype).double()
@@ -236,7 +193,7 @@ def test_gelu_quantize(dtype, by, shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("gate_shape", [(2, 260), (2, 1, 260)])
 def test_gate_residual(dtype, gate_shape):
-    operands = quantized_linear(150, 260, 200, batch=(2,))
+    operands = int8_operands(150, 260, 200, batch=(2,))
     residual, gate, bias = draw(2, 150, 260, seed=3, dtype=dtype), draw(*gate_shape, seed=4, dtype=dtype), draw(260)
     got = int8.int8_matmul_gate_residual(*operands, bias, residual=residual, gate=gate)
     y = int8.int8_matmul(*operands, bias, out_dtype=dtype)

@@ -2,6 +2,7 @@
 
 import torch
 
+from ...kernels.int8.reference import QUANTIZERS
 from .interpreter import DEVICE
 
 # What the Triton kernels are tested in: the interpreter truncates to bfloat16.
@@ -19,10 +20,10 @@ def turns(length: int, head_dim: int, device="cpu") -> torch.Tensor:
     return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(1, length, 1, -1, 2, 2)
 
 
-def structured_qkv(length: int, d: int = 64, b: int = 1, h: int = 2, dtype: torch.dtype = torch.float32):
-    """q, k, v [b, length, h, d] on the kernels' device; each row of scores has a few large ones."""
-    q, k, v = draw(3, b, length, h, d, seed=length + d, dtype=dtype, device=DEVICE)
-    return 2 * q, k + draw(d, seed=1, dtype=dtype, device=DEVICE), v
+def int8_operands(m: int, n: int, k: int, by: str = "block", batch: tuple[int, ...] = (), device="cpu") -> tuple:
+    """Codes and scales of activations [*batch, m, k] and of a weight [n, k], which is by block."""
+    weight = draw(n, k, seed=1, device=device) / k**0.5
+    return *QUANTIZERS[by](draw(*batch, m, k, device=device)), *QUANTIZERS["block"](weight)
 
 
 def relative(got: torch.Tensor, want: torch.Tensor) -> float:

@@ -12,8 +12,8 @@ from comfy.quant_ops import QuantizedTensor
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 from td_pack.kernels import counting, dispatch
 from td_pack.kernels.backends import BACKENDS
+from td_pack.kernels.int8.reference import int8_linear
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.int8 import w8a8
 from td_pack.tests.support.models import (
     SHAPE,
     compiled_by,
@@ -63,7 +63,7 @@ def test_every_linear_of_a_block_is_int8_and_nothing_else(model):
 
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_every_linear_multiplies_in_int8_on_what_it_is_given(activations, model, upstream, state_dict):
-    """Recorded inputs of a real forward pass, against the layer written out."""
+    """Recorded inputs of a real forward pass, against the definition, which tests/kernels/test_int8.py proves."""
     model = {"fine": model, "upstream": upstream}[activations]
     recorded = []
 
@@ -83,9 +83,8 @@ def test_every_linear_multiplies_in_int8_on_what_it_is_given(activations, model,
     assert len(recorded) == 2 * LINEARS
     for module, given, output in recorded:
         name = names[module]
-        expected = w8a8(
-            given, *(state_dict[f"{name}.{kind}"] for kind in ("int8_weight", "scale", "bias")), activations
-        )
+        weight = [state_dict[f"{name}.{kind}"] for kind in ("int8_weight", "scale", "bias")]
+        expected = int8_linear(given, *weight, activation={"fine": "group", "upstream": "block"}[activations])
         # The golden `ops` tolerance; float32 accumulation over at most three tiles.
         assert relative_error(output, expected) <= 1e-5, name
 
