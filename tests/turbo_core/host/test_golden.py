@@ -14,7 +14,7 @@ TOLERANCE = {
     "i2v_two_experts_sde": (1e-4, 1e-4),
     "t2v_sla": (1e-3, 1e-3),
     "t2v_int8": (1e-2, 1e-2),
-    "t2v_int8_fine": (4e-3, 7e-3),  # not upstream's: the same network with each linear as tests/support/int8.py has it
+    "t2v_int8_fine": (4e-3, 7e-3),  # not upstream's: the same network with each linear by the definition in float64
     "i2v_int8_sla_two_experts_ode": (1e-2, 3e-2),
 }
 
