@@ -169,17 +169,21 @@ def vae_state_dict(seed: int = 7, dim: int = 8) -> dict[str, torch.Tensor]:
     return sd
 
 
-def lora(style: str, rank: int = 4) -> dict[str, torch.Tensor]:
-    """A LoRA over three kinds of layer, in a key style that ComfyUI maps."""
-    layers = {
-        "blocks.0.self_attn.q": (256, 256),
-        "blocks.1.ffn.2": (256, 512),
-        "blocks.1.self_attn.attn_op.local_attn.proj_l": (128, 128),
-    }
+LORA_LAYERS = {
+    "blocks.0.self_attn.q": (256, 256),
+    "blocks.1.ffn.2": (256, 512),
+    "blocks.1.self_attn.attn_op.local_attn.proj_l": (128, 128),
+}
+
+
+def lora(
+    style: str = "diffusion_model", rank: int = 4, layers: dict[str, tuple[int, int]] = LORA_LAYERS, size: float = 0.2
+) -> dict[str, torch.Tensor]:
+    """A LoRA over three kinds of layer, or others, in a key style that ComfyUI maps; `size`: a factor's deviation."""
     state_dict = {}
     for name, (out_width, in_width) in layers.items():
         down, up = (
-            draw(8, f"{name}.{part}", shape) * 0.2
+            draw(8, f"{name}.{part}", shape) * size
             for part, shape in (("down", (rank, in_width)), ("up", (out_width, rank)))
         )
         if style == "diffusion_model":
@@ -190,11 +194,23 @@ def lora(style: str, rank: int = 4) -> dict[str, torch.Tensor]:
     return state_dict
 
 
-def write_pth(path: Path, sd: dict[str, torch.Tensor], wrap: bool = False, prefix: str = "") -> Path:
+def lora_change(layer: str) -> torch.Tensor:
+    """What `lora` adds to the weight of one of LORA_LAYERS at strength 1."""
+    down, up = (lora()[f"diffusion_model.{layer}.lora_{part}.weight"] for part in "AB")
+    return up @ down
+
+
+def write_pth(
+    path: Path, sd: dict[str, torch.Tensor], wrap: bool = False, prefix: str = "", checksums: bool = True
+) -> Path:
     """Saves as upstream does; `wrap` nests it under "state_dict", `prefix` goes before every key."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sd = {prefix + key: value for key, value in sd.items()}
-    torch.save({"state_dict": sd} if wrap else sd, path)
+    torch.serialization.set_crc32_options(checksums)
+    try:
+        torch.save({"state_dict": sd} if wrap else sd, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
     return path
 
 
@@ -202,6 +218,11 @@ def write_safetensors(path: Path, sd: dict[str, torch.Tensor], metadata: dict[st
     path.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(sd, path, metadata)
     return path
+
+
+def write(path: Path, sd: dict[str, torch.Tensor]) -> Path:
+    """Saves in the format of the suffix."""
+    return write_pth(path, sd) if path.suffix == ".pth" else write_safetensors(path, sd)
 
 
 def write_models(models_dir: Path) -> None:

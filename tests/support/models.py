@@ -17,10 +17,14 @@ def load_case(case: dict, folder: Path) -> list:
     """The ModelPatchers of a golden case, high expert first, loaded from `.pth` files in upstream's layout."""
     models = []
     for i, state_dict in enumerate(checkpoints.golden_state_dicts(case)):
-        path = checkpoints.write_pth(folder / f"expert{i}.pth", state_dict)
-        model = load_model(str(path), activations=case.get("activations", "upstream"))
+        model = loaded(folder / f"expert{i}.pth", state_dict, activations=case.get("activations", "upstream"))
         models.append(with_attention(model, "sla", case["sla_topk"], "", False) if case["sla_topk"] else model)
     return models
+
+
+def loaded(path: Path, state_dict: dict[str, torch.Tensor], *options, **more):
+    """The ModelPatcher of a checkpoint that is written to `path`, in the format of its suffix."""
+    return load_model(str(checkpoints.write(path, state_dict)), *options, **more)
 
 
 def conditioning(case: dict, tensors: dict[str, torch.Tensor], latent_format) -> list:
@@ -58,6 +62,12 @@ def sample(model, steps: int = 1, low=None) -> torch.Tensor:
     """The latent of a text-to-video run, by ComfyUI's own sampling."""
     positive = [[checkpoints.draw(1, "text", (1, 8, 4096)), {}]]
     return run(model, positive, {"samples": torch.zeros(SHAPE)}, 3, steps, 0, 0.9, "ode", "cpu", low)["samples"]
+
+
+def forward(model) -> torch.Tensor:
+    """One pass through the network as it is, of a text-to-video model."""
+    x, context = checkpoints.draw(5, "x", (1, 16, 2, 8, 8)), checkpoints.draw(5, "context", (1, 8, 4096))
+    return model.model.diffusion_model(x, torch.tensor([932.0]), context=context)
 
 
 def step(model, shape: tuple[int, ...] = SHAPE, **load) -> torch.Tensor:

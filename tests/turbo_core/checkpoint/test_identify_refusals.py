@@ -30,11 +30,6 @@ SIZES = {
 FREE = (("text_embedding.0.weight", 1), ("img_emb.emb_pos", 1))
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_the_whole_model_is_taken(model):
-    identify(NAME, MODELS[model])
-
-
 @PROPERTY
 @given(data=st.data(), model=st.sampled_from(list(MODELS)), change=st.sampled_from(("removed", "renamed")))
 def test_any_one_tensor_missing_is_named(data, model, change):

@@ -1,7 +1,6 @@
 """Files that are no checkpoint say so; files that are one are mapped, not copied, and never executed."""
 
 import pickle
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -103,12 +102,6 @@ def test_a_damaged_safetensors_says_how(tmp_path, content, said):
     assert said in message(read_safetensors, path) and "download it again" in message(read_safetensors, path)
 
 
-def test_a_legacy_pth_is_refused_unread(tmp_path):
-    path = tmp_path / "m.pth"
-    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
-    assert "is not a PyTorch zip checkpoint" in message(read_pth, path)
-
-
 @pytest.mark.parametrize("form", ["zip", "zip beside tensors", "legacy", "plain pickle"])
 def test_code_in_a_file_is_not_executed(tmp_path, form):
     path, made = tmp_path / "m.pth", tmp_path / "executed"
@@ -120,7 +113,7 @@ def test_code_in_a_file_is_not_executed(tmp_path, form):
     check_readable(path)
     text = message(read_pth, path)
     assert not made.exists()
-    assert ("nothing in it was executed" in text) == form.startswith("zip")
+    assert ("nothing in it was executed" if form.startswith("zip") else "is not a PyTorch zip checkpoint") in text
 
 
 @pytest.mark.parametrize(
@@ -152,16 +145,6 @@ def test_a_damaged_archive_says_so(tmp_path):
     path = checkpoints.write_pth(tmp_path / "m.pth", TENSORS)
     content = path.read_bytes()
     path.write_bytes(content.replace(b"data.pkl", b"nope.pkl"))
-    assert "is damaged (" in message(read_pth, path)
-
-
-@pytest.mark.parametrize("pickled", [b"\x80\x02", b"\x80\x02J\x01", b"\x80\x02a."])
-def test_a_damaged_pickle_in_a_sound_archive_says_so(tmp_path, pickled):
-    source = checkpoints.write_pth(tmp_path / "source.pth", TENSORS)
-    path = tmp_path / "m.pth"
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, pickled if name.endswith("data.pkl") else old.read(name))
     assert "is damaged (" in message(read_pth, path)
 
 

@@ -27,18 +27,7 @@ def test_a_name_with_a_backslash_is_one_in_a_folder(source):
 
 def test_merges_are_options(source, tmp_path, capsys):
     lora = checkpoints.write_safetensors(tmp_path / "l.safetensors", checkpoints.lora("kohya"))
-    merge = [
-        "--base",
-        str(source),
-        "--teacher",
-        str(source),
-        "--delta",
-        "0.5",
-        "--lora",
-        str(lora),
-        "--lora-strength",
-        "2",
-    ]
+    merge = [f"--base={source}", f"--teacher={source}", "--delta=0.5", f"--lora={lora}", "--lora-strength=2"]
     assert main([str(source), str(tmp_path / "new"), *merge]) == 0
     report = capsys.readouterr().out
     assert "changed by 0.5 * (source.pth - source.pth)" in report

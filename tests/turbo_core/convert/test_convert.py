@@ -9,7 +9,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from td_pack.kernels import dequantize_block, quantize_block
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.models import relative_error
+from td_pack.tests.support.models import forward, relative_error
 from td_pack.turbo_core.checkpoint.identify import identify
 from td_pack.turbo_core.checkpoint.keys import to_comfyui
 from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
@@ -20,11 +20,6 @@ from td_pack.turbo_core.errors import CheckpointError
 from td_pack.turbo_core.host.load import load_model
 
 LINEARS = 2 * (4 + 4 + 2)  # of two blocks
-
-
-def forward(model) -> torch.Tensor:
-    x, context = (checkpoints.draw(5, name, shape) for name, shape in (("x", (1, 16, 2, 8, 8)), ("c", (1, 8, 4096))))
-    return model.model.diffusion_model(x, torch.tensor([932.0]), context=context)
 
 
 def stock(path):

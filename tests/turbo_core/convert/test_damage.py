@@ -1,7 +1,6 @@
 """Sources that are damaged, or change while they are read."""
 
 import pytest
-import torch
 from td_pack.tests.support import checkpoints
 from td_pack.turbo_core.checkpoint.archive import records
 from td_pack.turbo_core.convert.convert import Request, convert
@@ -13,10 +12,6 @@ def state_dict():
     return checkpoints.upstream_state_dict(3, layers=1)
 
 
-def int8(state_dict):
-    return checkpoints.quantized(state_dict)
-
-
 def transposed(state_dict):
     return state_dict | {name: value.T.contiguous().T for name, value in state_dict.items() if value.ndim == 2}
 
@@ -24,7 +19,7 @@ def transposed(state_dict):
 CUT = {
     "pth": (checkpoints.write_pth, dict, "keep"),
     "safetensors": (checkpoints.write_safetensors, dict, "int8_block"),
-    "int8": (checkpoints.write_pth, int8, "bf16"),
+    "int8": (checkpoints.write_pth, checkpoints.quantized, "bf16"),
     "transposed": (checkpoints.write_pth, transposed, "keep"),
 }
 
@@ -35,8 +30,7 @@ def test_a_source_that_is_cut_while_it_is_read_is_one_sentence(kind, role, state
     """From a mapping of the file the first read beyond its new end would end this process with SIGBUS."""
     write, change, weights = CUT[kind]
     model = write(tmp_path / f"model.{'safetensors' if kind == 'safetensors' else 'pth'}", change(state_dict))
-    shapes = {"A": (64, 256), "B": (512, 64)}
-    lora = {f"diffusion_model.blocks.0.ffn.0.lora_{part}.weight": torch.ones(shape) for part, shape in shapes.items()}
+    lora = checkpoints.lora(rank=64, layers={"blocks.0.ffn.0": (512, 256)})
     files = {"model": model, "lora": write(tmp_path / f"lora{model.suffix}", lora)}
 
     def cut(stage, done, total):
@@ -64,9 +58,5 @@ def test_a_record_that_differs_from_its_checksum_is_named(record, state_dict, tm
 
 
 def test_a_file_without_checksums_is_converted(state_dict, tmp_path):
-    torch.serialization.set_crc32_options(False)
-    try:
-        path = checkpoints.write_pth(tmp_path / "model.pth", state_dict)
-    finally:
-        torch.serialization.set_crc32_options(True)
+    path = checkpoints.write_pth(tmp_path / "model.pth", state_dict, checksums=False)
     convert(Request(path, tmp_path / "new.safetensors"))

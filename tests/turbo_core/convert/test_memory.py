@@ -1,17 +1,14 @@
 """Converting streams: what it takes of memory does not depend on the file's size."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.server import ROOT
+from td_pack.tests.support.fresh import fresh
 
 MEMORY = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import conftest
+load_pack()
 from pathlib import Path
 from td_pack.turbo_core.convert.convert import Request, convert
 
@@ -38,7 +35,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     path = checkpoints.write_pth(tmp_path / "large.pth", large)
     assert path.stat().st_size > 550e6
     del large
-    command = [sys.executable, "-c", MEMORY, str(ROOT / "tests")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert 10e6 < int(done.stdout.split()[-1]) < 200e6  # less would mean that nothing was measured
+    grown = int(fresh(MEMORY, tmp_path).split()[-1])
+    assert 10e6 < grown < 200e6  # less would mean that nothing was measured
     path.unlink()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from td_pack.kernels import dequantize_block, quantize_block
 from td_pack.tests.support import checkpoints
+from td_pack.tests.support.checkpoints import lora_change
 from td_pack.turbo_core.checkpoint.identify import identify
 from td_pack.turbo_core.checkpoint.keys import to_comfyui
 from td_pack.turbo_core.checkpoint.metadata import METADATA_KEY
@@ -14,6 +15,7 @@ from td_pack.turbo_core.checkpoint.read import read_safetensors
 from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.errors import TurboError
 
+LAYER = "blocks.0.self_attn.q"
 Q, PROJ_L = "blocks.0.self_attn.q.weight", "blocks.1.self_attn.attn_op.local_attn.proj_l.weight"
 
 
@@ -21,11 +23,6 @@ def merged(folder, source, weights="keep", **more):
     """The report and the tensors of a conversion."""
     report = convert(Request(source, folder / "merged.safetensors", weights, overwrite=True, **more))
     return report, read_safetensors(report.path)[0]
-
-
-def low_rank(tensors: dict, name: str) -> torch.Tensor:
-    key = "diffusion_model." + name.removesuffix(".weight")
-    return tensors[f"{key}.lora_B.weight"] @ tensors[f"{key}.lora_A.weight"]
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +38,13 @@ def lora_file(tmp_path):
 def test_a_lora_is_added_in_float_and_then_quantized(state_dict, lora_file, tmp_path):
     source = checkpoints.write_pth(tmp_path / "plain.pth", state_dict)
     report, tensors = merged(tmp_path, source, "int8_block", lora=lora_file, lora_strength=0.7)
-    changes = checkpoints.lora("diffusion_model")
-    codes, scale = quantize_block(state_dict[Q].float() + 0.7 * low_rank(changes, Q))
+    codes, scale = quantize_block(state_dict[Q].float() + 0.7 * lora_change(LAYER))
     # The sum is rounded to float32 in one order or the other: a code at a tie may be the next one.
     torch.testing.assert_close(tensors[Q + "_scale"], scale, rtol=1e-6, atol=0)
     apart = (tensors[Q].int() - codes.int()).abs()
     assert apart.max() <= 1 and apart.float().mean() < 1e-3
     assert (tensors[Q].int() - quantize_block(state_dict[Q])[0].int()).abs().max() > 10  # and it did change
-    expected = (state_dict[PROJ_L].float() + 0.7 * low_rank(changes, PROJ_L)).bfloat16()
+    expected = (state_dict[PROJ_L].float() + 0.7 * lora_change(PROJ_L.removesuffix(".weight"))).bfloat16()
     torch.testing.assert_close(tensors[PROJ_L], expected, rtol=1e-2, atol=0)
     untouched = "blocks.0.self_attn.k.weight"
     assert torch.equal(tensors[untouched], quantize_block(state_dict[untouched])[0])
@@ -61,9 +57,8 @@ def test_keep_stores_what_a_lora_changed_as_it_was(style, state_dict, tmp_path):
     source = checkpoints.write_pth(tmp_path / "quant.pth", quantized)
     path = checkpoints.write_safetensors(tmp_path / "lora.safetensors", checkpoints.lora(style))
     _, tensors = merged(tmp_path, source, lora=path)
-    layer = Q.removesuffix(".weight")
-    float_weight = dequantize_block(quantized[f"{layer}.int8_weight"], quantized[f"{layer}.scale"], torch.float32)
-    expected = float_weight + low_rank(checkpoints.lora("diffusion_model"), Q)  # of the same numbers as the other style
+    float_weight = dequantize_block(quantized[f"{LAYER}.int8_weight"], quantized[f"{LAYER}.scale"], torch.float32)
+    expected = float_weight + lora_change(LAYER)  # of the same numbers as the other style
     assert tensors[Q].dtype == torch.int8
     error = dequantize_block(tensors[Q], tensors[Q + "_scale"], torch.float32) - expected
     half = dequantize_block(torch.ones_like(tensors[Q]), tensors[Q + "_scale"], torch.float32)
@@ -144,17 +139,16 @@ def test_a_strength_that_is_no_number_is_refused(name, value, state_dict, tmp_pa
 def test_a_quantization_without_a_codec_is_copied_but_never_merged_into(
     mark, weight, scale, state_dict, lora_file, tmp_path
 ):
-    layer = Q.removesuffix(".weight")
     marked = state_dict | {
         Q: state_dict[Q].to(weight),
-        f"{layer}.weight_scale": scale,
-        f"{layer}.comfy_quant": torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8),
+        f"{LAYER}.weight_scale": scale,
+        f"{LAYER}.comfy_quant": torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8),
     }
     source = checkpoints.write_safetensors(tmp_path / "theirs.safetensors", marked)
     _, tensors = merged(tmp_path, source)
     assert all(
         torch.equal(tensors[key].view(torch.uint8), marked[key].view(torch.uint8))
-        for key in (Q, f"{layer}.weight_scale")
+        for key in (Q, f"{LAYER}.weight_scale")
     )
     with pytest.raises(TurboError, match=f"theirs.safetensors: {Q} is stored as .*, into which nothing can be merged"):
         merged(tmp_path, source, lora=lora_file)
@@ -217,8 +211,7 @@ def test_a_delta_of_quantized_models_is_of_their_float_values(models, tmp_path):
     quantized = checkpoints.quantized(checkpoints.upstream_state_dict(1, sla=True))
     source = checkpoints.write_pth(tmp_path / "turbo-quant.pth", quantized)
     _, tensors = merged(tmp_path, source, "bf16", base=models["base"], teacher=models["teacher"])
-    layer = Q.removesuffix(".weight")
-    values = dequantize_block(quantized[f"{layer}.int8_weight"], quantized[f"{layer}.scale"], torch.float32)
+    values = dequantize_block(quantized[f"{LAYER}.int8_weight"], quantized[f"{LAYER}.scale"], torch.float32)
     expected = base[Q].float() + values - teacher[Q].float()
     torch.testing.assert_close(tensors[Q], expected.bfloat16(), rtol=2**-7, atol=1e-6)
 
@@ -227,23 +220,18 @@ def test_a_lora_goes_on_top_of_a_delta(models, lora_file, tmp_path):
     _, without = merged(tmp_path, models["turbo"], base=models["base"], teacher=models["teacher"])
     without = without[Q].float()
     _, tensors = merged(tmp_path, models["turbo"], base=models["base"], teacher=models["teacher"], lora=lora_file)
-    change = low_rank(checkpoints.lora("diffusion_model"), Q)
     # Two roundings to bfloat16 against one.
-    torch.testing.assert_close(tensors[Q].float(), without + change, rtol=2**-6, atol=2**-7)
+    torch.testing.assert_close(tensors[Q].float(), without + lora_change(LAYER), rtol=2**-6, atol=2**-7)
 
 
-def test_models_of_several_sizes_are_refused(models, tmp_path):
-    teacher = checkpoints.write_pth(tmp_path / "wide.pth", checkpoints.upstream_state_dict(2, ffn_dim=640))
-    message = r"ffn.0.weight is \[512, 256\] in base.pth, \[512, 256\] in turbo.pth, \[640, 256\] in wide.pth: a delta"
+SIZES = r"ffn.0.weight is \[512, 256\] in base.pth, \[512, 256\] in turbo.pth, \[640, 256\] in other.pth: a delta"
+DEPTHS = r"blocks.1.modulation \(and \d+ more\) of base.pth is in only one of turbo.pth"
+
+
+@pytest.mark.parametrize("sizes, message", [({"ffn_dim": 640}, SIZES), ({"layers": 1}, DEPTHS)], ids=["width", "depth"])
+def test_models_of_several_sizes_are_refused(sizes, message, models, tmp_path):
+    teacher = checkpoints.write_pth(tmp_path / "other.pth", checkpoints.upstream_state_dict(2, **sizes))
     with pytest.raises(TurboError, match=message):
-        merged(tmp_path, models["turbo"], base=models["base"], teacher=teacher)
-
-
-def test_models_of_several_depths_are_refused(models, tmp_path):
-    teacher = checkpoints.write_pth(tmp_path / "flat.pth", checkpoints.upstream_state_dict(2, layers=1))
-    with pytest.raises(
-        TurboError, match=r"blocks.1.modulation \(and \d+ more\) of base.pth is in only one of turbo.pth"
-    ):
         merged(tmp_path, models["turbo"], base=models["base"], teacher=teacher)
 
 
