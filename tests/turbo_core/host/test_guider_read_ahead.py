@@ -1,25 +1,12 @@
 """The low expert's file is read while the high expert still computes."""
 
-import os
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 from comfy.patcher_extension import WrappersMP
 from td_pack.tests.support.experts import Stop, image_text, sample, text
-from td_pack.tests.support.trickle import has_reader, trickle
-
-
-class SlowFile(type(Path())):
-    """The path of a pipe, with the size of a large file."""
-
-    def is_file(self) -> bool:
-        return True
-
-    def stat(self, **_) -> os.stat_result:
-        return os.stat_result((*os.stat(self)[:6], 1 << 30, 0, 0, 0))
 
 
 def waiting(model, done):
@@ -73,25 +60,22 @@ def test_nothing_is_read_ahead_that_the_run_does_not_come_to(experts, t2v, case)
     assert model.model.last_run.passes and model.model.last_run.read_ahead is None
 
 
-def test_an_interrupt_while_the_low_expert_is_read_ends_the_reading(experts, tmp_path):
-    slow = SlowFile(tmp_path / "slow")
-    high, low = (model.clone() for model in experts)
+def test_an_interrupt_while_the_low_expert_is_read_ends_the_reading(experts, tmp_path, monkeypatch):
+    high, low = experts
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(1 << 40)  # a hole: it takes nothing of the disk, and minutes to read
+    monkeypatch.setattr(low.model, "source", large)
 
-    def stop(executor, *args, **kwargs):
-        if high.model.last_run.read_ahead is not None:
-            assert begun.wait(60)
-            raise Stop
-        return executor(*args, **kwargs)
-
-    high.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "stop", stop)
-    with trickle(slow) as begun:
-        threads, files = threading.enumerate(), psutil.Process().open_files()
-        source, low.model.source = low.model.source, slow
-        try:
-            with pytest.raises(Stop):
-                sample(high, image_text(), low)
-        finally:
-            low.model.source = source
+    def not_begun() -> bool:
         reading = high.model.last_run.read_ahead
-        assert reading.cut == "It was stopped." and 0 < reading.read < reading.wanted
-        assert threading.enumerate() == threads and psutil.Process().open_files() == files and not has_reader(slow)
+        if reading is not None and reading.read:
+            raise Stop
+        return reading is None
+
+    threads, files = threading.enumerate(), psutil.Process().open_files()
+    with pytest.raises(Stop):
+        sample(waiting(high, not_begun), image_text(), low)
+    reading = high.model.last_run.read_ahead
+    assert reading.cut == "It was stopped." and 0 < reading.read < reading.wanted
+    assert threading.enumerate() == threads and psutil.Process().open_files() == files
