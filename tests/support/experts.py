@@ -1,6 +1,8 @@
 """Two tiny experts in one run: their conditioning, their latent, the ways to sample them, and clones that record each
 pass."""
 
+from types import SimpleNamespace
+
 import comfy.sample
 import comfy.samplers
 import torch
@@ -65,6 +67,11 @@ def guided(positive, sigmas, high, low=None, mode="ode", noise=None, given=None,
     return SamplerCustomAdvanced.execute(noise, guider, sampler, torch.as_tensor(sigmas), given or latent())[0][
         "samples"
     ]
+
+
+def given_noise(values: torch.Tensor) -> SimpleNamespace:
+    """A NOISE of these values."""
+    return SimpleNamespace(seed=0, generate_noise=lambda latent: values)
 
 
 def stock_sample(model, positive, steps: int = 1) -> torch.Tensor:

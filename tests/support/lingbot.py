@@ -9,6 +9,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from ...turbo_core.camera.embed import embed
+from ...turbo_core.camera.presets import path_from_preset
 from . import checkpoints
 
 HIGH, LOW = "tiny_lingbot_high.safetensors", "tiny_lingbot_low.safetensors"
@@ -34,6 +36,13 @@ def state_dict(
     sd = {key: checkpoints.weight(seed, key, shape) for key, shape in shapes(control, dim, ffn_dim, layers).items()}
     sd["patch_embedding.weight"] = sd["patch_embedding.weight"].unflatten(1, (36, 1, 2, 2)).contiguous()
     return sd
+
+
+def camera_of(
+    preset: str = "orbit_left", length: int = 9, ease: str = "smooth", width: int = 96, height: int = 64
+) -> torch.Tensor:
+    """The embedding of a ready-made move, as a `cam` model takes it."""
+    return embed(path_from_preset(preset, 1.0, ease, length), width, height, "cam")
 
 
 def is_linear(key: str, value: torch.Tensor) -> bool:

@@ -6,19 +6,16 @@ import dataclasses
 import pytest
 import torch
 from td_pack.tests.support import checkpoints, lingbot
-from td_pack.tests.support.models import relative_error
-from td_pack.turbo_core.camera.embed import embed
-from td_pack.turbo_core.camera.presets import path_from_preset
+from td_pack.tests.support.lingbot import camera_of
+from td_pack.tests.support.models import loaded, relative_error
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host import camera_model
 from td_pack.turbo_core.host.camera_model import CONDCamera, without_repeats
 from td_pack.turbo_core.host.conditioning import CAMERA_KEY, TEXT_KEY, check_conditioning
-from td_pack.turbo_core.host.load import load_model
 
 
 def load(folder, seed: int = 61, control: str = "cam", **size):
-    path = folder / f"{control}-{seed}.safetensors"
-    return load_model(str(checkpoints.write_safetensors(path, lingbot.state_dict(seed, control, **size))))
+    return loaded(folder / f"{control}-{seed}.safetensors", lingbot.state_dict(seed, control, **size))
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +59,6 @@ def random_inputs(batch: int = 1, frames: int = 3) -> tuple[torch.Tensor, ...]:
         torch.full((batch,), 900.0),
         checkpoints.draw(1, "text", (batch, 16, 4096)),
     )
-
-
-def camera_of(preset: str, length: int = 9, amount: float = 1.0, ease: str = "smooth") -> torch.Tensor:
-    return embed(path_from_preset(preset, amount, ease, length), 96, 64, "cam")
 
 
 @pytest.mark.parametrize("tokens", [1, 2 * 24, 3 * 24])

@@ -3,6 +3,7 @@
 import functools
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_management
 import folder_paths
@@ -12,7 +13,8 @@ from comfy.model_management import CPUState, VRAMState
 from td_pack.kernels import use_backend
 from td_pack.nodes.compare import TurboDiffusionCompare
 from td_pack.tests.support import checkpoints, lingbot, vaes
-from td_pack.tests.support.models import relative_error
+from td_pack.tests.support.experts import image_text, text
+from td_pack.tests.support.models import loaded, relative_error
 from td_pack.tests.support.other_device import OtherDevice
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.decode import decode_images
@@ -22,13 +24,6 @@ from td_pack.turbo_core.host.run import run
 
 KINDS = ("mps", "xpu")
 SHAPE = (1, 16, 3, 8, 8)
-
-
-class Properties:
-    """Of an Arc card."""
-
-    total_memory = 16 << 30
-    has_fp16 = True
 
 
 def select(kind: str, monkeypatch) -> None:
@@ -48,32 +43,21 @@ def select(kind: str, monkeypatch) -> None:
         (torch.xpu, "current_device", 0),
         (torch.xpu, "is_bf16_supported", True),
         (torch.xpu, "memory_stats", {"reserved_bytes.all.current": 0, "active_bytes.all.current": 0}),
-        (torch.xpu, "get_device_properties", Properties),
+        (torch.xpu, "get_device_properties", SimpleNamespace(total_memory=16 << 30, has_fp16=True)),  # an Arc card
     ):
         monkeypatch.setattr(module, name, lambda *args, answer=answer: answer)
 
 
 @pytest.fixture(autouse=True)
-def _on_their_own(monkeypatch):
+def _on_their_own(monkeypatch, one_thread):
     monkeypatch.setattr(comfy.model_management, "current_loaded_models", [])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the tensors are tiny: on a busy machine threads would only wait for one another
     with torch.inference_mode():
         yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
 
 
 def load(path: Path, state_dict) -> list:
     """A model of the checkpoint, which is written once."""
-    if not path.exists():
-        write = checkpoints.write_pth if path.suffix == ".pth" else checkpoints.write_safetensors
-        write(path, state_dict())
-    return [load_model(str(path), "bf16")]
+    return [load_model(str(path), "bf16") if path.exists() else loaded(path, state_dict(), "bf16")]
 
 
 def upstream(folder: Path, seed: int = 1, **sizes) -> list:
@@ -103,13 +87,11 @@ def nf4_camera(folder):
 
 def sampled(models, mode: str, noise_device: str) -> torch.Tensor:
     """One step, or one of each expert."""
-    spec, options = models[0].model.spec, {}
-    if spec.takes_image:
-        image = checkpoints.draw(3, "image", SHAPE)
-        options = {"concat_latent_image": image, "concat_mask": torch.ones(1, 1, *SHAPE[2:])}
+    spec, camera = models[0].model.spec, {}
     if spec.camera:
-        options["camera_conditions"] = checkpoints.draw(4, "camera", (1, lingbot.CHANNELS["cam"], *SHAPE[2:]))
-    positive, latent = [[checkpoints.draw(1, "text", (1, 16, 4096)), options]], {"samples": torch.zeros(SHAPE)}
+        camera = {"camera_conditions": checkpoints.draw(4, "camera", (1, lingbot.CHANNELS["cam"], *SHAPE[2:]))}
+    positive = image_text(shape=SHAPE, **camera) if spec.takes_image else text()
+    latent = {"samples": torch.zeros(SHAPE)}
     return run(models[0], positive, latent, 3, len(models), 0, 0.95, mode, noise_device, *models[1:])["samples"]
 
 
@@ -160,6 +142,7 @@ def test_sampling(kind, monkeypatch, make, mode, noise_device, backend, on_cpu):
     assert out.device.type == "cpu" and relative_error(out, expected) <= tolerance
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_decode(kind, monkeypatch):
     z = checkpoints.draw(1, "z", (1, 16, 2, 1, 1))
     expected = decode_images(vaes.wan21(), z)
@@ -170,6 +153,7 @@ def test_decode(kind, monkeypatch):
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_compare(kind, monkeypatch, tmp_path):
     a, b = torch.rand(2, 2, 16, 16, 3, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))

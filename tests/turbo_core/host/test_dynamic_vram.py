@@ -2,6 +2,7 @@
 support/dynamic_vram.py."""
 
 from collections import Counter
+from functools import partial
 from typing import NamedTuple
 
 import comfy.hooks
@@ -13,11 +14,12 @@ import pytest
 import torch
 from td_pack.tests.support import checkpoints, lingbot
 from td_pack.tests.support.dynamic_vram import POLICIES, DynamicVRAM
+from td_pack.tests.support.experts import image_text, sample, text
+from td_pack.tests.support.models import same, weights
 from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.errors import CheckpointError, TurboError
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.lora import with_lora
-from td_pack.turbo_core.host.run import run
 
 SHAPE = (1, 16, 3, 16, 16)  # 192 tokens: 3 key blocks, so that sparsity is real
 LORA = checkpoints.lora("diffusion_model")
@@ -37,16 +39,8 @@ class Result(NamedTuple):
     calls: Counter  # of operators and kinds of layer
 
 
-def sample(high, low=None, steps: int = 2, **options) -> Result:
-    positive = [[checkpoints.draw(1, "text", (1, 8, 4096)), options]]
-    latent = run(high, positive, {"samples": torch.zeros(SHAPE)}, 3, steps, 0, 0.9, "sde", "cpu", low)["samples"]
-    return Result(latent, Counter(high.model.calls))
-
-
-def image() -> dict:
-    mask = torch.ones(1, 1, *SHAPE[2:])
-    mask[:, :, 0] = 0
-    return {"concat_latent_image": checkpoints.draw(1, "image", SHAPE), "concat_mask": mask}
+def sampled(high, positive, low=None, steps: int = 2) -> Result:
+    return Result(sample(high, positive, low, steps, latent={"samples": torch.zeros(SHAPE)}), Counter(high.model.calls))
 
 
 def stock_lora(model):
@@ -60,27 +54,23 @@ def pack_lora(model, tensors=LORA):
 def one_model(files, kind: str) -> list[Result]:
     """Clones of one model in turn, the plain one again last."""
     model = load_model(str(files[kind]), "fp32")
-    return [sample(m) for m in (model, pack_lora(model), stock_lora(model), model)]
+    return [sampled(m, text()) for m in (model, pack_lora(model), stock_lora(model), model)]
 
 
 def camera(files) -> list[Result]:
     model = load_model(str(files["camera"]), "fp32")
-    options = image() | {"camera_conditions": checkpoints.draw(4, "camera", (1, lingbot.CHANNELS["cam"], *SHAPE[2:]))}
-    return [sample(model, **options), sample(model, **image())]
+    poses = {"camera_conditions": checkpoints.draw(4, "camera", (1, lingbot.CHANNELS["cam"], *SHAPE[2:]))}
+    return [sampled(model, image_text(shape=SHAPE, **options)) for options in (poses, {})]
 
 
 def two_experts(files) -> list[Result]:
     high, low = (load_model(str(files[name]), "fp32") for name in ("high", "low"))
-    return [sample(high, low, steps=4, **image()), sample(pack_lora(high), stock_lora(low), steps=4, **image())]
+    pairs = (high, low), (pack_lora(high), stock_lora(low))
+    return [sampled(one, image_text(shape=SHAPE), other, steps=4) for one, other in pairs]
 
 
-CASES = {
-    "int8": lambda files: one_model(files, "int8"),
-    "int8 by channel": lambda files: one_model(files, "int8 by channel"),
-    "nf4": lambda files: one_model(files, "nf4"),
-    "float": lambda files: one_model(files, "float"),
-    "camera": camera,
-    "two experts": two_experts,
+CASES = {"camera": camera, "two experts": two_experts} | {
+    kind: partial(one_model, kind=kind) for kind in ("int8", "int8 by channel", "nf4", "float")
 }
 
 
@@ -98,32 +88,19 @@ def inference_mode():
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are too small for more, which only wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(tmp_path_factory, one_thread):
     """Checkpoints with two blocks, so that there is one to prefetch; int8 and float ones run SLA."""
     folder = tmp_path_factory.mktemp("models")
-    pth = {
-        "int8": checkpoints.upstream_state_dict(41, sla=True, int8=True),
-        "high": checkpoints.upstream_state_dict(21, in_channels=36, sla=True, int8=True),
-        "low": checkpoints.upstream_state_dict(22, in_channels=36, sla=True, int8=True),
+    state_dicts = {
+        "int8.pth": checkpoints.upstream_state_dict(41, sla=True, int8=True),
+        "high.pth": checkpoints.upstream_state_dict(21, in_channels=36, sla=True, int8=True),
+        "low.pth": checkpoints.upstream_state_dict(22, in_channels=36, sla=True, int8=True),
+        "float.safetensors": checkpoints.upstream_state_dict(11, sla=True),
+        "nf4.safetensors": lingbot.packed(checkpoints.stock(43)),
+        "camera.safetensors": lingbot.packed(lingbot.state_dict(5, layers=2)),
     }
-    safetensors = {
-        "float": checkpoints.upstream_state_dict(11, sla=True),
-        "nf4": lingbot.packed(checkpoints.stock(43)),
-        "camera": lingbot.packed(lingbot.state_dict(5, layers=2)),
-    }
-    paths = {name: checkpoints.write_pth(folder / f"{name}.pth", sd) for name, sd in pth.items()} | {
-        name: checkpoints.write_safetensors(folder / f"{name}.safetensors", sd) for name, sd in safetensors.items()
-    }
+    paths = {name.partition(".")[0]: checkpoints.write(folder / name, sd) for name, sd in state_dicts.items()}
     path = folder / "channels.safetensors"
     convert(Request(model=paths["float"], output=path, weights="int8_rowwise"))
     return paths | {"int8 by channel": path}
@@ -192,11 +169,8 @@ def test_an_offloaded_int8_model_is_not_saved_either(files, tmp_path):
 def test_a_float_model_is_saved(accelerator, files, tmp_path):
     model = load_model(str(files["float"]), "bf16")
     comfy.sd.save_checkpoint(str(tmp_path / "out.safetensors"), model)
-    original, written = (load_model(str(path), "bf16").model for path in (files["float"], tmp_path / "out.safetensors"))
-    assert written.spec == original.spec
-    tensors, expected = written.diffusion_model.state_dict(), original.diffusion_model.state_dict()
-    assert tensors.keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
+    original, written = (load_model(str(path), "bf16") for path in (files["float"], tmp_path / "out.safetensors"))
+    assert written.model.spec == original.model.spec and same(weights(written), weights(original))
     comfy.model_management.unload_all_models()
 
 

@@ -9,13 +9,13 @@ import torch
 from comfy.ldm.wan.model import WanT2VCrossAttention
 from comfy.quant_ops import QuantizedTensor
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.models import compiled_by, only_comfyui_breaks_graphs, relative_error, sample
+from td_pack.tests.support.models import compiled_by, loaded, only_comfyui_breaks_graphs, relative_error, sample
 from td_pack.turbo_core.convert.convert import Request, convert
 from td_pack.turbo_core.host.attention_patch import with_attention
 from td_pack.turbo_core.host.fused import own_forward
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.lora import with_lora
-from td_pack.turbo_core.host.quant import CHANNEL_LAYOUT, Quantized, takes_codes
+from td_pack.turbo_core.host.quant import CHANNEL_LAYOUT, takes_codes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPE = (2, 16, 3, 16, 16)
@@ -54,7 +54,7 @@ def model(request, tmp_path):
     # 300 is no multiple of a tile, so that ragged tiles are in every test; one layer.
     state_dict = checkpoints.upstream_state_dict(41, ffn_dim=300, layers=1, sla=True, int8=True)
     dtype, _, activations = request.param.partition("-")
-    return load_model(str(checkpoints.write_pth(tmp_path / "quant.pth", state_dict)), dtype, activations or "fine")
+    return loaded(tmp_path / "quant.pth", state_dict, dtype, activations or "fine")
 
 
 def forward(patcher) -> tuple[torch.Tensor, dict[str, int]]:
@@ -75,14 +75,19 @@ def linears(patcher) -> list[torch.nn.Module]:
     return [*(getattr(block.self_attn, name) for name in "qkvo"), block.ffn[0], block.ffn[2], cross.q, cross.o]
 
 
-def test_fused_is_plain_bit_for_bit(model):
-    """A hook that does nothing keeps a layer from being fused."""
-    velocity, calls = forward(model)
-    assert calls == FUSED
-    handles = [linear.register_forward_hook(lambda *given: None) for linear in linears(model)]
-    plain, calls = forward(model)
+def unfused(patcher) -> tuple[torch.Tensor, dict[str, int]]:
+    """`forward` with a hook on each layer that does nothing, which keeps it from being fused."""
+    handles = [linear.register_forward_hook(lambda *given: None) for linear in linears(patcher)]
+    result = forward(patcher)
     for handle in handles:
         handle.remove()
+    return result
+
+
+def test_fused_is_plain_bit_for_bit(model):
+    velocity, calls = forward(model)
+    assert calls == FUSED
+    plain, calls = unfused(model)
     assert calls == PLAIN
     assert torch.equal(velocity, plain)
     assert torch.equal(forward(model)[0], velocity)
@@ -133,21 +138,14 @@ def test_weights_that_comfyui_fetches_are_fused_too(model, monkeypatch):
 )  # fmt: skip
 def test_a_lora_is_added_to_int8_products(model, layer, plain):
     """It reads what the norm made, so that the layer stays int8; only GELU, which follows it, is a step of its own."""
-    down, up = checkpoints.draw(8, "down", (4, 300 if layer == "ffn.2" else 256)), checkpoints.draw(8, "up", (300, 4))
-    up = up if layer == "ffn.0" else up[:256]
-    lora = {
-        f"diffusion_model.blocks.0.{layer}.lora_A.weight": down,
-        f"diffusion_model.blocks.0.{layer}.lora_B.weight": up,
-    }
+    shape = {"ffn.0": (300, 256), "ffn.2": (256, 300)}.get(layer, (256, 256))
+    lora = checkpoints.lora(layers={f"blocks.0.{layer}": shape}, size=1.0)
     patched, _ = with_lora(model, "test.safetensors", lora, 0.1)
     changed, calls = forward(patched)
     assert calls == {name: count for name, count in (FUSED | plain).items() if count}
     # Beside a layer that is not fused: the same sums, in another order where gate and residual follow.
-    handles = [linear.register_forward_hook(lambda *given: None) for linear in linears(model)]
-    unfused, _ = forward(patched)
-    for handle in handles:
-        handle.remove()
-    assert relative_error(changed.float(), unfused.float()) <= 1e-2  # a flipped code moves all after it
+    apart, _ = unfused(patched)
+    assert relative_error(changed.float(), apart.float()) <= 1e-2  # a flipped code moves all after it
     assert relative_error(changed.float(), forward(model)[0].float()) > 3e-2
 
 
@@ -203,17 +201,8 @@ def test_what_takes_codes(model, tmp_path):
     linear.weight_function.clear()
     linear.comfy_force_cast_weights = True
     assert not takes_codes(CPU, linear)
-    bf16 = load_model(
-        str(checkpoints.write_pth(tmp_path / "m.pth", checkpoints.upstream_state_dict(41, layers=1, sla=True)))
-    )
+    bf16 = loaded(tmp_path / "m.pth", checkpoints.upstream_state_dict(41, layers=1, sla=True))
     assert forward(bf16)[1] == {"rms_norm_rope": 2, "layer_norm_modulate": 2, "sparse_linear_attention": 1}
-
-
-def test_a_layer_given_codes_computes_what_it_does_of_the_values(model):
-    linear = linears(model)[0]
-    x = checkpoints.draw(2, "x", (2, 130, 256)).to(model.model.get_dtype_inference())
-    assert isinstance(linear.quantize(x), Quantized)
-    assert torch.equal(linear(linear.quantize(x)), linear(x))
 
 
 # --- ComfyUI's int8 with a scale for each output channel --------------------------------------------------------------
@@ -234,10 +223,7 @@ def test_weights_by_channel_are_fused_too(by_channel, monkeypatch):
     quantized before it is rounded."""
     velocity, calls = forward(by_channel)
     assert calls == {name: count for name, count in FUSED.items() if name != "int8_linear"}
-    handles = [linear.register_forward_hook(lambda *given: None) for linear in linears(by_channel)]
-    plain, calls = forward(by_channel)
-    for handle in handles:
-        handle.remove()
+    plain, calls = unfused(by_channel)
     assert not any(name.startswith("int8") for name in calls)
     error = relative_error(velocity.float(), plain.float())
     assert error == 0 if by_channel.model.get_dtype_inference() == torch.float32 else error <= 2e-2
@@ -271,20 +257,15 @@ def test_what_of_comfyui_s_int8_is_not_fused(by_channel):
     assert not takes_codes(CPU, linear)
 
 
+@pytest.mark.usefixtures("no_graphs")
 def test_the_compile_node_takes_weights_by_channel(by_channel):
-    torch.compiler.reset()
     compiled = compiled_by("eager", by_channel)
     assert relative_error(sample(compiled), sample(by_channel)) <= 1e-3
     assert only_comfyui_breaks_graphs()
-    torch.compiler.reset()
 
 
 def test_a_lora_beside_a_weight_by_channel(by_channel):
-    name = "diffusion_model.blocks.0.self_attn.q.lora_{}.weight"
-    lora = {
-        name.format("A"): checkpoints.draw(8, "down", (4, 256)),
-        name.format("B"): checkpoints.draw(8, "up", (256, 4)),
-    }
+    lora = checkpoints.lora(layers={"blocks.0.self_attn.q": (256, 256)}, size=1.0)
     changed, calls = forward(with_lora(by_channel, "test.safetensors", lora, 0.1)[0])
     assert calls["int8_matmul"] == 4 and calls["int8_matmul_gate_residual"] == 3 and calls["int8_quantize"] == 3
     assert relative_error(changed.float(), forward(by_channel)[0].float()) > 3e-2

@@ -4,7 +4,7 @@ import pytest
 import torch
 from td_pack.tests.support.checkpoints import golden_case
 from td_pack.tests.support.models import conditioning, load_case, relative_error
-from td_pack.turbo_core.host.run import run, run_sigmas
+from td_pack.turbo_core.host.run import run
 
 # The agreement of (velocity, samples) that the golden files' README states. Measured here: 3e-6 in float32; 6e-3 in
 # int8, where a rounding flip in one activation moves all that follows, so that test_quant.py proves the arithmetic
@@ -47,10 +47,3 @@ def test_samples(golden):
     given = positive, latent, case["seed"], case["steps"], 0, case["boundary"], mode, "cpu"
     samples = run(high, *given, *low)["samples"]
     assert relative_error(latent_format.process_in(samples), tensors["samples"]) <= tolerance[1]
-
-
-def test_the_network_is_given_bfloat16_timesteps(golden):
-    case, tensors, models, _ = golden
-    sigmas = run_sigmas(models[0], case["steps"], case["sigma_max"])[:-1]
-    given = models[0].model.process_timestep(models[0].model.model_sampling.timestep(sigmas).float())
-    assert torch.equal(given, tensors["timesteps_bf16"])

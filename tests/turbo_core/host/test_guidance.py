@@ -1,21 +1,16 @@
 """Many steps with guidance on two experts, as Wan 2.2 and LingBot-World are run: stock sampler and scheduler, our
 guider."""
 
-from types import SimpleNamespace
-
 import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
-from td_pack.tests.support import checkpoints, lingbot
-from td_pack.tests.support.experts import image_text
-from td_pack.tests.support.models import relative_error
-from td_pack.turbo_core.camera.embed import embed
-from td_pack.turbo_core.camera.presets import path_from_preset
+from td_pack.tests.support import lingbot
+from td_pack.tests.support.experts import given_noise, image_text
+from td_pack.tests.support.models import loaded, relative_error
 from td_pack.turbo_core.host.conditioning import CAMERA_KEY
 from td_pack.turbo_core.host.guider import ExpertGuider
-from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.sampling.schedule import split
 
 SHAPE = (1, 16, 2, 4, 6)
@@ -25,12 +20,7 @@ BOUNDARY, CFG = 0.947, (3.0, 2.0)
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lingbot")
-    return [
-        load_model(
-            str(checkpoints.write_safetensors(folder / f"{seed}.safetensors", lingbot.state_dict(seed, layers=1)))
-        )
-        for seed in (91, 92)
-    ]
+    return [loaded(folder / f"{seed}.safetensors", lingbot.state_dict(seed, layers=1)) for seed in (91, 92)]
 
 
 def shifted(model, shift: float):
@@ -42,7 +32,7 @@ def sigmas(model, steps: int) -> torch.Tensor:
 
 
 def prompts() -> tuple[list, list]:
-    camera = embed(path_from_preset("orbit_left", 1.0, "linear", 5), 48, 32, "cam")
+    camera = lingbot.camera_of(length=5, ease="linear", width=48, height=32)
     return tuple(image_text(key, SHAPE, **{CAMERA_KEY: camera}) for key in ("fox", "blurry"))
 
 
@@ -121,6 +111,6 @@ def test_every_prediction_of_unipc_is_the_right_expert_s(experts):
     latent_format = experts[0].model.latent_format
     for (x, sigma, predicted), low in zip(guider.seen, ran_low, strict=True):
         stock = guided(experts[low], CFG[low])
-        start = SimpleNamespace(seed=0, generate_noise=lambda latent, noise=x / sigma: noise)  # the sampler starts at x
+        start = given_noise(x / sigma)  # the sampler starts at x
         expected = sampled(stock, torch.tensor([sigma, 0.0]), noise=start)
         assert relative_error(latent_format.process_out(predicted), expected) <= 1e-5

@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import weakref
-from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.samplers
@@ -16,6 +15,7 @@ from td_pack.tests.support import checkpoints
 from td_pack.tests.support.experts import (
     SHAPE,
     Stop,
+    given_noise,
     guided,
     image_text,
     latent,
@@ -24,7 +24,7 @@ from td_pack.tests.support.experts import (
     text,
     traced_pair,
 )
-from td_pack.tests.support.models import relative_error, stock_model
+from td_pack.tests.support.models import loaded, relative_error, stock_model
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host.guider import ExpertGuider
 from td_pack.turbo_core.host.load import load_model
@@ -156,8 +156,8 @@ def test_a_batch_equals_single_runs(t2v, mode):
     noise = torch.randn(2, *SHAPE[1:], generator=torch.Generator().manual_seed(9))
 
     def result(value):
-        drawn = SimpleNamespace(seed=0, generate_noise=lambda latent: value)
-        return guided(text(), run_sigmas(t2v, 2, 0), t2v, mode=mode, noise=drawn, given=latent(len(value)))
+        noise, given = given_noise(value), latent(len(value))
+        return guided(text(), run_sigmas(t2v, 2, 0), t2v, mode=mode, noise=noise, given=given)
 
     batch = result(noise)
     assert batch.shape[0] == 2
@@ -245,8 +245,7 @@ def test_what_does_not_fit_together_is_said_before_anything_runs(experts, t2v, f
         if problem == "tasks":
             return ExpertGuider(experts[0], t2v)
         if problem == "sizes":
-            deeper = checkpoints.write_pth(folder / "deep.pth", checkpoints.upstream_state_dict(1, layers=3))
-            return ExpertGuider(t2v, load_model(str(deeper)))
+            return ExpertGuider(t2v, loaded(folder / "deep.pth", checkpoints.upstream_state_dict(1, layers=3)))
         if problem == "boundary":
             return ExpertGuider(t2v, boundary=1.5)
         if problem == "other loader":

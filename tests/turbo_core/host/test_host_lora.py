@@ -39,10 +39,9 @@ def patched(model, strength: float = 1.0, tensors=LORA, name: str = "test.safete
 def test_a_side_path_is_closer_to_the_float_layer_than_requantizing(quantized, scale):
     """Per layer, against x (W + up down)^T in float64 with W the dequantized weight: what the LoRA is meant to do."""
     lora = {key: value * scale if "down" in key else value for key, value in LORA.items()}
-    down, up = (next(v for k, v in lora.items() if "ffn_2" in k and part in k) for part in ("down", "up"))
     layer = quantized.model.diffusion_model.blocks[1].ffn[2]
     x = checkpoints.draw(3, "x", (1, 192, 512))
-    change = x.double() @ (up.double() @ down.double()).T  # what the LoRA adds
+    change = x.double() @ (scale * checkpoints.lora_change("blocks.1.ffn.2").double()).T  # what the LoRA adds
     plain = layer(x)
 
     def error(model) -> float:
@@ -94,12 +93,12 @@ def test_it_does_not_depend_on_the_memory_that_is_free(paths, int8):
 def test_every_linear_takes_one_and_is_not_patched(paths):
     """Embeddings, modulation, proj_l and head included; against the stock node on the same float32 model."""
     model = load_model(paths[False])
-    tensors = {}
-    for name, layer in model.model.diffusion_model.named_modules():
-        if isinstance(layer, torch.nn.Linear):
-            out, inner = layer.weight.shape
-            tensors[f"diffusion_model.{name}.lora_A.weight"] = checkpoints.draw(9, f"{name} A", (2, inner)) * 0.1
-            tensors[f"diffusion_model.{name}.lora_B.weight"] = checkpoints.draw(9, f"{name} B", (out, 2)) * 0.1
+    layers = {
+        name: tuple(layer.weight.shape)
+        for name, layer in model.model.diffusion_model.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    }
+    tensors = checkpoints.lora(rank=2, layers=layers, size=0.1)
     changed = patched(model, tensors=tensors)
     assert len(changed.object_patches) == len(tensors) / 2 == 28 and not changed.patches
     stock, _ = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0)
@@ -127,13 +126,6 @@ def test_a_linear_s_lora_written_as_a_1x1_convolution_is_the_same(quantized):
     as_convolution = {key: value[..., None, None].contiguous() for key, value in LORA.items()}
     plain, convolution = (sample(patched(quantized, tensors=given)) for given in (LORA, as_convolution))
     assert torch.equal(plain, convolution)
-
-
-def test_a_model_is_not_saved_without_its_lora(quantized, tmp_path):
-    with pytest.raises(TurboError, match="merge the LoRA into the file with TurboDiffusionConvert"):
-        comfy.sd.save_checkpoint(str(tmp_path / "patched.safetensors"), patched(quantized))
-    assert not list(tmp_path.iterdir())
-    comfy.sd.save_checkpoint(str(tmp_path / "plain.safetensors"), quantized)
 
 
 def test_each_expert_has_its_own(quantized, paths):

@@ -2,27 +2,15 @@
 
 import sys
 
-import comfy.ops
-import comfy.sd
 import pytest
 import torch
 from comfy.ldm.wan.model import sinusoidal_embedding_1d
-from comfy.model_patcher import ModelPatcher
 from td_pack.tests.support import checkpoints, lingbot
-from td_pack.tests.support.models import relative_error
-from td_pack.turbo_core.attention import SLA
-from td_pack.turbo_core.checkpoint.layout import expected_shapes
+from td_pack.tests.support.models import forward, loaded, relative_error
 from td_pack.turbo_core.errors import CheckpointError
-from td_pack.turbo_core.host.base_model import TurboWAN
 from td_pack.turbo_core.host.load import load_model
 
 LATENT = (1, 16, 2, 8, 8)
-
-
-def forward(model, channels: int = 16) -> torch.Tensor:
-    x = checkpoints.draw(5, "x", (1, channels, *LATENT[2:]))
-    context = checkpoints.draw(5, "context", (1, 8, 4096))
-    return model.model.diffusion_model(x, torch.tensor([932.0]), context=context)
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +20,7 @@ def state_dict():
 
 @pytest.fixture(scope="module")
 def plain(state_dict, tmp_path_factory):
-    return load_model(str(checkpoints.write_pth(tmp_path_factory.mktemp("m") / "plain.pth", state_dict)))
-
-
-def test_a_model_is_a_model_patcher_on_comfyui_s_wan(plain):
-    assert isinstance(plain, ModelPatcher) and isinstance(plain.model, TurboWAN)
-    assert plain.model.spec.turbo and plain.model.spec.sla and plain.model.spec.task == "T2V"
-    assert plain.model.get_dtype_inference() == torch.float32
-    assert [block.self_attn.sla for block in plain.model.diffusion_model.blocks] == [SLA(0.1)] * 2
+    return loaded(tmp_path_factory.mktemp("m") / "plain.pth", state_dict)
 
 
 @pytest.mark.parametrize("variant", ["wrapped", "net", "checkpointed", "safetensors", "comfyui"])
@@ -59,58 +40,9 @@ def test_every_spelling_of_a_checkpoint_is_the_same_model(variant, state_dict, p
     assert torch.equal(forward(load_model(str(path))), forward(plain))
 
 
-@pytest.mark.parametrize("in_channels,task", [(16, "T2V"), (36, "I2V")])
-def test_stock_files_run_comfyui_s_own_code_bit_for_bit(in_channels, task, tmp_path):
-    path = str(
-        checkpoints.write_safetensors(tmp_path / "wan.safetensors", checkpoints.stock(4, in_channels=in_channels))
-    )
-    ours = load_model(path, "fp32")
-    theirs = comfy.sd.load_diffusion_model(path, {"dtype": torch.float32})
-    assert not ours.model.spec.turbo and ours.model.spec.task == task
-    assert torch.equal(forward(ours, in_channels), forward(theirs, in_channels))
-    sigma = torch.tensor([0.93378])
-    assert ours.model.process_timestep(sigma * 1000) == sigma * 1000
-
-
-def test_stock_scaled_fp8_files_keep_their_precision(tmp_path):
-    state_dict = checkpoints.stock(4)
-    quantized = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
-    for key, value in state_dict.items():
-        if key.startswith("blocks.") and value.ndim == 2:
-            scale = value.abs().max().float() / 448
-            quantized[key] = (value.float() / scale).to(torch.float8_e4m3fn)
-            quantized[key.removesuffix("weight") + "scale_weight"] = scale
-        else:
-            quantized[key] = value
-    path = str(checkpoints.write_safetensors(tmp_path / "scaled.safetensors", quantized))
-    assert torch.equal(forward(load_model(path)), forward(comfy.sd.load_diffusion_model(path)))
-
-
-def test_wan_2_1_i2v_with_image_embedding_loads_and_uses_it(tmp_path):
-    from comfy.ldm.wan.model import WanModel
-
-    network = WanModel(
-        "i2v",
-        in_dim=36,
-        dim=256,
-        ffn_dim=512,
-        num_heads=2,
-        num_layers=1,
-        flf_pos_embed_token_number=514,
-        operations=comfy.ops.manual_cast,
-        dtype=torch.float32,
-    )
-    state_dict = {key: checkpoints.weight(6, key, tuple(value.shape)) for key, value in network.state_dict().items()}
-    model = load_model(str(checkpoints.write_safetensors(tmp_path / "flf.safetensors", state_dict)))
-    spec = model.model.spec
-    assert spec.image_embedding and spec.image_positions == 514 and model.model.image_to_video
-    named = {name: tuple(value.shape) for name, value in model.model.diffusion_model.state_dict().items()}
-    assert named == expected_shapes(spec)
-
-
 @pytest.mark.parametrize("name,dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)])
 def test_dtype_is_what_was_asked_for(name, dtype, state_dict, plain, tmp_path):
-    model = load_model(str(checkpoints.write_pth(tmp_path / "model.pth", state_dict)), name)
+    model = loaded(tmp_path / "model.pth", state_dict, name)
     assert model.model.get_dtype_inference() == dtype
     network = model.model.diffusion_model.to(dtype)
     x, context = (checkpoints.draw(5, n, s).to(dtype) for n, s in (("x", LATENT), ("context", (1, 8, 4096))))
@@ -128,13 +60,6 @@ def test_weights_that_fit_stay_mapped_from_the_file(state_dict, tmp_path):
     assert any(int(start, 16) <= address < int(end, 16) for start, end in spans)
 
 
-def test_the_patcher_can_be_made_anew_for_compile_and_hooks(plain):
-    factory, arguments = plain.cached_patcher_init
-    anew = factory(*arguments, disable_dynamic=True)
-    assert anew.model is not plain.model
-    assert torch.equal(forward(anew), forward(plain))
-
-
 def test_a_fast_model_is_refused_by_its_folder(tmp_path):
     path = checkpoints.write_safetensors(tmp_path / "model.safetensors", lingbot.state_dict(5))
     (tmp_path / "config.json").write_text('{"_class_name": "WanModelFast", "local_attn_size": -1}')
@@ -145,7 +70,7 @@ def test_a_fast_model_is_refused_by_its_folder(tmp_path):
 def test_the_time_embedding_of_a_bf16_model_is_float32(state_dict, tmp_path):
     """ComfyUI rounds the sinusoid to the dtype of x, which would be off by up to 2^-9: one test in float32 cannot see
     it."""
-    model = load_model(str(checkpoints.write_pth(tmp_path / "model.pth", state_dict)), "bf16")
+    model = loaded(tmp_path / "model.pth", state_dict, "bf16")
     network, given = model.model.diffusion_model.to(torch.bfloat16), []
     network.blocks[0].register_forward_pre_hook(lambda *args: given.append(args[2]), with_kwargs=True)
     x, context = (checkpoints.draw(5, n, s).bfloat16() for n, s in (("x", LATENT), ("context", (1, 8, 4096))))

@@ -1,7 +1,6 @@
-"""Int8 checkpoints as ComfyUI models: what each linear computes, and that every memory path keeps the weights int8."""
+"""Int8 checkpoints as ComfyUI models: what each linear computes. Int8 and 4-bit ones offloaded, saved and compiled."""
 
 import itertools
-from collections import Counter
 
 import comfy.model_management
 import comfy.sd
@@ -10,13 +9,14 @@ import pytest
 import torch
 from comfy.quant_ops import QuantizedTensor
 from comfy_extras.nodes_model_merging import ModelMergeSimple
-from td_pack.kernels import counting, dispatch
+from td_pack.kernels import dispatch
 from td_pack.kernels.backends import BACKENDS
 from td_pack.kernels.int8.reference import int8_linear
-from td_pack.tests.support import checkpoints
+from td_pack.tests.support import checkpoints, lingbot
 from td_pack.tests.support.models import (
     SHAPE,
     compiled_by,
+    loaded,
     only_comfyui_breaks_graphs,
     relative_error,
     same,
@@ -40,13 +40,13 @@ def state_dict():
 
 @pytest.fixture
 def model(state_dict, tmp_path):
-    return load_model(str(checkpoints.write_pth(tmp_path / "quant.pth", state_dict)))
+    return loaded(tmp_path / "quant.pth", state_dict)
 
 
 @pytest.fixture
 def upstream(state_dict, tmp_path):
     """The same with upstream's activations."""
-    return load_model(str(checkpoints.write_pth(tmp_path / "upstream.pth", state_dict)), activations="upstream")
+    return loaded(tmp_path / "upstream.pth", state_dict, activations="upstream")
 
 
 def test_every_linear_of_a_block_is_int8_and_nothing_else(model):
@@ -106,27 +106,6 @@ def test_where_int8_is_slower_every_linear_multiplies_in_float(model, upstream, 
     assert model.model.spec.int8
 
 
-def test_offloaded_weights_stay_int8_and_give_the_same_bits(model):
-    resident, before = step(model), sample(model)
-    comfy.model_management.unload_all_models()
-    assert torch.equal(step(model, lowvram_model_memory=1), resident)
-    assert (model.model.calls["int8 linear"], model.model.calls["float linear"]) == (2 * LINEARS, 0)
-    assert torch.equal(step(model), resident) and torch.equal(sample(model), before)
-
-
-def test_weights_that_comfyui_fetches_are_multiplied_in_int8_too(model):
-    """On a GPU, offloaded and dynamic weights are not on the device: ComfyUI's own forward fetches them and calls ours.
-    On a CPU every weight is, so the layer is told otherwise."""
-    layer = model.model.diffusion_model.blocks[0].self_attn.q
-    x = checkpoints.draw(2, "x", (2, 192, 256))
-    resident, calls = layer(x), Counter()
-    layer._is_resident = lambda device, dtype: False
-    with counting(calls):
-        fetched = layer(x)
-    assert calls == {"int8 linear": 1}
-    assert torch.equal(fetched, resident)
-
-
 def test_requantizing_keeps_small_changes_on_average():
     weight = checkpoints.draw(1, "w", (128, 128))
     step = weight.abs().max() / 128
@@ -138,45 +117,83 @@ def test_requantizing_keeps_small_changes_on_average():
     assert (QuantizedTensor.from_float(nudged, LAYOUT)._qdata[1:] == 10).all()
 
 
-@pytest.fixture
-def single(tmp_path):
+STATE_DICTS = {
+    "int8": lambda: checkpoints.upstream_state_dict(41, ffn_dim=300, layers=1, sla=True, int8=True),
+    "nf4": lambda: lingbot.packed(checkpoints.stock(43, ffn_dim=300, layers=1)),
+}
+Q_LORA = checkpoints.lora(layers={"blocks.0.self_attn.q": (256, 256)})
+LORAS = {  # by the node that applies it
+    "none": lambda model: model,
+    "pack": lambda model: with_lora(model, "test.safetensors", Q_LORA, 0.8)[0],
+    "stock": lambda model: comfy.sd.load_lora_for_models(model, None, Q_LORA, 0.8, 0)[0],
+}
+
+
+@pytest.fixture(params=STATE_DICTS)
+def single(request, tmp_path):
+    """Each kind with one block, and its name."""
+    return loaded(tmp_path / "single.safetensors", STATE_DICTS[request.param]()), request.param
+
+
+def test_offloaded_weights_stay_quantized_and_give_the_same_bits(single):
+    model, kind = single
+    resident, before = step(model), sample(model)
+    comfy.model_management.unload_all_models()
+    assert torch.equal(step(model, lowvram_model_memory=1), resident)
+    assert model.model.calls["int8 linear"] == LINEARS * (kind == "int8")
+    assert torch.equal(step(model), resident) and torch.equal(sample(model), before)
+
+
+def test_a_saved_model_loads_again(single, tmp_path):
+    """Int8 also with a stock LoRA in it, which is requantized: saved is what ran."""
+    model, kind = single
+    for lora in ("none", "stock") if kind == "int8" else ("none",):
+        path, patcher = tmp_path / f"{lora}.safetensors", LORAS[lora](model)
+        comfy.sd.save_checkpoint(str(path), patcher)
+        again = load_model(str(path))
+        assert again.model.spec == model.model.spec
+        assert same(weights(again), weights(patcher))
+
+
+@pytest.mark.usefixtures("no_graphs")
+@pytest.mark.parametrize(
+    "kind, lora, backend",
+    [
+        ("int8", "none", "eager"),
+        ("int8", "pack", "eager"),
+        ("int8", "pack", "inductor"),
+        ("nf4", "none", "eager"),
+        ("nf4", "pack", "eager"),
+        ("nf4", "stock", "eager"),
+    ],
+)
+def test_the_stock_compile_node_works_and_the_pack_breaks_no_graph(kind, lora, backend, tmp_path):
     """One layer: compiling by inductor takes half a minute for two."""
-    state_dict = checkpoints.upstream_state_dict(41, ffn_dim=300, layers=1, sla=True, int8=True)
-    torch.compiler.reset()
-    yield load_model(str(checkpoints.write_pth(tmp_path / "single.pth", state_dict)))
-    torch.compiler.reset()
-
-
-def with_q_lora(model):
-    lora = {key: value for key, value in checkpoints.lora("kohya").items() if "self_attn_q" in key}
-    return with_lora(model, "test.safetensors", lora, 0.8)[0]
-
-
-# A compiler may sum in another order, which can flip an int8 code and with it all that follows.
-COMPILED = 1e-2
-
-
-@pytest.mark.parametrize("backend, with_side_path", [("eager", False), ("eager", True), ("inductor", True)])
-def test_the_stock_compile_node_works_and_the_pack_breaks_no_graph(single, backend, with_side_path):
-    model = with_q_lora(single) if with_side_path else single
+    model = LORAS[lora](loaded(tmp_path / "single.safetensors", STATE_DICTS[kind]()))
     expected = sample(model)
     compiled = compiled_by(backend, model)
-    assert relative_error(sample(compiled), expected) <= COMPILED
-    assert (compiled.model.calls["int8 linear"], compiled.model.calls["float linear"]) == (LINEARS, 0)
-    assert only_comfyui_breaks_graphs()
+    # A compiler may sum in another order, which can flip an int8 code and with it all that follows.
+    assert relative_error(sample(compiled), expected) <= {"int8": 1e-2, "nf4": 1e-6}[kind]
+    calls = compiled.model.calls
+    assert calls["int8 linear"] == LINEARS * (kind == "int8")
+    assert (calls["nf4 dequantize"] > 0) == (kind == "nf4")
+    if lora != "stock":  # ComfyUI's own patch arithmetic is no part of the pack
+        assert only_comfyui_breaks_graphs()
 
 
 # The eager backend runs the same operators in the same order: a tenth of what tells the settings apart.
 TRACED = 1e-3
 
 
-def test_what_is_set_before_and_after_the_compile_node_holds(single):
+@pytest.mark.usefixtures("no_graphs")
+def test_what_is_set_before_and_after_the_compile_node_holds(tmp_path):
     """Attention, dense first steps and a LoRA, per clone, in both orders: no graph of one serves another."""
+    single = loaded(tmp_path / "single.pth", STATE_DICTS["int8"]())
     changes = (
         lambda m: with_attention(m, "sla", 0.7, "", False),
         lambda m: with_attention(m, "dense", 0.1, "", False),
         lambda m: with_attention(m, "sla", 0.7, "", False, 1),
-        lambda m: with_q_lora(with_attention(m, "sla", 0.7, "", False)),
+        lambda m: LORAS["pack"](with_attention(m, "sla", 0.7, "", False)),
     )
     expected = [sample(change(single), steps=2) for change in changes]
     assert min(relative_error(a, b) for a, b in itertools.combinations(expected, 2)) > 2 * TRACED
@@ -188,20 +205,9 @@ def test_what_is_set_before_and_after_the_compile_node_holds(single):
             assert model.model.calls["sparse attention"] == (2, 0, 1, 2)[i]
 
 
-def test_a_saved_model_loads_again(model, tmp_path):
-    """Also with a stock LoRA in it: saved is what ran."""
-    changed, _ = comfy.sd.load_lora_for_models(model, None, checkpoints.lora("diffusion_model"), 1.0, 0)
-    for name, patcher in (("plain", model), ("changed", changed)):
-        path = tmp_path / f"{name}.safetensors"
-        comfy.sd.save_checkpoint(str(path), patcher)
-        again = load_model(str(path))
-        assert again.model.spec == model.model.spec
-        assert same(weights(again), weights(patcher))
-
-
 def test_stock_merge_nodes_take_int8_models(model, tmp_path):
     state_dict = checkpoints.upstream_state_dict(42, ffn_dim=300, sla=True, int8=True)
-    other = load_model(str(checkpoints.write_pth(tmp_path / "other.pth", state_dict)))
+    other = loaded(tmp_path / "other.pth", state_dict)
     merged = ModelMergeSimple().merge(model, other, 0.25)[0]
     comfy.model_management.load_models_gpu([merged])
     ours, others = (checkpoints.upstream_state_dict(seed, ffn_dim=300, sla=True) for seed in (41, 42))

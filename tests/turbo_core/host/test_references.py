@@ -5,11 +5,8 @@ import pytest
 import torch
 from comfy.ldm.modules import attention
 from td_pack.tests.support import checkpoints, lingbot
-from td_pack.tests.support.models import relative_error
-from td_pack.turbo_core.camera.embed import embed
-from td_pack.turbo_core.camera.presets import path_from_preset
+from td_pack.tests.support.models import loaded, relative_error
 from td_pack.turbo_core.host.camera_model import CONDCamera
-from td_pack.turbo_core.host.load import load_model
 
 # A reference video shorter than the video, and an image of a size that has to be padded to whole patches.
 REFERENCES = [(1, 16, 2, 8, 8), (1, 16, 1, 6, 7)]
@@ -18,7 +15,7 @@ REFERENCES = [(1, 16, 2, 8, 8), (1, 16, 1, 6, 7)]
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
     path = tmp_path_factory.mktemp("references") / "m.pth"
-    return load_model(str(checkpoints.write_pth(path, checkpoints.upstream_state_dict(31)))).model.diffusion_model
+    return loaded(path, checkpoints.upstream_state_dict(31)).model.diffusion_model
 
 
 def draw(name: str, shape) -> torch.Tensor:
@@ -48,9 +45,8 @@ def test_references_are_seen_as_by_comfyui_s_own_forward(network):
 
 
 def test_a_camera_moves_the_video_and_not_the_references(tmp_path):
-    path = checkpoints.write_safetensors(tmp_path / "cam.safetensors", lingbot.state_dict(61, "cam"))
-    network = load_model(str(path)).model.diffusion_model
-    frames = CONDCamera(embed(path_from_preset("orbit_left", 1.0, "smooth", 9), 96, 64, "cam")).concat([])
+    network = loaded(tmp_path / "cam.safetensors", lingbot.state_dict(61, "cam")).model.diffusion_model
+    frames = CONDCamera(lingbot.camera_of()).concat([])
     camera = {"camera": frames.frames, "camera_repeats": frames.repeats}
     reference = [draw("reference", (1, 36, 1, 6, 6))]
     moved = velocity(network, 36, context_latents=reference, **camera)

@@ -87,11 +87,6 @@ def test_a_share_of_the_run_is_the_noise_level_of_its_step(model, step):
     assert curve(model).percent_to_sigma(1.0) == 0.0
 
 
-def test_timesteps_are_still_a_thousand_times_sigma(model):
-    given = curve(model).timestep(rcm(model))
-    assert torch.equal(given, rcm(model) * 1000)
-
-
 @pytest.mark.parametrize("node,scale", [(ModelSamplingSD3().patch, 1000), (ModelSamplingAuraFlow().patch_aura, 1.0)])
 def test_a_shift_node_takes_the_schedule_over(model, node, scale):
     stock = comfy.model_sampling.ModelSamplingDiscreteFlow()

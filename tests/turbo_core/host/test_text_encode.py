@@ -8,6 +8,7 @@ import weakref
 import comfy.model_management
 import comfy.sd
 import pytest
+import safetensors.torch
 import torch
 from td_pack.tests.support import checkpoints, text_encoders
 from td_pack.turbo_core.errors import CheckpointError
@@ -32,16 +33,10 @@ def cache(tmp_path):
 def stock(path, text: str) -> list:
     """What CLIPLoader (type wan) and CLIPTextEncode do; only the sizes are told, since those of a small file are not
     umT5-XXL's."""
-    sizes = {"d_model": 8, "d_kv": 4, "num_heads": 2, "vocab_size": vocabulary(path)}
+    vocabulary = safetensors.torch.load_file(path)["shared.weight"].shape[0]
+    sizes = {"d_model": 8, "d_kv": 4, "num_heads": 2, "vocab_size": vocabulary}
     clip = comfy.sd.load_clip([str(path)], None, comfy.sd.CLIPType.WAN, model_options={"umt5xxl_model_config": sizes})
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
-
-
-def vocabulary(path) -> int:
-    import safetensors
-
-    with safetensors.safe_open(path, "pt") as file:
-        return file.get_slice("shared.weight").get_shape()[0]
 
 
 def same(a: list, b: list) -> bool:

@@ -2,6 +2,7 @@
 give, and its self-attention can be sparse."""
 
 import json
+import re
 from pathlib import Path
 
 import comfy.clip_vision
@@ -220,19 +221,24 @@ def test_it_becomes_turbo_by_the_delta_of_another_model(variant, vae, tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["T2V", "VACE"], indirect=True)
-@pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise", "nvfp4", "mxfp8"])
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8_tensorwise", "nvfp4", "mxfp8", "scaled fp8"])
 def test_comfyuis_quantized_files_of_it(kind, variant, vae, tmp_path):
-    """Quantized by comfy_kitchen: the latents of ComfyUI's own loader."""
+    """Quantized by comfy_kitchen, or as older files are: the latents of ComfyUI's own loader."""
     _, path, conditioning, _ = variant
-    layout = QUANT_ALGOS[kind]["comfy_tensor_layout"]
+    old = kind == "scaled fp8"
+    layout = QUANT_ALGOS["float8_e4m3fn" if old else kind]["comfy_tensor_layout"]
     mark, quantized = torch.tensor(list(json.dumps({"format": kind}).encode()), dtype=torch.uint8), {}
     for key, value in safetensors.torch.load_file(path).items():
         if value.ndim == 2 and "blocks." in key:
             codes = QuantizedTensor.from_float(value.bfloat16(), layout).state_dict(key)
-            quantized |= {name.replace("weight_block_scale", "weight_scale"): part for name, part in codes.items()}
-            quantized[key.replace("weight", "comfy_quant")] = mark.clone()
+            scale = "scale_weight" if old else "weight_scale"
+            quantized |= {re.sub("weight(_block)?_scale", scale, name): part for name, part in codes.items()}
+            if not old:
+                quantized[key.replace("weight", "comfy_quant")] = mark.clone()
         else:
             quantized[key] = value
+    if old:
+        quantized["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
     file = str(checkpoints.write_safetensors(tmp_path / "quantized.safetensors", quantized))
     ours, theirs = load(file), load(file, comfy.sd.load_diffusion_model)
     assert torch.equal(sample(ours, conditioning, vae), sample(theirs, conditioning, vae))
