@@ -6,23 +6,19 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from td_pack.tests.support.fresh import fresh
+from td_pack.tests.support.fresh import ROOT, fresh
 
-ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(
     path.relative_to(ROOT)
     for path in ROOT.rglob("*.py")
     if not path.relative_to(ROOT).parts[0].startswith(("tests", "docs", ".", "__pycache__"))
 )
-COMMAND_LINE = {
-    Path("cli.py"),
-    Path("dev.py"),
-    Path("install.py"),
-}  # talk to a person, and are no part of the running pack
-SOURCES = [path for path in SHIPPED if path not in COMMAND_LINE]
+COMMAND_LINE = ("cli.py", "dev.py", "install.py")  # talk to a person, and are no part of the running pack
+SOURCES = [path for path in SHIPPED if str(path) not in COMMAND_LINE]
 TOP_LEVEL = {"nodes", "turbo_core", "kernels", "tests"}
 
 
@@ -46,23 +42,25 @@ ALLOWED = {
 }
 
 
-def imports(path: Path) -> tuple[set[str], set[str]]:
-    """The layers of the pack and the top-level names of other modules that a file imports, at any depth in it."""
-    inside, outside = set(), set()
+def relative_imports(path: Path) -> Iterator[tuple[Path, str]]:
+    """(module, name) of each relative import of a file, at any depth in it; the module as a path from the root."""
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.Import):
-            outside |= {name.name.split(".")[0] for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            outside.add(node.module.split(".")[0])
-        elif isinstance(node, ast.ImportFrom):
-            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            inside |= {layer(base / name.name) for name in node.names}
-    return inside, outside
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            yield from ((module, name.name) for name in node.names)
+
+
+def other_imports(path: Path) -> set[str]:
+    """The top-level names of the other modules that a file imports."""
+    nodes = list(ast.walk(ast.parse((ROOT / path).read_text())))
+    names = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.split(".")[0] for name in names}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_imports_go_down_only(path):
-    inside, outside = imports(path)
+    inside, outside = {layer(module / name) for module, name in relative_imports(path)}, other_imports(path)
     below, refused = ALLOWED[layer(path)]
     assert inside <= below
     assert not outside & refused
@@ -73,23 +71,15 @@ def test_imports_go_down_only(path):
 
 def test_kernels_import_each_other_in_one_direction():
     """No import circle, and no backend that computes with the definition it is judged by."""
-    files = {path.with_suffix("").parts: path for path in SOURCES if path.parts[0] == "kernels"}
-    graph = {}
-    for parts, path in files.items():
-        graph[parts] = set()
-        for node in ast.walk(ast.parse((ROOT / path).read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                base = (
-                    (*path.parts[: -node.level], *(node.module or "").split("."))
-                    if node.module
-                    else path.parts[: -node.level]
-                )
-                for name in node.names:
-                    named = [(*base, name.name), (*base, name.name, "__init__"), base, (*base, "__init__")]
-                    graph[parts] |= {next(each for each in named if each in files)}
+    files = {path.with_suffix("") for path in SOURCES if path.parts[0] == "kernels"}
+    graph = {file: set() for file in files}
+    for file in files:
+        for module, name in relative_imports(file.with_suffix(".py")):
+            named = (module / name, module / name / "__init__", module, module / "__init__")
+            graph[file].add(next(each for each in named if each in files))
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
-    users = {parts for parts, used in graph.items() if any("reference" in each for each in used) and "triton" in parts}
-    assert not users
+    backends = [used for file, used in graph.items() if "triton" in file.parts]
+    assert not [each for used in backends for each in used if "reference" in each.parts]
 
 
 def test_every_layer_was_seen():

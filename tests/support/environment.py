@@ -212,20 +212,19 @@ def ensure_python(comfyui: Path, newest: bool = False) -> Path:
     folder = cache / f"env-{environment_key(requirements.read_text(encoding='utf-8'), pins)}"
     python, complete = python_of(folder), folder / "complete"
     with lock(cache / "environment.lock"):
-        if complete.is_file() and python.exists():
-            if newest:
-                pip(python, "install", "--upgrade", *NEWEST, doing=f"install the newest {' and '.join(NEWEST)}")
-            return python
-        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted setup left; environments cannot be renamed
-        free = shutil.disk_usage(cache).free / 1e9
-        if free < ENVIRONMENT_GB:
-            raise SetupError(f"The environment needs {ENVIRONMENT_GB} GB of disk in {cache}, which has {free:.1f} GB.")
-        say(f"making the Python environment in {folder} (about 6 GB, once)")
-        make_venv(folder)
-        pip(python, "install", *PINS, "-r", str(requirements), doing="install the environment")
+        if not (complete.is_file() and python.exists()):
+            shutil.rmtree(folder, ignore_errors=True)  # of an interrupted setup; environments cannot be renamed
+            free = shutil.disk_usage(cache).free / 1e9
+            if free < ENVIRONMENT_GB:
+                raise SetupError(
+                    f"The environment needs {ENVIRONMENT_GB} GB of disk in {cache}, which has {free:.1f} GB."
+                )
+            say(f"making the Python environment in {folder} (about 6 GB, once)")
+            make_venv(folder)
+            pip(python, "install", *PINS, "-r", str(requirements), doing="install the environment")
+            complete.touch()
         if newest:
             pip(python, "install", "--upgrade", *NEWEST, doing=f"install the newest {' and '.join(NEWEST)}")
-        complete.touch()
     return python
 
 

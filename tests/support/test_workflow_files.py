@@ -1,6 +1,7 @@
 """The files of .github/workflows: they parse, name only files and options that exist, and run what they say. They
 cannot run here."""
 
+import itertools
 import re
 import shlex
 
@@ -23,11 +24,8 @@ COMMANDS = [
 def combinations(job: dict) -> list[dict]:
     """The runs of a job whose matrix has only entries of its own in `include`."""
     matrix = dict(job["strategy"]["matrix"])
-    found = [{}]
     included = matrix.pop("include", [])
-    for key, values in matrix.items():
-        found = [{**each, key: value} for each in found for value in values]
-    return found + included
+    return [dict(zip(matrix, values, strict=True)) for values in itertools.product(*matrix.values())] + included
 
 
 @pytest.mark.parametrize("name, command, options", COMMANDS, ids=[command for _, command, _ in COMMANDS])
