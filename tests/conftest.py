@@ -36,6 +36,16 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="fuzz for hours instead of seconds, drawn anew each time")
 
 
+@pytest.fixture
+def examples(request):
+    """Settings for a property with that many examples, seeded; with `--long` `times` as many, drawn anew each time."""
+    from hypothesis import HealthCheck, settings
+
+    is_long = request.config.getoption("--long")
+    fixed = dict(derandomize=not is_long, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    return lambda count, times: settings(max_examples=count * times if is_long else count, **fixed)
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """One live ComfyUI for the whole run: the pack under an odd folder name, the test nodes, tiny checkpoints."""

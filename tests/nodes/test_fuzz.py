@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from td_pack.tests.nodes.test_replacements import i2v
 from td_pack.tests.support import checkpoints
@@ -72,16 +72,10 @@ def refusals(error: PromptRejected) -> list[dict]:
     return [error.error, *(each for found in error.node_errors.values() for each in found["errors"])]
 
 
-def test_every_prompt_is_refused_or_ends_and_the_next_one_runs(server, request):
-    is_long, ends = request.config.getoption("--long"), set()
+def test_every_prompt_is_refused_or_ends_and_the_next_one_runs(server, examples):
+    ends = set()
 
-    @settings(
-        max_examples=4000 if is_long else 40,
-        derandomize=not is_long,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @examples(40, times=100)
     @given(prompts())
     def survives(prompt):
         try:

@@ -1,4 +1,4 @@
-"""What the batch tests share: a live server's nodes, and jobs for them."""
+"""What the batch tests share: the command, a live server's nodes, and jobs for them."""
 
 import json
 
@@ -6,7 +6,26 @@ import pytest
 from td_pack.tests.support import workflows
 from td_pack.tests.support.jobs import empty, node
 from td_pack.tests.support.workflows import TINY_FILES
+from td_pack.tests.turbo_core.batch.scripted_server import WORKFLOW
+from td_pack.turbo_core.batch.cli import main
 from td_pack.turbo_core.batch.node_info import NodeInfos, parse_node_infos
+
+
+@pytest.fixture
+def batch(url, tmp_path, monkeypatch, capsys):
+    """Runs the command in this process and in a folder with the scripted server's workflow, on the server at `url`, a
+    fixture of each module; returns its exit code and keeps what it wrote as `.said`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "workflow.json").write_text(json.dumps(WORKFLOW))
+
+    def run(*arguments: object, url: str = url) -> int:
+        code = main([*map(str, arguments), "--out", str(run.out), "--server", url])
+        captured = capsys.readouterr()
+        run.said = captured.out + captured.err
+        return code
+
+    run.out = tmp_path / "out"
+    return run
 
 
 @pytest.fixture(scope="session")

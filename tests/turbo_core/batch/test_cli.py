@@ -14,7 +14,6 @@ from PIL import Image
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.jobs import at_the_gate, with_gate
 from td_pack.tests.support.server import ROOT, ComfyServer
-from td_pack.turbo_core.batch.cli import main
 
 pytestmark = pytest.mark.server
 HANGS = 300  # seconds; what takes longer never ends
@@ -30,18 +29,8 @@ def folders(out) -> set[str]:
 
 
 @pytest.fixture
-def batch(server, tmp_path, capsys):
-    """Runs the command in this process on the shared server; returns its exit code and keeps what it wrote as
-    `.said`."""
-
-    def run(*arguments: object, where=("--server", server.url)) -> int:
-        code = main([*map(str, arguments), "--out", str(tmp_path / "out"), *where])
-        captured = capsys.readouterr()
-        run.said = captured.out + captured.err
-        return code
-
-    run.out = tmp_path / "out"
-    return run
+def url(server) -> str:
+    return server.url
 
 
 def inputs_of(prompt: str) -> dict:
@@ -145,49 +134,58 @@ def test_a_killed_server_s_jobs_are_done_on_the_other(batch, tmp_path, t2v, serv
     assert "does not answer" in lost[0]["error"]
 
 
-def wait_for(condition):
+def wait_for(condition) -> None:
     end = time.monotonic() + HANGS
-    while not (found := condition()):
+    while not condition():
         assert time.monotonic() < end, "it hangs"
         time.sleep(0.05)
-    return found
+
+
+def running_on(server) -> list:
+    return json.loads(server.client.get("/queue"))["queue_running"]
+
+
+@pytest.fixture
+def started(batch, tmp_path, trouble, server):
+    """Starts the command in a process of its own; returns it while its first job waits in the server."""
+
+    def start(kind: str, *more: str) -> subprocess.Popen:
+        marker = tmp_path / "waited"
+        words = ["--workflow", trouble, "--set", f"trouble.kind={kind}", "--set", f"trouble.once={marker}", *more]
+        where = ["--out", batch.out, "--server", server.url]
+        running = subprocess.Popen(command(*words, *where), stderr=subprocess.PIPE, text=True)
+        wait_for(marker.exists)
+        return running
+
+    return start
 
 
 @pytest.mark.parametrize("stop,code", [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
-def test_a_stopped_batch_goes_on_where_it_was(batch, tmp_path, trouble, server, stop, code):
-    marker = tmp_path / "waited"
-    settings = ["--set", "trouble.kind=wait", "--set", f"trouble.once={marker}", "--vary", "latent.length=5,9,13"]
-    where = ["--out", batch.out, "--server", server.url]
-    running = subprocess.Popen(command("--workflow", trouble, *settings, *where), stderr=subprocess.PIPE, text=True)
-    wait_for(marker.exists)
+def test_a_stopped_batch_goes_on_where_it_was(batch, started, server, stop, code):
+    running = started("wait", "--vary", "latent.length=5,9,13")
     running.send_signal(stop)
     _, said = running.communicate(timeout=HANGS)
     assert running.returncode == code, said
-    queue = json.loads(server.client.get("/queue"))
     if stop == signal.SIGKILL:
-        assert len(queue["queue_running"]) == 1 and states(batch.out) == {"running": 1, "pending": 2}
+        assert len(running_on(server)) == 1 and states(batch.out) == {"running": 1, "pending": 2}
         server.client.interrupt()  # the attempt is found again, fails, and is tried once more
     else:
         assert "--resume goes on with the rest" in said
-        wait_for(lambda: not json.loads(server.client.get("/queue"))["queue_running"])
+        wait_for(lambda: not running_on(server))
         assert states(batch.out) == {"pending": 3}
     assert batch("--resume") == 0, batch.said
     assert states(batch.out) == {"done": 3} and len(folders(batch.out)) == 3
 
 
-def test_a_killed_batch_joins_the_prompt_that_its_server_still_runs(batch, tmp_path, trouble, server):
-    marker = tmp_path / "waited"
-    settings = ["--set", "trouble.kind=audience", "--set", f"trouble.once={marker}"]
-    where = ["--out", batch.out, "--server", server.url]
-    running = subprocess.Popen(command("--workflow", trouble, *settings, *where), stderr=subprocess.DEVNULL)
-    wait_for(marker.exists)
+def test_a_killed_batch_joins_the_prompt_that_its_server_still_runs(batch, started, tmp_path, server):
+    running = started("audience")
     running.kill()
-    running.wait()
-    (queued,) = json.loads(server.client.get("/queue"))["queue_running"]
+    running.communicate()
+    (queued,) = running_on(server)
     assert batch("--resume") == 0, batch.said
     assert states(batch.out) == {"done": 1}
     prompts = [entry["prompt"] for entry in json.loads(server.client.get("/history")).values()]
-    assert [prompt[1] for prompt in prompts if str(marker) in json.dumps(prompt[2])] == [queued[1]], (
+    assert [prompt[1] for prompt in prompts if str(tmp_path) in json.dumps(prompt[2])] == [queued[1]], (
         "nothing is made twice"
     )
 
@@ -197,5 +195,5 @@ def test_an_attempt_that_takes_too_long_is_ended(batch, trouble, server):
     assert batch("--workflow", trouble, *settings) == 1
     assert "did not finish in 2 s" in batch.said and states(batch.out) == {"failed": 1}
     queue = json.loads(server.client.get("/queue"))
-    wait_for(lambda: not json.loads(server.client.get("/queue"))["queue_running"])
+    wait_for(lambda: not running_on(server))
     assert not queue["queue_pending"]

@@ -23,10 +23,11 @@ def job(i: int, model: str = "a.pth", width: int = 64) -> Job:
 
 
 class Scripted:
-    """A worker whose `does` decides each attempt: None is success, a text the job's error, an exception is raised."""
+    """A worker whose `does` decides each attempt: None is success, a text the job's error, an exception is raised.
+    `takes` gives an exception to raise before the server begins."""
 
-    def __init__(self, name, does=lambda task: None, starts=lambda: None):
-        self.name, self._does, self._starts = name, does, starts
+    def __init__(self, name, does=lambda task: None, starts=lambda: None, takes=lambda task: None):
+        self.name, self._does, self._starts, self._takes = name, does, starts, takes
         self.had, self.resets, self.stopped = [], 0, False
 
     async def start(self):
@@ -36,6 +37,8 @@ class Scripted:
 
     async def run(self, task):
         self.had.append(int(task.job))
+        if error := self._takes(task):
+            raise error
         yield {"node": "x", "value": 0, "max": 0}
         await asyncio.sleep(0.01)
         error = self._does(task)
@@ -120,27 +123,14 @@ def test_a_lost_worker_s_job_is_done_elsewhere_and_the_worker_comes_back(batch):
     a, b = Scripted("a", once), Scripted("b")
     assert batch([job(i) for i in range(12)], a, b) == {"done": 12}
     assert len(a.had) + len(b.had) == 13 and len(a.had) > 1
-    assert [event["state"] for event in batch.events if event["event"] == "worker" and event["worker"] == "a"] == [
-        "starting",
-        "ready",
-        "lost",
-        "starting",
-        "ready",
-    ]
+    states = [event["state"] for event in batch.events if event["event"] == "worker" and event["worker"] == "a"]
+    assert states == ["starting", "ready", "lost", "starting", "ready"]
 
 
-@pytest.mark.parametrize("began", [True, False])
-def test_an_unusable_worker_s_job_is_done_elsewhere_without_a_retry(batch, began):
+@pytest.mark.parametrize("when", ["does", "takes"])
+def test_an_unusable_worker_s_job_is_done_elsewhere_without_a_retry(batch, when):
     """Also in the middle of the job; the worker is not tried again."""
-
-    class Unusable(Scripted):
-        async def run(self, task):
-            self.had.append(int(task.job))
-            if began:
-                yield {"began": True}
-            raise WorkerUnusable("no ComfyUI")
-
-    a, b = Unusable("a"), Scripted("b")
+    a, b = Scripted("a", **{when: lambda task: WorkerUnusable("no ComfyUI")}), Scripted("b")
     assert batch([job(i) for i in range(8)], a, b, retries=0) == {"done": 8}
     assert 1 <= len(a.had) <= 2 and sorted(b.had) == list(range(8))
     states = [event.get("state") for event in batch.events if event.get("worker") == "a"]
@@ -150,15 +140,10 @@ def test_an_unusable_worker_s_job_is_done_elsewhere_without_a_retry(batch, began
 def test_a_prompt_that_no_server_takes_fails_in_the_end(batch):
     """A loss before the server begins is not charged to the job, but as often as there are workers."""
 
-    class Refusing(Scripted):
-        async def run(self, task):
-            self.had.append(int(task.job))
-            if int(task.job) == 3:
-                raise WorkerFailed("connection reset")
-            async for item in super().run(task):
-                yield item
+    def takes(task):
+        return WorkerFailed("connection reset") if int(task.job) == 3 else None
 
-    a, b = Refusing("a"), Refusing("b")
+    a, b = (Scripted(name, takes=takes) for name in "ab")
     assert batch([job(i) for i in range(40)], a, b, retries=0) == {"done": 39, "failed": 1}
     assert (a.had + b.had).count(3) == 3 and batch.records[3].error == "connection reset"
 

@@ -1,11 +1,11 @@
 """Generated server answers and plans: a batch ends with 0, 1 or 2 and bounded messages, whatever it is given.
 
-`--long` makes many more examples, which differ from run to run."""
+`--long` makes a thousand times as many, which differ from run to run."""
 
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from td_pack.tests.turbo_core.batch.scripted_server import NODES, WORKFLOW, ScriptedServer, comfy_answers, served
 from td_pack.turbo_core.batch import dispatch, manifest
@@ -96,20 +96,12 @@ def check(place, capsys, monkeypatch):
     return run
 
 
-@pytest.fixture
-def examples(request):
-    """Settings for a property with that many examples, seeded; with `--long` a thousand times as many, not seeded."""
-    is_long = request.config.getoption("--long", default=False)
-    fixed = dict(derandomize=not is_long, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    return lambda count: settings(max_examples=count * (1000 if is_long else 1), **fixed)
-
-
 def test_a_batch_survives_every_answer(place, check, examples):
     server, _, folder = place
     (folder / "workflow.json").write_text(json.dumps(WORKFLOW))
     ends = set()
 
-    @examples(100)
+    @examples(100, times=1000)
     @given(answers)
     def survives(given_answers):
         server.answers = {f"/{name}": text for name, text in given_answers.items()}
@@ -134,7 +126,7 @@ def test_a_plan_survives_every_workflow_and_table(place, check, examples):
     server.answers = {"/object_info": json.dumps(node_types)}
     ends = set()
 
-    @examples(250)
+    @examples(250, times=1000)
     @given(workflows, tables)
     def survives(workflow, table):
         (folder / "plan.json").write_text(workflow, errors="surrogatepass")

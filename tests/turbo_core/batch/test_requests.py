@@ -10,7 +10,7 @@ import time
 
 import pytest
 from aiohttp import web
-from td_pack.tests.support.fresh import PRELUDE
+from td_pack.tests.support.hostile import fifo
 from td_pack.tests.support.server import ROOT
 from td_pack.tests.turbo_core.batch.scripted_server import WORKFLOW, ScriptedServer, served
 from td_pack.turbo_core.batch import table
@@ -24,20 +24,6 @@ LONG = "x" * 100_000
 def url():
     with served(ScriptedServer()) as (address,):
         yield address
-
-
-@pytest.fixture
-def batch(tmp_path, url, capsys):
-    """Runs the command on the scripted server; (exit code, what it wrote)."""
-    (tmp_path / "workflow.json").write_text(json.dumps(WORKFLOW))
-
-    def run(*arguments: object) -> tuple[int, str]:
-        given = [str(tmp_path / a) if a in ("workflow.json", "jobs.jsonl", "jobs.csv") else str(a) for a in arguments]
-        code = main([*given, "--out", str(tmp_path / "out"), "--server", url])
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return run
 
 
 W = ("--workflow", "workflow.json")
@@ -70,6 +56,7 @@ W = ("--workflow", "workflow.json")
         (("--seeds", LONG), None, "--seeds is 'xxx"),
         (("--set", LONG), None, "is not a setting; write NAME=VALUE."),
         (("--vary", f"{LONG}=[1"), None, "is not JSON"),
+        (("--vary", "seed=" + "[" * 60_000), None, "The list of seed is not JSON"),
         (("--resume", "--dry-run"), None, "There is no batch in"),
         (("--seeds", "1", "--set", f"{LONG}=1"), None, "no input is called 'xxx"),
         (("--set", f"1.text={LONG}", "--set", f"seed={LONG}"), None, "takes a whole number, not 'xxx"),
@@ -86,14 +73,14 @@ def test_a_request_that_cannot_be_is_one_bounded_sentence(batch, tmp_path, argum
         (tmp_path / "jobs.jsonl").write_text(table_text)
         arguments = ("jobs.jsonl", *arguments)
     start = time.monotonic()
-    code, said = batch(*W, *arguments)
-    assert code == 2 and says in said, said[:3000]
-    assert len(said) < LONGEST + 100 and said.count("\n") <= 3
+    assert batch(*W, *arguments) == 2 and says in batch.said, batch.said[:3000]
+    assert len(batch.said) < LONGEST + 100 and batch.said.count("\n") <= 3
     assert time.monotonic() - start < 60  # it hangs, or expands what it should count
 
 
 def test_a_workflow_is_needed(batch):
-    assert batch("--seeds", "1-2") == (2, "batch: --workflow is missing: give a workflow in API format.\n")
+    assert batch("--seeds", "1-2") == 2
+    assert batch.said == "batch: --workflow is missing: give a workflow in API format.\n"
 
 
 async def broken(request: web.Request) -> web.StreamResponse:
@@ -101,17 +88,12 @@ async def broken(request: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize("address", ["http://{}", "{}", " HTTP://{}/ ", "{}/base/"])
-def test_a_server_that_fails_is_named_in_one_spelling_of_its_address(tmp_path, capsys, address):
+def test_a_server_that_fails_is_named_in_one_spelling_of_its_address(batch, address):
     """`/base` stands for a proxy, where the scripted server has only /system_stats."""
-    (tmp_path / "workflow.json").write_text(json.dumps(WORKFLOW))
     with served(ScriptedServer(object_info=broken, base=based)) as (url,):
-        given = ["--server", address.format(url.removeprefix("http://"))]
-        assert (
-            main(["--workflow", str(tmp_path / "workflow.json"), "--repeat", "2", "--out", str(tmp_path), *given]) == 2
-        )
-    said = capsys.readouterr().err
-    assert said.startswith(f"batch: {url}{'/base' if 'base' in address else ''} does not say what nodes it has (500")
-    assert said.count("\n") == 1
+        assert batch(*W, "--repeat", "2", url=address.format(url.removeprefix("http://"))) == 2
+    named = f"batch: {url}{'/base' if 'base' in address else ''} does not say what nodes it has (500"
+    assert batch.said.startswith(named) and batch.said.count("\n") == 1
 
 
 async def based(request: web.Request) -> web.StreamResponse:
@@ -121,29 +103,24 @@ async def based(request: web.Request) -> web.StreamResponse:
 @pytest.mark.parametrize(
     "address", ["http://127.0.0.1:9", "http://[::1", "http://127.0.0.1:99999", f"http://{'a' * 300}"]
 )
-def test_an_address_that_leads_nowhere_does_not_answer(tmp_path, capsys, address):
-    (tmp_path / "workflow.json").write_text(json.dumps(WORKFLOW))
-    words = ["--workflow", str(tmp_path / "workflow.json"), "--seeds", "1", "--out", str(tmp_path / "out")]
-    assert main([*words, "--server", address]) == 2
-    assert capsys.readouterr().err == f"batch: {address} does not answer; is ComfyUI running there?\n"
+def test_an_address_that_leads_nowhere_does_not_answer(batch, address):
+    assert batch(*W, "--seeds", "1", url=address) == 2
+    assert batch.said == f"batch: {address} does not answer; is ComfyUI running there?\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
 @pytest.mark.parametrize("name", ["jobs.csv", "workflow.json"])
 def test_a_fifo_is_not_waited_for(batch, tmp_path, name):
-    (tmp_path / name).unlink(missing_ok=True)
-    os.mkfifo(tmp_path / name)
-    (tmp_path / "jobs.csv").exists() or (tmp_path / "jobs.csv").write_text("seed\n1\n")
-    code, said = batch("jobs.csv", *W)
-    assert code == 2 and f"{name} cannot be read (it is not a regular file)" in said
+    (tmp_path / "jobs.csv").write_text("seed\n1\n")
+    fifo(tmp_path / name)
+    assert batch("jobs.csv", *W) == 2 and f"{name} cannot be read (it is not a regular file)" in batch.said
 
 
 def test_equal_faults_are_one_line_with_their_rows(batch, tmp_path):
     rows = ["seed,1.text", "1,a", *(f"x,{i}" for i in range(5000)), "7,b", "-1,c"]
     (tmp_path / "jobs.csv").write_text("\n".join(rows))
-    code, said = batch("jobs.csv", *W, "--dry-run")
-    assert code == 2
-    assert said.splitlines() == [
+    assert batch("jobs.csv", *W, "--dry-run") == 2
+    assert batch.said.splitlines() == [
         "rows 3-5002: seed: takes a whole number, not 'x'",
         "row 5004: seed of node 1 (Save) is -1, and the least is 0",
         "2 jobs, 5001 faults",
@@ -152,9 +129,8 @@ def test_equal_faults_are_one_line_with_their_rows(batch, tmp_path):
 
 def test_a_report_has_a_hundred_lines(batch, tmp_path):
     (tmp_path / "jobs.csv").write_text("\n".join(["seed", *(f"x{i}" for i in range(150))]))
-    code, said = batch("jobs.csv", *W)
-    lines = said.splitlines()
-    assert code == 2 and lines[100:] == ["and 50 more faults", "0 jobs, 150 faults", "Nothing was run."]
+    assert batch("jobs.csv", *W) == 2
+    assert batch.said.splitlines()[100:] == ["and 50 more faults", "0 jobs, 150 faults", "Nothing was run."]
 
 
 def test_jobs_are_counted_without_being_made():
@@ -184,14 +160,11 @@ def test_planning_hears_signals(tmp_path, stop):
     assert said.decode().startswith("batch: stopped") and said.count(b"\n") == 1
 
 
-def test_without_ray_the_command_says_how_to_get_it(tmp_path):
-    code = (
-        f"{PRELUDE}load_pack()\n"
-        "sys.modules['ray'] = None\n"
-        "from td_pack.turbo_core.batch.cli import main\n"
-        "sys.exit(main(['--seeds', '1', '--workflow', "
-        f"{str(ROOT / 'workflows/api/TurboWan2.1-T2V-1.3B-480P.json')!r}, '--ray', 'local', '--out', 'x']))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("batch: --ray needs Ray (") and done.stderr.rstrip().endswith("-m pip install ray")
+def test_without_ray_the_command_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "td_pack.turbo_core.batch.ray_workers", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (tmp_path / "workflow.json").write_text(json.dumps(WORKFLOW))
+    monkeypatch.chdir(tmp_path)
+    assert main([*W, "--seeds", "1", "--ray", "local", "--out", "out"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("batch: --ray needs Ray (") and said.rstrip().endswith("-m pip install ray")

@@ -35,33 +35,24 @@ def results(tmp_path):
 def test_a_result_is_complete_and_described(results):
     results.save(JOB, outcome(), "w", 1)
     folder = results.folder / JOB.id
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "job.json",
-        "log.txt",
-        "prompt.json",
-        "strip.jpg",
-        "timings.json",
-        "video.mp4",
-    ]
+    written = {"job.json", "log.txt", "prompt.json", "strip.jpg", "timings.json", "video.mp4"}
+    assert {path.name for path in folder.iterdir()} == written
     record = results.record(JOB.id)
     assert record == json.loads((folder / "job.json").read_text())
     assert record["files"] == {"video.mp4": {"bytes": 5, "sha256": hashlib.sha256(b"video").hexdigest()}}
     assert (record["seconds"], record["settings"], record["worker"]) == (1.5, {"seed": 1}, "w")
 
 
-def test_the_first_result_of_an_id_stands(results):
+@pytest.mark.parametrize("left, kept", [(b"first", b"first"), (b"fi", b"second")])
+def test_the_first_whole_result_of_an_id_stands(results, left, kept):
+    video = results.folder / JOB.id / "video.mp4"
     results.save(JOB, outcome(b"first"), "w", 1)
+    video.write_bytes(left)
+    assert (results.record(JOB.id) is None) == (left != b"first")
     results.save(JOB, outcome(b"second"), "w", 2)
-    assert (results.folder / JOB.id / "video.mp4").read_bytes() == b"first"
-    assert [p.name for p in results.folder.iterdir() if p.is_dir()] == [JOB.id]
-
-
-def test_a_cut_result_is_none_and_is_replaced(results):
-    results.save(JOB, outcome(b"first"), "w", 1)
-    (results.folder / JOB.id / "video.mp4").write_bytes(b"fi")
-    assert results.record(JOB.id) is None
-    results.save(JOB, outcome(b"second"), "w", 2)
-    assert (results.folder / JOB.id / "video.mp4").read_bytes() == b"second"
+    assert video.read_bytes() == kept
+    if kept == left:
+        assert [p.name for p in results.folder.iterdir() if p.is_dir()] == [JOB.id]
 
 
 @pytest.mark.parametrize(
