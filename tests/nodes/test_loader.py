@@ -12,8 +12,7 @@ pytestmark = pytest.mark.server
 def folder(server):
     """A stock model whole, in parts, and packed to 4 bits, under the server's models."""
     folder = server.models_dir / "diffusion_models"
-    sd = checkpoints.upstream_state_dict(7, layers=1)
-    sd["patch_embedding.weight"] = sd["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2)).contiguous()
+    sd = checkpoints.stock(7, layers=1)
     checkpoints.write_safetensors(folder / "whole.safetensors", sd)
     lingbot.write_shards(folder / "parts" / "high_noise_model", sd, 3)
     checkpoints.write_safetensors(folder / "high_noise_model_bnb_nf4" / "model.safetensors", lingbot.packed(sd))
