@@ -1,4 +1,4 @@
-"""Nodes for the tests and the demo only: text embeddings without the 11 GB text encoder, random latents, and faults."""
+"""Nodes for the tests only: text embeddings without the 11 GB text encoder, random latents, and faults."""
 
 import itertools
 import pathlib
@@ -10,10 +10,10 @@ import comfy.sd
 import folder_paths
 import safetensors.torch
 import torch
-from comfy_api.latest import ComfyExtension, io, ui
+from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
-from . import faults, process, toy_text
+from . import faults
 from .schema import TestNode
 
 TOKENS = 512
@@ -128,30 +128,27 @@ class TestTrouble(TestNode):
         return io.NodeOutput(samples)
 
 
-class TestToyWorldText(TestNode):
-    """The toy world's stand-in for umT5; the node shows the defaults that it filled in."""
+class TestFirstTokens(TestNode):
+    """The first `count` tokens of a text, which keeps cross-attention fast on a CPU."""
 
-    INPUTS = [io.String.Input("text", multiline=True)]
+    INPUTS = [io.Conditioning.Input("conditioning"), io.Int.Input("count", default=8, min=1)]
     OUTPUTS = [io.Conditioning.Output()]
-    MORE = {"display_name": "Toy World Text (a stand-in, not umT5)"}
 
     @classmethod
-    def execute(cls, text: str) -> io.NodeOutput:
-        embedding, notes = toy_text.encode(text)
-        return io.NodeOutput([[embedding, {}]], ui=ui.PreviewText("\n".join(notes)) if notes else None)
+    def execute(cls, conditioning: list, count: int) -> io.NodeOutput:
+        return io.NodeOutput([[context[:, :count], options] for context, options in conditioning])
 
 
 class TestNodes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             TestTrouble,
-            TestToyWorldText,
+            TestFirstTokens,
             TestTextEmbedding,
             TestTensorConditioning,
             TestRandomLatent,
             TestFailingVAE,
             *faults.NODES,
-            *process.NODES,
         ]
 
 

@@ -60,7 +60,12 @@ class ComfyServer:
         self.pack_name = pack_name
         self.models_dir, self.input_dir, self.output_dir = (self.base / n for n in ("models", "input", "output"))
         self.log_path = self.base / "server.log"
-        self._packs = {pack_name: ROOT} | ({"test_nodes": ROOT / "tests" / "server_nodes"} if test_nodes else {})
+        self._packs = {pack_name: ROOT}
+        if test_nodes:
+            self._packs |= {
+                "test_nodes": ROOT / "tests" / "server_nodes",
+                "toy_nodes": ROOT / "tests" / "tiny" / "nodes",
+            }
         needs_cpu = not launcher and not torch.cuda.is_available()
         self._arguments = ("--cpu", *extra_arguments) if needs_cpu else extra_arguments
         self._launcher = launcher

@@ -12,9 +12,9 @@ from ...turbo_core.convert.convert import Request, convert
 from ...turbo_core.host import run as host_run
 from ...turbo_core.host.attention_patch import with_attention
 from ...turbo_core.host.load import load_model
-from ..server_nodes import toy_text as text
 from ..support import checkpoints
 from . import world
+from .nodes import toy_text as text
 from .training import canvases, whole_vae
 
 WEIGHTS = checkpoints.TOY_WEIGHTS

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from td_pack.tests.server_nodes import toy_text
 from td_pack.tests.tiny import vision, world
+from td_pack.tests.tiny.nodes import toy_text
 
 SEEDS = range(24)
 

@@ -3,10 +3,10 @@
 import pytest
 import safetensors.torch
 import torch
-from td_pack.tests.server_nodes import toy_text
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.models import relative_error
 from td_pack.tests.tiny import models, world
+from td_pack.tests.tiny.nodes import toy_text
 from td_pack.tests.tiny.training import whole_dit, whole_vae
 from td_pack.tests.tiny.training.loop import Stage, train
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from ....turbo_core.sampling import schedule
-from ...server_nodes import toy_text as text
 from .. import world
+from ..nodes import toy_text as text
 from . import canvases, whole_dit
 from .canvases import Canvases
 from .loop import Stage, train

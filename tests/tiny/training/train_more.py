@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ...server_nodes import toy_text as text
 from .. import world
+from ..nodes import toy_text as text
 from . import canvases, train_dit, whole_dit
 from .canvases import Canvases
 from .loop import Stage, train

@@ -1,4 +1,4 @@
-"""The stand-in for umT5 in the toy world of tests/tiny, for the demo and the tests: a fixed random vector for each
+"""The stand-in for umT5 in the toy world, for the demo and the tests: a fixed random vector for each
 word."""
 
 import re
