@@ -98,13 +98,15 @@ class Page:
         self.tab.evaluate("prompt => app.loadApiJson(prompt, 'test')", prompt)
         self.tab.wait_for_function("count => app.graph.nodes.length === count", arg=len(prompt))
 
-    def node_types(self) -> list[str]:
-        return self.tab.evaluate("() => app.graph.nodes.map(node => node.type)")
-
     def unknown_types(self) -> list[str]:
         """Types of nodes that the page does not know: it draws them red."""
-        known = set(self.tab.evaluate("() => Object.keys(LiteGraph.registered_node_types)"))
-        return sorted(set(self.node_types()) - known)
+        return self.tab.evaluate(
+            "() => app.graph.nodes.map(node => node.type).filter(name => !(name in LiteGraph.registered_node_types))"
+        )
+
+    def exported(self) -> dict:
+        """The graph in API format, as the page exports it."""
+        return self.tab.evaluate("async () => (await app.graphToPrompt()).output")
 
     def node_id(self, type_name: str):
         return self.tab.evaluate("name => app.graph.nodes.find(node => node.type === name).id", type_name)

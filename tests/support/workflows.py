@@ -10,15 +10,6 @@ from . import checkpoints, lingbot
 API_WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows" / "api"
 MODEL_SUFFIXES = (".pth", ".pt", ".safetensors", ".gguf")
 TEXT_ENCODERS = ("CLIPTextEncode", "TurboDiffusionTextEncode")
-# The folder under models/ that a loader's input chooses from.
-FOLDERS = {
-    "model_name": "diffusion_models",
-    "unet_name": "diffusion_models",
-    "vae_name": "vae",
-    "lora_name": "loras",
-    "clip_name": "text_encoders",
-    "encoder_name": "text_encoders",
-}
 # Patterns of shipped file names, and the tiny random file that takes the place of each.
 TINY_FILES = {
     "*VACE*": checkpoints.VACE,
@@ -34,6 +25,13 @@ TINY_FILES = {
 def load(name: str) -> dict:
     """A shipped workflow by its file name without the suffix."""
     return json.loads((API_WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def api_name(title: str) -> str:
+    """The file name of the template of that title in API format, which is that of the video it saves."""
+    nodes = json.loads((API_WORKFLOWS.parent / f"{title}.json").read_text(encoding="utf-8"))["nodes"]
+    (save,) = (node for node in nodes if node["type"] == "SaveVideo")
+    return save["widgets_values"][0].removeprefix("video/")
 
 
 def is_link(value) -> bool:
@@ -97,20 +95,3 @@ def _without_text_encoder(prompt: dict, toy_text: str | None) -> dict:
         if node["class_type"] != "CLIPLoader":
             nodes[key] = node
     return nodes
-
-
-def missing_files(prompt: dict, object_info: dict) -> list[str]:
-    """The model files that the prompt asks for and the server does not list, as paths under models/."""
-    missing = []
-    for node in prompt.values():
-        declared = object_info[node["class_type"]]["input"]
-        for name, value in node["inputs"].items():
-            spec = (declared.get("required", {}) | declared.get("optional", {})).get(name)
-            if is_model_file(value) and spec and value not in _options(spec):
-                missing.append(f"{FOLDERS[name]}/{value}")
-    return missing
-
-
-def _options(spec: list) -> list:
-    """The choices of an input, in either of the two ways that nodes declare them."""
-    return spec[0] if isinstance(spec[0], list) else spec[1].get("options", [])

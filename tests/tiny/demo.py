@@ -46,6 +46,15 @@ PICTURE = "example.png"
 PLOT = "compare.png"
 SHEET_HEIGHT, LABEL_HEIGHT = 160, 32
 DAY = 24 * 3600
+# The folder under models/ that a loader's input chooses from.
+FOLDERS = {
+    "model_name": "diffusion_models",
+    "unet_name": "diffusion_models",
+    "vae_name": "vae",
+    "lora_name": "loras",
+    "clip_name": "text_encoders",
+    "encoder_name": "text_encoders",
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -132,9 +141,26 @@ def write_model_paths(path: Path, models: Path) -> Path:
 
 def refuse_missing(prompts: dict[str, dict], server: ComfyServer, models: Path | None) -> None:
     info = server.client.object_info()
-    missing = {file for prompt in prompts.values() for file in workflows.missing_files(prompt, info)}
+    missing = {file for prompt in prompts.values() for file in missing_files(prompt, info)}
     if missing:
         raise MissingFiles(f"{models} lacks\n" + "\n".join(f"  {file}" for file in sorted(missing)))
+
+
+def missing_files(prompt: dict, object_info: dict) -> list[str]:
+    """The model files that the prompt asks for and the server does not list, as paths under models/."""
+    missing = []
+    for node in prompt.values():
+        declared = object_info[node["class_type"]]["input"]
+        for name, value in node["inputs"].items():
+            spec = (declared.get("required", {}) | declared.get("optional", {})).get(name)
+            if workflows.is_model_file(value) and spec and value not in options_of(spec):
+                missing.append(f"{FOLDERS[name]}/{value}")
+    return missing
+
+
+def options_of(spec: list) -> list:
+    """The choices of an input, in either of the two ways that nodes declare them."""
+    return spec[0] if isinstance(spec[0], list) else spec[1].get("options", [])
 
 
 def run_job(name: str, prompt: dict, server: ComfyServer, out: Path) -> Path:

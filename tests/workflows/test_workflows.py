@@ -1,21 +1,24 @@
-"""The workflows that ship: sound as graphs, equal in both formats, and saying where their models come from."""
+"""The workflows and the subgraph blueprints that ship: sound as graphs of nodes that the server has; the workflows say
+where their models come from. tests/browser compares their two formats."""
 
 import json
 from fractions import Fraction
 from itertools import combinations
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import torch
 from PIL import Image
 from td_pack.nodes.decode import encode_mp4
-from td_pack.tests.support.graph import BYPASSED, NOTES, ui_to_api
-from td_pack.tests.support.workflows import TINY_FILES, fit, is_link
+from td_pack.tests.support.graph import BYPASSED, NOTES
+from td_pack.tests.support.server import ROOT
+from td_pack.tests.support.workflows import TINY_FILES, api_name, fit, is_link, load
 from td_pack.turbo_core.camera.actions import path_from_actions
 from td_pack.turbo_core.video import LazyImages
 
-WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+WORKFLOWS = ROOT / "workflows"
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+INPUT, OUTPUT = -10, -20  # the ids of a subgraph's two ends
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))  # the titles that the page shows
 MODEL_FILES = (".safetensors", ".pth")
 MADE = "-int8.safetensors"  # by TurboDiffusion Convert, from published files that the note names
@@ -24,14 +27,8 @@ RESOLUTION, SIZES = "480p", {(640, 640), (640, 480), (480, 640), (832, 480), (48
 TITLE = 30  # a node's title bar stands above its `pos`
 
 
-def read(path: str) -> dict:
-    return json.loads((WORKFLOWS / path).read_text(encoding="utf-8"))
-
-
-def api_name(name: str) -> str:
-    """The name of the same graph in API format, which is that of the video it saves."""
-    (save,) = (node for node in read(f"{name}.json")["nodes"] if node["type"] == "SaveVideo")
-    return save["widgets_values"][0].removeprefix("video/")
+def read(path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(params=NAMES)
@@ -41,12 +38,36 @@ def name(request) -> str:
 
 @pytest.fixture
 def ui(name) -> dict:
-    return read(f"{name}.json")
+    return read(WORKFLOWS / f"{name}.json")
 
 
 @pytest.fixture
 def api(name) -> dict:
-    return read(f"api/{api_name(name)}.json")
+    return load(api_name(name))
+
+
+@pytest.fixture(params=BLUEPRINTS, ids=lambda path: path.stem)
+def blueprint(request):
+    return request.param
+
+
+def subgraph_of(blueprint) -> dict:
+    (subgraph,) = read(blueprint)["definitions"]["subgraphs"]
+    return subgraph
+
+
+def nodes_and_links(path) -> tuple[list[dict], list[list]]:
+    """Of a workflow, or of a blueprint's subgraph, whose two ends are nodes too.
+
+    A link is its id, source, slot, target, slot and type."""
+    graph = read(path)
+    if path not in BLUEPRINTS:
+        return graph["nodes"], graph["links"]
+    graph = subgraph_of(path)
+    given = {"id": INPUT, "inputs": [], "outputs": [each | {"links": each["linkIds"]} for each in graph["inputs"]]}
+    made = {"id": OUTPUT, "outputs": [], "inputs": [each | {"link": each["linkIds"][0]} for each in graph["outputs"]]}
+    ends = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    return [*graph["nodes"], given, made], [[link[name] for name in ends] for link in graph["links"]]
 
 
 def test_every_workflow_is_there_in_both_formats():
@@ -54,14 +75,16 @@ def test_every_workflow_is_there_in_both_formats():
     assert sorted(map(api_name, NAMES)) == sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
 
 
-def test_ids_are_unique_and_links_are_the_same_at_both_ends(ui):
-    ids, kinds = [node["id"] for node in ui["nodes"]], {link[0]: link[5] for link in ui["links"]}
-    assert len(set(ids)) == len(ids) and ui["last_node_id"] == max(ids)
-    assert len(kinds) == len(ui["links"]) and ui["last_link_id"] == max(kinds)
-    assert ui["version"] == 0.4
-    said_by_links = {link: ends for link, *ends in ui["links"]}
+@pytest.mark.parametrize("path", [*sorted(WORKFLOWS.glob("*.json")), *BLUEPRINTS], ids=lambda path: path.stem)
+def test_ids_are_unique_and_links_are_the_same_at_both_ends(path):
+    nodes, links = nodes_and_links(path)
+    ids, kinds = [node["id"] for node in nodes], {link[0]: link[5] for link in links}
+    assert len(set(ids)) == len(ids) and len(kinds) == len(links)
+    if path not in BLUEPRINTS:
+        ui = read(path)
+        assert (ui["last_node_id"], ui["last_link_id"], ui["version"]) == (max(ids), max(kinds), 0.4)
     said_by_sources, said_by_targets = {}, {}
-    for node in ui["nodes"]:
+    for node in nodes:
         for slot, output in enumerate(node["outputs"]):
             said_by_sources |= {link: (node["id"], slot, output["type"]) for link in output["links"] or ()}
         for slot, socket in enumerate(node["inputs"]):
@@ -71,8 +94,19 @@ def test_ids_are_unique_and_links_are_the_same_at_both_ends(ui):
                 taken = kind if kind in socket["type"].split(",") else socket["type"]
                 said_by_targets[socket["link"]] = (node["id"], slot, taken)
 
-    assert said_by_sources == {link: (s, slot, kind) for link, (s, slot, _, _, kind) in said_by_links.items()}
-    assert said_by_targets == {link: (t, slot, kind) for link, (_, _, t, slot, kind) in said_by_links.items()}
+    assert said_by_sources == {link: (s, slot, kind) for link, s, slot, _, _, kind in links}
+    assert said_by_targets == {link: (t, slot, kind) for link, _, _, t, slot, kind in links}
+
+
+def test_one_node_stands_for_a_blueprints_subgraph(blueprint):
+    (node,), subgraph = read(blueprint)["nodes"], subgraph_of(blueprint)
+    assert node["type"] == subgraph["id"] and node["title"] == subgraph["name"] == blueprint.stem
+    for part in ("inputs", "outputs"):
+        assert [(i["name"], i["type"]) for i in node[part]] == [(i["name"], i["type"]) for i in subgraph[part]]
+    inner = {node["id"]: node for node in subgraph["nodes"]}
+    for node_id, widget in node["properties"]["proxyWidgets"]:
+        names = [i["name"] for i in inner[int(node_id)]["inputs"] if "widget" in i]
+        assert widget in names or widget == "control_after_generate"
 
 
 def test_no_node_covers_another(ui):
@@ -190,18 +224,28 @@ def test_thumbnail_is_a_small_square_jpeg(name):
         assert image.width == image.height
 
 
+def assert_declared(names: set[str], info: dict) -> None:
+    """Each required input is given, and each that is given is one of the node's; "upload" is a button of the page."""
+    required, optional = (info["input"].get(section, {}).keys() for section in ("required", "optional"))
+    assert required <= names - {"upload"} <= required | optional, info["name"]
+
+
 @pytest.mark.server
-def test_both_formats_are_one_graph_of_nodes_that_the_server_has(ui, api, object_info):
-    # Which files are installed does not matter here, so the combos' options are not looked at.
-    made = ui_to_api(ui, object_info)
-    for node in made.values():
-        # Save Video has this one since about ComfyUI 0.34, and still takes `codec`, which is what our files give.
-        assert node["class_type"] != "SaveVideo" or node["inputs"].pop("format.codec", "auto") == "auto"
-    assert made == api
-    for node_id, node in api.items():
-        declared = object_info[node["class_type"]]["input"]
-        required, optional = (declared.get(section, {}).keys() for section in ("required", "optional"))
-        assert required <= node["inputs"].keys() <= required | optional, f"node {node_id} ({node['class_type']})"
+def test_the_server_has_its_nodes_and_their_inputs(api, server):
+    object_info = server.client.object_info()
+    for node in api.values():
+        assert_declared(node["inputs"].keys(), object_info[node["class_type"]])
+
+
+@pytest.mark.server
+def test_the_server_lists_a_blueprint_and_has_its_nodes(blueprint, server):
+    listed = json.loads(server.client.get("/global_subgraphs"))
+    (entry,) = (key for key, item in listed.items() if item["name"] == blueprint.stem)
+    assert listed[entry]["info"]["node_pack"] == f"custom_nodes.{server.pack_name}"
+    assert json.loads(json.loads(server.client.get(f"/global_subgraphs/{entry}"))["data"]) == read(blueprint)
+    object_info = server.client.object_info()
+    for node in subgraph_of(blueprint)["nodes"]:
+        assert_declared({i["name"] for i in node["inputs"]}, object_info[node["type"]])
 
 
 @pytest.mark.server
