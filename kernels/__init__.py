@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from .attention import custom_ops as _attention
 from .attention.custom_ops import automatic_format, check_sparse_attention, sparse_linear_attention
-from .attention.pv_format import AUTOMATIC, sage_pv_format
+from .attention.pv_format import AUTOMATIC, sage_pv_format, sage_v_bytes
 from .backends import Fixable
 from .call_counter import counting
 from .dispatch import Choice, NoBackendError, Operator, use_backend
@@ -63,6 +63,7 @@ __all__ = [
     "quantize_row",
     "rms_norm_rope",
     "sage_pv_format",
+    "sage_v_bytes",
     "sparse_linear_attention",
     "suited_weights",
     "tile_count",

@@ -102,3 +102,8 @@ def fastest_format(device: torch.device) -> Format:
     if torch.version.hip is not None:
         return Format(SIXTEEN_BITS, "there is no prediction for AMD GPUs in 8 bits")
     return best_format(torch.cuda.get_device_capability(device), triton_version())
+
+
+def sage_v_bytes(device: torch.device) -> int:
+    """Bytes of an element of v as sage attention's kernels read it on a device; 0 where they cannot be tried."""
+    return 0 if triton_unavailable(device) else PV_FORMATS[sage_pv_format(device).name].dtype.itemsize

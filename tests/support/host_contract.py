@@ -150,6 +150,8 @@ OVERRIDES = {
     "comfy.model_base.BaseModel.__init__": "self, model_config, model_type=, device=, unet_model=",
     "comfy.model_base.BaseModel._apply_model": "self, x, t, c_concat=, c_crossattn=, control=, transformer_options=, "
     "**kwargs",
+    "comfy.model_base.BaseModel.extra_conds_shapes": "self, **kwargs",
+    "comfy.model_base.BaseModel.memory_required": "self, input_shape, cond_shapes=",
     "comfy.model_base.BaseModel.process_timestep": "self, timestep, **kwargs",
     "comfy.model_base.BaseModel.state_dict_for_saving": "self, unet_state_dict, clip_state_dict=, vae_state_dict=, "
     "clip_vision_state_dict=",
@@ -279,9 +281,11 @@ ATTRIBUTES = {
     "comfy.ldm.wan.model.WanSelfAttention": "k norm_k norm_q num_heads o q v",
     "comfy.ldm.wan.model.Head": "modulation",
     "torch.nn.LayerNorm": "elementwise_affine eps",
+    "torch.nn.Linear": "in_features",
     "torch.nn.Module": "_forward_hooks _forward_pre_hooks",
-    "comfy.model_base.BaseModel": "current_patcher diffusion_model get_dtype_inference load_model_weights "
-    "process_latent_in",
+    "comfy.model_base.BaseModel": "current_patcher diffusion_model get_dtype_inference latent_format "
+    "load_model_weights process_latent_in",
+    "comfy.latent_formats.LatentFormat": "spacial_downscale_ratio",
     "comfy.supported_models_base.BASE": "custom_operations get_model quant_config sampling_settings "
     "set_inference_dtype unet_config",
     "comfy.model_patcher.ModelPatcher": "add_callback_with_key add_object_patch add_patches attachments "
@@ -329,6 +333,7 @@ MARKS = {
 }
 # Names that the sources read and that no class above has.
 ELSEWHERE = {
+    "_fused_rms_norm": "of torch, for CUDA from 2.9; optional",
     "_full_precision_mm": "of mixed_precision_ops().Linear, which its forward reads; optional",
     "pre_quant_scale": "the same",
     "input_scale": "the same",

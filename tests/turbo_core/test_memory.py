@@ -1,50 +1,50 @@
-"""What the memory formulas say, against loaded tiny models and a traced step."""
+"""What the memory formulas say, against loaded tiny models and README; of a step see host/test_step_memory.py."""
+
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.allocations import PeakBytes
+from td_pack.turbo_core.checkpoint.layout import TEXT_WIDTH, WanSpec
+from td_pack.turbo_core.host.construct import network_shapes
 from td_pack.turbo_core.host.load import load_model
-from td_pack.turbo_core.memory import step_bytes, tokens, weight_bytes
+from td_pack.turbo_core.host.status import published_lines
+from td_pack.turbo_core.memory import StepForm, step_bytes, tokens, weight_bytes
+from td_pack.turbo_core.record import amount
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 KINDS = {
-    "bf16": dict(),
-    "sla": dict(sla=True, in_channels=36),
-    "int8": dict(int8=True, ffn_dim=600),
-    "int8 sla": dict(int8=True, sla=True, layers=3, ffn_dim=1024),
+    "bf16": checkpoints.upstream_state_dict,
+    "sla": partial(checkpoints.upstream_state_dict, sla=True, in_channels=36),
+    "int8": partial(checkpoints.upstream_state_dict, int8=True, ffn_dim=600),
+    "int8 sla": partial(checkpoints.upstream_state_dict, int8=True, sla=True, layers=3, ffn_dim=1024),
+    "VACE": checkpoints.vace,
 }
 
 
-@pytest.fixture
-def load(tmp_path):
-    return lambda **kind: load_model(
-        str(checkpoints.write_pth(tmp_path / "m.pth", checkpoints.upstream_state_dict(1, **kind)))
-    )
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_weights_of_a_loaded_model_take_what_is_said(load, kind):
-    model = load(**KINDS[kind])
+def test_the_weights_of_a_loaded_model_take_what_is_said(kind, tmp_path):
+    model = load_model(str(checkpoints.write_pth(tmp_path / "m.pth", KINDS[kind](1))))
     # No weights: the schedule's 1000 sigmas, and the format's name that each quantized layer exports.
     other = [v for k, v in model.model.state_dict().items() if k.endswith(("sigmas", "comfy_quant"))]
-    expected = weight_bytes(model.model.spec, model.model.get_dtype_inference())
+    shapes = network_shapes(model.model)
+    expected = weight_bytes(shapes, model.model.get_dtype_inference(), model.model.spec.int8)
     assert expected == model.model_size() - sum(tensor.nbytes for tensor in other)
 
 
-@pytest.mark.parametrize("ffn_dim", [512, 1024])
-def test_a_step_takes_no_more_than_estimated_and_not_half_as_much(load, ffn_dim):
-    """Between two lengths, so that what does not grow with the video cancels out. An estimate that errs shall err
-    upwards."""
-    model = load(ffn_dim=ffn_dim, sla=True, int8=True)
-    counts, peaks = (512, 1024), []
-    for count in counts:
-        with torch.no_grad(), PeakBytes() as memory:
-            x = torch.zeros(1, 16, 1, 32, count // 8)
-            model.model.diffusion_model(x, torch.tensor([900.0]), torch.zeros(1, 8, 4096), transformer_options={})
-        peaks.append(memory.peak)
-    grown = peaks[1] - peaks[0]
-    estimate = step_bytes(model.model.spec, counts[1] - counts[0], torch.float32)
-    assert 0.5 * estimate <= grown <= 1.1 * estimate, (grown, estimate)
+def test_readme_and_status_say_the_same():
+    table = [row.split(" | ") for row in README.read_text(encoding="utf-8").splitlines() if row.startswith("| ")]
+    for line in published_lines():
+        name, numbers = line.split(": in int8 and bf16 weights ")
+        (row,) = (row for row in table if row[0].startswith(f"| [{name.removesuffix(', each expert')}]"))
+        weights, steps = numbers.replace(" and ", ", ").split("; a step of 81 frames ")
+        small, large = steps.removesuffix(" at 720p").split(" at 480p, ")
+        assert [cell.removesuffix(" an expert") for cell in row[2:4]] == [weights, small]
+        assert row[4] in (large, "-"), "the model of 480p has no number for 720p"
+    (row,) = (row for row in table if row[0] == "| LingBot-World")
+    spec = WanSpec(False, False, 5120, 13824, 40, 36, TEXT_WIDTH, camera="cam")
+    assert row[3] == amount(step_bytes(spec, tokens(832, 480, 81), torch.bfloat16, StepForm(camera=True)))
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,22 @@
 """ComfyUI's Wan base model with checks of its inputs and the timestep that a TurboWan network was trained on."""
 
 import logging
+import math
+import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import comfy.model_base
+import comfy.model_management
 import torch
 
 from ...kernels import NoBackendError, check_sparse_attention, counting
 from ..checkpoint.layout import PROJ_L, WanSpec
 from ..errors import TurboError
+from ..memory import step_bytes
 from ..record import RunRecord
 from ..sampling.schedule import in_first_steps
 from .conditioning import check_conditioning
@@ -21,6 +25,7 @@ from .model_sampling import RCMSampling, rcm_settings
 from .saving import check_side_paths
 from .self_attention import TurboSelfAttention
 from .side_paths import takes_side_paths
+from .step_form import ADDED_TOKENS, step_form
 
 UNUSED_OVERRIDE = "attention override not used"  # in `TurboWAN.calls`
 OVERRIDING_NODES = "Model Sparse Attention, Model Attention Backend"
@@ -46,7 +51,8 @@ class TurboWAN(comfy.model_base.WAN21, _OurNetwork):
     `calls` counts the calls of its last run (or, without a TurboDiffusion guider, of its runs so far): passes through
     the network, dense self-attention, every operator of `kernels` by name, the blocks' linears that were not int8, and
     sparse self-attention for which another node had set another attention (UNUSED_OVERRIDE). `last_run` is the record
-    of that run if a TurboDiffusion guider ran it; `source` is the file that the weights are mapped from."""
+    of that run if a TurboDiffusion guider ran it; `source` is the file that the weights are mapped from.
+    `lora_matrices` has those of the LoRAs on clones of the model, while such a clone exists."""
 
     network_class: type[TurboWanModel] = TurboWanModel
 
@@ -62,6 +68,7 @@ class TurboWAN(comfy.model_base.WAN21, _OurNetwork):
         self.dense_steps = 0  # at the start of each run; nodes change it per model clone by an object patch
         self.calls: Counter[str] = Counter()
         self.last_run: RunRecord | None = None
+        self.lora_matrices: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
         network = self.diffusion_model
         self.attention_layers = {
             name: layer for name, layer in network.named_modules() if isinstance(layer, TurboSelfAttention)
@@ -157,3 +164,25 @@ class TurboWAN(comfy.model_base.WAN21, _OurNetwork):
         """As ComfyUI's. Raises TurboError as `check_conditioning`."""
         check_conditioning(self.spec, kwargs, kwargs["noise"])
         return super().extra_conds(**kwargs)
+
+    def extra_conds_shapes(self, **kwargs: Any) -> dict[str, Any]:
+        """As ComfyUI's, with an entry for each condition that adds tokens, for `memory_required`."""
+        added = {key: [len(kwargs[key])] for key in ADDED_TOKENS if kwargs.get(key) is not None}
+        return super().extra_conds_shapes(**kwargs) | added
+
+    def memory_required(
+        self,
+        input_shape: Sequence[int],
+        cond_shapes: Mapping[str, Any] = {},
+        **kwargs: Any,
+    ) -> float:
+        """Bytes that ComfyUI reserves beside the weights for a step over latents [B, C, T, H, W]: `memory.step_bytes`
+        for the networks and conditions that it describes, else ComfyUI's number."""
+        device = comfy.model_management.get_torch_device()
+        form = step_form(self.diffusion_model, self.spec, device, lora=len(self.lora_matrices) > 0)
+        if form is None or len(input_shape) != 5 or any(key in cond_shapes for key in ADDED_TOKENS):
+            number: float = super().memory_required(input_shape, cond_shapes=cond_shapes, **kwargs)
+            return number
+        patches = zip(input_shape[2:], self.diffusion_model.patch_size, strict=True)
+        count = math.prod(-(-size // patch) for size, patch in patches)
+        return step_bytes(self.spec, count, self.get_dtype_inference(), form, input_shape[0])

@@ -151,7 +151,6 @@ class LingBotWAN(TurboWAN):
         # The default of its schedule, which ModelSamplingSD3 changes; a copy, since ComfyUI's class holds the original.
         model_config.sampling_settings = model_config.sampling_settings | {"shift": SHIFT}
         super().__init__(model_config, spec, source, **kwargs)
-        self.memory_usage_factor *= 1.25  # the camera's tokens and one chunk of its scale and shift
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """As ComfyUI's, with the camera. Raises TurboError as `check_conditioning`."""

@@ -93,6 +93,7 @@ def add_side_paths(patcher: comfy.model_patcher.ModelPatcher, changes: Sequence[
     dynamic = patcher.is_dynamic()
     patcher_class = comfy.model_patcher.CoreModelPatcher if dynamic else comfy.model_patcher.ModelPatcher
     loaded = patcher_class(matrices, load_device=patcher.load_device, offload_device=patcher.offload_device)
+    patcher.model.lora_matrices.add(matrices)
     patcher.set_additional_models(_MATRICES, [*patcher.get_additional_models_with_key(_MATRICES), loaded])
 
 

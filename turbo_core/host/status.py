@@ -12,8 +12,8 @@ from comfy.cli_args import args
 from comfyui_version import __version__ as comfyui_version
 
 from ...kernels import OPERATORS, NoBackendError, automatic_format, sage_pv_format, suited_weights
-from ..checkpoint.layout import TEXT_WIDTH, WanSpec
-from ..memory import STEP_FORMULA, step_bytes, tokens, weight_bytes
+from ..checkpoint.layout import TEXT_WIDTH, WanSpec, expected_shapes
+from ..memory import StepForm, step_bytes, tokens, weight_bytes
 from ..record import RUN, RunRecord, amount
 from ..speed import speed_line
 from .base_model import OVERRIDING_NODES, UNUSED_OVERRIDE, TurboWAN
@@ -22,7 +22,8 @@ from .lora import lora_lines
 _GB = 1e9
 # Listed even when there were none.
 _CALLS = ("network", "sparse attention", "dense attention", "int8 linear", "float linear")
-_SIZES = {"480p": (832, 480, 81), "720p": (1280, 720, 81)}
+_FRAMES = 81
+_SIZES = {"480p": (832, 480, _FRAMES), "720p": (1280, 720, _FRAMES)}
 _PUBLISHED = {
     "T2V 1.3B": (1536, 8960, 30, 16),
     "T2V 14B": (5120, 13824, 40, 16),
@@ -39,7 +40,7 @@ def report(linked: object = None) -> str:
         "Machine": _machine(),
         "Operators (what runs, and why nothing faster does)": _operators(),
         "Loaded models": _models(patchers),
-        f"Memory of the published models (estimate; a step: {STEP_FORMULA})": _published(),
+        "Memory of the published models (estimate; a step with attention in 8 bits)": published_lines(),
         "Last run": _run(linked, patchers),
     }
     paragraphs = ["\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items()]
@@ -94,12 +95,11 @@ def _models(patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:
     lines = []
     for patcher in patchers:
         model = patcher.model
-        dtype = model.get_dtype_inference()
+        sizes = (f"{amount(model.memory_required(_latent(model, *size)))} at {name}" for name, size in _SIZES.items())
         lines += [
-            f"{model.source.name}: {model.spec.describe()}, computing in {_name(dtype)}",
+            f"{model.source.name}: {model.spec.describe()}, computing in {_name(model.get_dtype_inference())}",
             f"  weights {amount(patcher.model_size())}, of these {amount(patcher.loaded_size())} on the device "
-            "(measured); "
-            f"{_steps(model.spec, dtype)} (estimate)",
+            f"(measured); a step of {_FRAMES} frames {', '.join(sizes)} (estimate, which ComfyUI reserves)",
         ]
         lines += lora_lines(patcher)
         if model.last_run is None and model.calls:
@@ -108,21 +108,28 @@ def _models(patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:
     return lines or ["none: run a workflow, and link its latent to this node"]
 
 
-def _published() -> list[str]:
+def _latent(model: TurboWAN, width: int, height: int, frames: int) -> list[int]:
+    """The shape of a video's latent."""
+    scale = model.latent_format.spacial_downscale_ratio
+    return [1, model.spec.out_channels, (frames - 1) // 4 + 1, height // scale, width // scale]
+
+
+def published_lines() -> list[str]:
+    """A line for each published model, with weights and steps in int8 and bf16."""
     lines = []
     for name, (dim, ffn_dim, layers, channels) in _PUBLISHED.items():
-        int8 = WanSpec(True, True, dim, ffn_dim, layers, channels, TEXT_WIDTH, int8=True)
-        bf16 = WanSpec(True, True, dim, ffn_dim, layers, channels, TEXT_WIDTH)
-        narrow, full = (weight_bytes(spec, torch.bfloat16) / _GB for spec in (int8, bf16))
-        steps = _steps(int8, torch.bfloat16)
-        lines.append(f"{name}: weights {narrow:.1f} GB in int8, {full:.1f} GB in bf16; {steps}")
+        spec = WanSpec(True, True, dim, ffn_dim, layers, channels, TEXT_WIDTH)
+        shapes = expected_shapes(spec)
+        weights = [amount(weight_bytes(shapes, torch.bfloat16, int8)) for int8 in (True, False)]
+        steps = []
+        for title, size in _SIZES.items():
+            forms = (StepForm("tiles"), StepForm("float"))
+            sizes = (amount(step_bytes(spec, tokens(*size), torch.bfloat16, form)) for form in forms)
+            steps.append(f"{' and '.join(sizes)} at {title}")
+        lines.append(
+            f"{name}: in int8 and bf16 weights {' and '.join(weights)}; a step of {_FRAMES} frames {', '.join(steps)}"
+        )
     return lines
-
-
-def _steps(spec: WanSpec, dtype: torch.dtype) -> str:
-    """Memory of a step at the usual sizes."""
-    sizes = (f"{amount(step_bytes(spec, tokens(*size), dtype))} at {name}" for name, size in _SIZES.items())
-    return f"a step of 81 frames {', '.join(sizes)}"
 
 
 def _run(linked: object, patchers: list[comfy.model_patcher.ModelPatcher]) -> list[str]:
