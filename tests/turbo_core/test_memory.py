@@ -36,7 +36,7 @@ def test_the_weights_of_a_loaded_model_take_what_is_said(kind, tmp_path):
 def test_readme_and_status_say_the_same():
     table = [row.split(" | ") for row in README.read_text(encoding="utf-8").splitlines() if row.startswith("| ")]
     for line in published_lines():
-        name, numbers = line.split(": in int8 and bf16 weights ")
+        name, numbers = line.split(", in int8 and bf16: weights ")
         (row,) = (row for row in table if row[0].startswith(f"| [{name.removesuffix(', each expert')}]"))
         weights, steps = numbers.replace(" and ", ", ").split("; a step of 81 frames ")
         small, large = steps.removesuffix(" at 720p").split(" at 480p, ")

@@ -127,7 +127,7 @@ def published_lines() -> list[str]:
             sizes = (amount(step_bytes(spec, tokens(*size), torch.bfloat16, form)) for form in forms)
             steps.append(f"{' and '.join(sizes)} at {title}")
         lines.append(
-            f"{name}: in int8 and bf16 weights {' and '.join(weights)}; a step of {_FRAMES} frames {', '.join(steps)}"
+            f"{name}, in int8 and bf16: weights {' and '.join(weights)}; a step of {_FRAMES} frames {', '.join(steps)}"
         )
     return lines
 
