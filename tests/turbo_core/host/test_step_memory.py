@@ -5,6 +5,7 @@ import gc
 import json
 
 import comfy.model_base
+import comfy.model_management
 import comfy.sampler_helpers
 import pytest
 import torch
@@ -140,7 +141,8 @@ def tiny(kind, folder):
 def test_comfyui_reserves_the_estimate(kind, tmp_path):
     patcher = tiny(kind, tmp_path)
     model = patcher.model
-    form = StepForm("tiles" if kind == "int8" else "float", v_bytes=0, fused_rms_norm=False)  # of a CPU
+    form = step_form(model.diffusion_model, model.spec, comfy.model_management.get_torch_device(), lora=False)
+    assert form.activations == ("tiles" if kind == "int8" else "float")
     expected = [step_bytes(model.spec, 3 * 8 * 9, model.get_dtype_inference(), form, batch) for batch in (2, 1)]
     assert list(reserved(patcher)) == expected
 
