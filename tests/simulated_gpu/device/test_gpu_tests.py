@@ -22,3 +22,11 @@ def test_the_gpu_tests_pass(selected):
     require_device()
     chosen = ("-k", selected) if selected else ()
     print(run_pytest(Devices(), "tests/kernels", "-m", "gpu", "--durations=0", *chosen))
+
+
+@pytest.mark.parametrize(
+    "selected", [pytest.param("tiles", id="part"), pytest.param("", id="all", marks=pytest.mark.thorough)]
+)
+def test_a_step_takes_the_memory_that_is_accounted(selected):
+    require_device()
+    run_pytest(Devices(), "tests/turbo_core/host/test_step_memory.py", "-m", "gpu", "-k", selected)
