@@ -4,6 +4,8 @@ Between self- and cross-attention of every block, four linears compute from a to
 shift of the video token at the same position. The embedding is the same for every prompt and step, so it is computed
 once for a whole batch, and once for consecutive latent frames in steady motion, which have equal embeddings."""
 
+from collections import Counter
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -35,17 +37,37 @@ class Span(NamedTuple):
 
 
 class CameraTokens(NamedTuple):
-    """tokens [1 or B, camera frames, tokens of a frame, dim]; `chunks`: its frames in pieces of bounded size, each as
-    (frames, spans within it)."""
+    """tokens [1 or B, camera frames, tokens of a frame, dim], of which frame i conditions repeats[i] frames of the
+    video. They begin at token `start` of a block's input; tokens after them (in-context references) have no camera."""
 
     tokens: torch.Tensor
-    chunks: tuple[tuple[slice, tuple[Span, ...]], ...]
+    repeats: tuple[int, ...]
+    start: int = 0
 
-    @property
-    def video_tokens(self) -> int:
-        """The number of video tokens in a block's input; those after them (in-context references) have no camera."""
-        _, spans = self.chunks[-1]
-        return spans[-1].video.stop * self.tokens.shape[2]
+    def cut(self, start: int, stop: int) -> Iterator["CameraTokens"]:
+        """Those of a range of the video's tokens, which need not begin or end with a frame."""
+        size = self.tokens.shape[2]
+        cameras = [i for i, count in enumerate(self.repeats) for _ in range(count)]  # of each frame of the video
+        at, stop = start, min(stop, len(cameras) * size)
+        while at < stop:
+            frame, offset = divmod(at, size)
+            if offset or stop - at < size:
+                end, frames = min(stop, at - offset + size), cameras[frame : frame + 1]
+            else:
+                end, frames = stop - stop % size, cameras[frame : stop // size]
+            tokens = self.tokens[:, frames[0] : frames[-1] + 1, offset : offset + end - at]
+            yield CameraTokens(tokens, tuple(Counter(frames).values()), at - start)
+            at = end
+
+
+class Camera(NamedTuple):
+    """What every block's `inject` is given."""
+
+    parts: tuple[CameraTokens, ...]
+
+    def cut(self, start: int, stop: int) -> "Camera":
+        """For blocks that are given a range of the video's tokens."""
+        return Camera(tuple(piece for part in self.parts for piece in part.cut(start, stop)))
 
 
 def split_into_chunks(repeats: tuple[int, ...], size: int) -> tuple[tuple[slice, tuple[Span, ...]], ...]:
@@ -79,12 +101,16 @@ class LingBotBlock(TurboBlock):
         self.cam_scale_layer = build_linear(dim, dim, operation_settings)
         self.cam_shift_layer = build_linear(dim, dim, operation_settings)
 
-    def inject(self, x: torch.Tensor, camera: CameraTokens | None) -> torch.Tensor:
+    def inject(self, x: torch.Tensor, camera: Camera | None) -> torch.Tensor:
         """x [B, L, dim], scaled and shifted in place; unchanged without a camera, as upstream."""
-        if camera is None:
-            return x
-        video = x[:, : camera.video_tokens].unflatten(1, (-1, camera.tokens.shape[2]))
-        for frames, spans in camera.chunks:
+        for part in camera.parts if camera is not None else ():
+            self._inject_part(x, part)
+        return x
+
+    def _inject_part(self, x: torch.Tensor, camera: CameraTokens) -> None:
+        size = camera.tokens.shape[2]
+        video = x[:, camera.start : camera.start + sum(camera.repeats) * size].unflatten(1, (-1, size))
+        for frames, spans in split_into_chunks(camera.repeats, max(1, CHUNK_TOKENS // size)):
             tokens = camera.tokens[:, frames]
             hidden = _two_layers(self.cam_injector_layer1, self.cam_injector_layer2, tokens)
             scale, shift = self.cam_scale_layer(hidden), self.cam_shift_layer(hidden)
@@ -92,7 +118,6 @@ class LingBotBlock(TurboBlock):
                 part = video[:, span.video]
                 # x + x * scale rounds less than x * (1 + scale).
                 part.addcmul_(part, scale[:, span.camera]).add_(shift[:, span.camera])
-        return x
 
 
 class LingBotWanModel(TurboWanModel):
@@ -123,7 +148,7 @@ class LingBotWanModel(TurboWanModel):
         camera: torch.Tensor | None = None,
         camera_repeats: tuple[int, ...] | None = None,
         **kwargs: Any,
-    ) -> CameraTokens | None:
+    ) -> Camera | None:
         """`camera` [1 or B, channels, frames, height, width] in latent cells, of which frame i conditions
         camera_repeats[i] frames.
 
@@ -137,7 +162,7 @@ class LingBotWanModel(TurboWanModel):
         grid = [size // patch for size, patch in zip(x.shape[2:], self.patch_size, strict=True)]
         if [sum(repeats), *cells.shape[3:]] != grid:
             raise TurboError(f"The camera covers {[sum(repeats), *cells.shape[3:]]} tokens and the video {grid}.")
-        return CameraTokens(tokens, split_into_chunks(repeats, max(1, CHUNK_TOKENS // tokens.shape[2])))
+        return Camera((CameraTokens(tokens, repeats),))
 
 
 class LingBotWAN(TurboWAN):

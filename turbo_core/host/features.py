@@ -66,17 +66,17 @@ def declared_dtypes(network: torch.nn.Module) -> dict[str, torch.dtype]:
 
 
 def dense_attention(
-    layer: torch.nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, transformer_options: dict
+    layer: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, transformer_options: dict
 ) -> torch.Tensor:
-    """ComfyUI's attention for a WanSelfAttention, called as its own forward calls it: q, k, v [B, L, dim] -> [B, L,
-    dim].
+    """ComfyUI's attention for a WanSelfAttention, called as its own forward calls it: q, k, v [B, L, dim], or some of
+    the layer's heads -> the same shape as q.
 
     A newer ComfyUI lets a model file choose the attention of a layer (`comfy_attention`)."""
     options = {"transformer_options": transformer_options}
     preferred = getattr(layer, "comfy_attention", None)
     if preferred is not None:
         options["preferred_attention"] = preferred
-    return attention.optimized_attention(q, k, v, heads=layer.num_heads, **options)
+    return attention.optimized_attention(q, k, v, heads=q.shape[-1] // layer.head_dim, **options)
 
 
 def before_each_prompt(handler: Callable[[dict], dict]) -> bool:

@@ -25,15 +25,19 @@ from .quant import is_replaced
 from .self_attention import TurboSelfAttention
 from .side_paths import side_path_operations
 
-_INPUTS = "turbodiffusion"  # the key of BlockInputs in `transformer_options`
+INPUTS = "turbodiffusion"  # the key of BlockInputs in `transformer_options`
 
 
 class BlockInputs(NamedTuple):
     """What the blocks of a turbo network are given beside ComfyUI's arguments. `queue`: ComfyUI's prefetch queue, or
-    None; `camera`: for a block that has camera layers."""
+    None; `camera`: for a block that has camera layers, with a method `cut`."""
 
     queue: Any = None
     camera: Any = None
+
+    def cut(self, tokens: slice) -> "BlockInputs":
+        """For blocks that are given this range of the video's tokens."""
+        return self if self.camera is None else self._replace(camera=self.camera.cut(tokens.start, tokens.stop))
 
 
 class TurboBlock(WanAttentionBlock):
@@ -61,7 +65,7 @@ class TurboBlock(WanAttentionBlock):
         """x [B, L, dim]; e [B, 6, dim] or [B, frames, 6, dim] in float32 -> [B, L, dim] in the dtype of `context`.
 
         The first block is given x in float32 (see TurboWanModel.forward_orig)."""
-        inputs = transformer_options.get(_INPUTS, BlockInputs())
+        inputs = transformer_options.get(INPUTS, BlockInputs())
         self.prefetch(inputs.queue, x.device)
         e = e.unsqueeze(1) if e.ndim == 3 else e
         modulation = comfy.model_management.cast_to(self.modulation, dtype=torch.float32, device=x.device)
@@ -183,7 +187,7 @@ class TurboWanModel(WanModel):
         if not self.turbo:
             return super().forward_orig(x, t, context, *args, transformer_options=transformer_options, **kwargs)
         queue = comfy.model_prefetch.make_prefetch_queue(list(self.blocks), x.device, transformer_options)
-        transformer_options[_INPUTS] = BlockInputs(queue, self.camera_of(x, context.dtype, **kwargs))
+        transformer_options[INPUTS] = BlockInputs(queue, self.camera_of(x, context.dtype, **kwargs))
         out = super().forward_orig(x.float(), t, context, *args, transformer_options=transformer_options, **kwargs)
         comfy.model_prefetch.prefetch_queue_pop(queue, x.device, None)
         return out

@@ -15,6 +15,8 @@ from .fused import norm_rope
 from .quant import Quantized
 from .side_paths import side_paths
 
+RANKS = "turbodiffusion_ranks"  # the key of TokenRanks in `transformer_options`, where a video is divided between ranks
+
 
 def build_linear(in_features: int, out_features: int, operation_settings: dict[str, Any]) -> torch.nn.Linear:
     """A linear of ComfyUI's `operations`."""
@@ -60,7 +62,7 @@ class TurboSelfAttention(WanSelfAttention):
         **kwargs: Any,
     ) -> torch.Tensor:
         """x [B, L, dim] -> [B, L, dim]; freqs as from `rope_encode`."""
-        if self.sla is None:
+        if self.sla is None and RANKS not in transformer_options:
             return super().forward(x, freqs, transformer_options=transformer_options, **kwargs)
         return self.o(self.attend(x, freqs, transformer_options))
 
@@ -68,17 +70,22 @@ class TurboSelfAttention(WanSelfAttention):
         self, x: torch.Tensor | Quantized, freqs: torch.Tensor, transformer_options: dict[str, Any]
     ) -> torch.Tensor:
         """Attention before its output projection: x [B, L, dim], quantized only if q, k and v take codes -> [B, L,
-        dim]."""
+        dim].
+
+        On several ranks L is the tokens of this one; attention runs over all tokens for this rank's heads."""
         q = norm_rope(self.norm_q, self.q(x), freqs, self.num_heads)
         k = norm_rope(self.norm_k, self.k(x), freqs, self.num_heads)
-        v = self.v(x)
+        v = self.v(x).view(q.shape)
+        ranks = transformer_options.get(RANKS)
+        if ranks is not None:
+            q, k, v = ranks.to_heads(q, k, v)
         if self.sla is None:
-            out = dense_attention(self, q.flatten(2), k.flatten(2), v, transformer_options)
+            out = dense_attention(self, q.flatten(2), k.flatten(2), v.flatten(2), transformer_options)
         else:
-            out = self._sparse_linear_attention(q, k, v.view(q.shape), self.sla).flatten(2)
+            out = self._sparse_linear_attention(q, k, v, self.sla).flatten(2)
         for patch in transformer_options.get("patches", {}).get("attn1_patch", ()):
             out = patch({"x": out, "q": q, "k": k, "transformer_options": transformer_options})
-        return out
+        return out if ranks is None else ranks.to_tokens(out)
 
     def _sparse_linear_attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sla: SLA) -> torch.Tensor:
         """q, k, v [B, L, heads, head_dim] -> the same shape."""
