@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .gpus import GPUS, PUBLISHED
 from .kernels import NOTHING, Time
+from .parallel import LINKS, exchange_seconds, largest_share, works
 from .step import MODELS, floor, selected_pairs, sparse_branch, step
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "benchmarks" / "predicted.md"
@@ -43,6 +44,7 @@ def page() -> str:
     parts = [_HEAD, "## A step in seconds, int8 weights, top-k 0.1, predicted\n", _steps()]
     parts += ["## The sparse branch over its time in 16 bits, predicted\n", _formats()]
     parts += ["## Where the time of a step goes, predicted\n", _kinds()]
+    parts += ["## Several GPUs (TurboDiffusion Parallel), predicted\n", _several()]
     return "\n".join(parts)
 
 
@@ -119,3 +121,27 @@ def _kinds() -> str:
             times = step(gpu, model, TOPK, chosen(gpu.target))
             rows.append([name, gpu_name, *(f"{time.seconds:.2f}" for time in times.values())])
     return _table(["model", "GPU", *times], rows)
+
+
+def _several() -> str:
+    rows = []
+    for name, model in MODELS.items():
+        for link_name, link in LINKS.items():
+            gpu = GPUS[link.gpu]
+            one = _total(step(gpu, model, TOPK, chosen(gpu.target))).seconds
+            cells = [f"{one:.2f}"]
+            for ranks in (2, 4, 8):
+                if not works(model, ranks):
+                    cells.append("-")
+                    continue
+                exchange = exchange_seconds(gpu, link, model, ranks)
+                several = one * largest_share(model, ranks) + exchange
+                cells.append(f"{several:.2f} ({one / several:.1f}x, exchange {exchange / several:.0%})")
+            rows.append([name, link_name, link.gpu, *cells])
+    text = (
+        "Seconds a step. Every kernel is divided by the number of GPUs, and the exchanges before and after\n"
+        "self-attention are added, hidden behind nothing: their bytes at 80 % of the link's published rate each way\n"
+        "(half of that where cards reach each other by way of RAM), the copies that put them in order, and 30 us a\n"
+        "collective. A dash: the heads cannot be divided.\n\n"
+    )
+    return text + _table(["model", "link", "GPU", "1 GPU", "2 GPUs", "4 GPUs", "8 GPUs"], rows)
