@@ -18,6 +18,7 @@ BENCHES = {
     "weight": "lines of tests for each line of product",
     "fallback": "sparse-linear attention in plain torch on this CPU against full attention",
     "predict": "seconds a step on GPUs that are not here, predicted from compiled code (docs/benchmarks/predicted.md)",
+    "parallel": "a step on one device and on several, with what they exchange",
     "step": "whole steps of 1.3B and 14B models on this machine's GPU beside ComfyUI's stock model, and a job by phase",
     "kernels": "the kernels on this machine's GPU, in the Python that starts it (torch and triton are enough)",
 }
