@@ -18,6 +18,7 @@ from .legacy import (
 )
 from .loader import TurboDiffusionLoader
 from .lora import TurboDiffusionLoRA
+from .parallel import TurboDiffusionParallel
 from .sampling import TurboDiffusionGuider, TurboDiffusionSample, TurboDiffusionSampler, TurboDiffusionSigmas
 from .status import TurboDiffusionStatus
 from .text import TurboDiffusionTextEncode
@@ -36,6 +37,7 @@ class TurboDiffusionExtension(ComfyExtension):
             TurboDiffusionLoader,
             TurboDiffusionSLA,
             TurboDiffusionLoRA,
+            TurboDiffusionParallel,
             TurboDiffusionSigmas,
             TurboDiffusionSampler,
             TurboDiffusionGuider,

@@ -58,6 +58,11 @@ TurboDiffusionLoRA -> MODEL
   model MODEL
   lora_name COMBO [files]
   strength FLOAT=1.0 [-20.0, 20.0]
+TurboDiffusionParallel -> MODEL
+  model MODEL
+  gpus INT=0 [0, 1024]
+  backend COMBO=auto [auto|nccl|gloo] advanced
+  address STRING='' optional advanced
 TurboDiffusionConvert -> STRING path
   model_name COMBO [files]
   output_name STRING=''

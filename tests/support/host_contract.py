@@ -18,6 +18,8 @@ INTERFACES = ("comfy_api.latest._io", "comfy_api.latest.ComfyExtension", "comfy_
 
 # Name: what the pack relies on, beyond that it exists and takes the arguments that the pack's calls pass.
 NAMES = {
+    "comfy.cli_args.__file__": "in ComfyUI's folder/comfy",
+    "comfy.cli_args.args": "a namespace that other ranks are given whole",
     "comfy.cli_args.args.cpu": "started with --cpu",
     "comfy.conds.CONDRegular": "base of CONDCamera; process_cond is given batch_size and maybe area",
     "comfy.hooks.EnumHookMode.MinVram": "the mode of CFGGuider.sample for one group of hooks",
@@ -54,6 +56,8 @@ NAMES = {
     "comfy.model_management.soft_empty_cache": "without arguments",
     "comfy.model_management.text_encoder_device": "its type is part of the key of a cached prompt",
     "comfy.model_management.throw_exception_if_processing_interrupted": "raises a BaseException",
+    "comfy.model_management.unload_all_models": "after out of memory on another rank",
+    "comfy.model_management.unload_model_and_clones": "off the device, on another rank",
     "comfy.model_management.unet_offload_device": "where weights rest",
     "comfy.model_management.vram_state.name": "for people",
     "comfy.model_sampling.CONST": "base of RCMSampling: noise scaling and denoising of flow models",
@@ -71,11 +75,13 @@ NAMES = {
     "comfy.ops.mixed_precision_ops": "operations whose Linear is the base of the quantized linears",
     "comfy.ops.run_every_op": "raises on an interrupt; before each operation that fetches its own weight",
     "comfy.ops.uncast_bias_weight": "after each cast_bias_weight",
+    "comfy.patcher_extension.CallbacksMP.ON_DETACH": "(patcher, unpatch_all), after a model is off the device",
     "comfy.patcher_extension.CallbacksMP.ON_LOAD": "(patcher, device, lowvram_model_memory, force_patch_weights, "
     "full_load)",
     "comfy.patcher_extension.CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES": "(patcher, hooks, target_dict, "
     "model_options, registered)",
     "comfy.patcher_extension.WrapperExecutor.new_class_executor": "(function, object, wrappers).execute(...)",
+    "comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL": "wraps a call of the network, with its arguments",
     "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE": "wraps a whole run",
     "comfy.patcher_extension.WrappersMP.PREDICT_NOISE": "wraps each prediction",
     "comfy.patcher_extension.get_all_wrappers": "of model options",
@@ -278,7 +284,7 @@ ATTRIBUTES = {
     "norm3 num_heads qk_norm self_attn window_size",
     "comfy.ldm.wan.model.VaceWanAttentionBlock": "block_id",
     "comfy.model_base.WAN21": "image_to_video",
-    "comfy.ldm.wan.model.WanSelfAttention": "k norm_k norm_q num_heads o q v",
+    "comfy.ldm.wan.model.WanSelfAttention": "head_dim k norm_k norm_q num_heads o q v",
     "comfy.ldm.wan.model.Head": "modulation",
     "torch.nn.LayerNorm": "elementwise_affine eps",
     "torch.nn.Linear": "in_features",
@@ -288,7 +294,8 @@ ATTRIBUTES = {
     "comfy.latent_formats.LatentFormat": "spacial_downscale_ratio",
     "comfy.supported_models_base.BASE": "custom_operations get_model quant_config sampling_settings "
     "set_inference_dtype unet_config",
-    "comfy.model_patcher.ModelPatcher": "add_callback_with_key add_object_patch add_patches attachments "
+    "comfy.model_patcher.ModelPatcher": "add_callback_with_key add_object_patch add_patches add_wrapper_with_key "
+    "attachments object_patches patches_uuid remove_wrappers_with_key "
     "cached_patcher_init cleanup get_additional_models_with_key get_free_memory get_model_object hook_mode "
     "hook_patches is_dynamic load_device loaded_ram_size loaded_size model_dtype model_size offload_device patches "
     "pre_run restore_hook_patches set_additional_models set_attachments",
@@ -346,6 +353,8 @@ ELSEWHERE = {
     "Output": "of io.Custom, public",
     "weight_lowvram_function": "the mark _lowvram_function of a weight",
     "images": "of VideoComponents, public",
+    "uuid": "of torch's properties of a CUDA device",
+    "_replace": "of a NamedTuple of the pack",
     "local_attn": "the pack's own",
     "proj_l": "the pack's own",
 }
