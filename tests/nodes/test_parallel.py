@@ -5,7 +5,7 @@ import time
 import psutil
 import pytest
 from td_pack.tests.support import checkpoints
-from td_pack.tests.support.jobs import attention, empty, i2v_job, node, run_held, saved, started, t2v_job
+from td_pack.tests.support.jobs import attention, empty, i2v_job, node, run_held, saved, started, t2v_job, text
 from td_pack.tests.support.models import relative_error
 from td_pack.tests.support.server import ComfyServer
 
@@ -69,8 +69,7 @@ def test_two_ranks_make_the_video_of_one(server, single):
 
 
 def test_two_experts_share_the_ranks(server):
-    """Four steps, two of each expert, on the processes that are there already."""
-    pids = {each.pid for each in ranks(server)}
+    """Four steps, two of each expert, on one process."""
     for gpus in (1, 2):
         prompt = i2v_job(f"experts {gpus}", 4, checkpoints.I2V_LOW)
         prompt["latent"] = started(**SIZE)
@@ -78,7 +77,17 @@ def test_two_experts_share_the_ranks(server):
         prompt["sample"]["inputs"] |= {"high": ["high on two", 0], "low": ["low on two", 0]}
         server.client.run(prompt)
     assert relative_error(saved(server, "experts 2"), saved(server, "experts 1")) <= 1e-6
-    assert {each.pid for each in ranks(server)} == pids
+    assert len(ranks(server)) == 1
+
+
+def test_a_batch_with_guidance_is_the_same(server):
+    """Two videos, each with and without the prompt: four items in a call of the network."""
+    for gpus in (1, 2):
+        prompt = job(f"guided {gpus}", gpus, latent=empty(**SIZE, batch_size=2), negative=text("blurred"))
+        prompt["sample"]["inputs"] |= {"negative": ["negative", 0], "cfg_high": 2.0}
+        server.client.run(prompt)
+    assert saved(server, "guided 2").shape[0] == 2
+    assert relative_error(saved(server, "guided 2"), saved(server, "guided 1")) <= 1e-6
 
 
 @pytest.mark.parametrize("call", [1, 3])
