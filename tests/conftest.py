@@ -49,11 +49,12 @@ def examples(request):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """One live ComfyUI for the whole run: the pack under an odd folder name, the test nodes, tiny checkpoints."""
-    from td_pack.tests.support import checkpoints, lingbot
+    from td_pack.tests.support import checkpoints, clip_vision, lingbot
     from td_pack.tests.support.server import ComfyServer
 
     base = tmp_path_factory.mktemp("comfyui")
     checkpoints.write_models(base / "models")
     lingbot.write_models(base / "models")
+    clip_vision.write(base / "models" / "clip_vision" / clip_vision.FILE)
     with ComfyServer(base, pack_name="odd_name-1.0.main", test_nodes=True) as running:
         yield running

@@ -22,6 +22,7 @@ NEAR_ONE = ("norm_q.weight", "norm_k.weight", "norm3.weight")
 T2V_SLA = "tiny_t2v_sla.pth"
 I2V_HIGH = "tiny_i2v_high.pth"
 I2V_LOW = "tiny_i2v_low.pth"
+I2V_21 = "tiny_i2v_2.1.safetensors"
 VACE = "tiny_vace.safetensors"
 VAE = "tiny_vae.safetensors"
 
@@ -120,6 +121,25 @@ def vace(seed: int) -> dict[str, torch.Tensor]:
     extra |= {f"vace_{key}": shape for key, shape in of_block.items()}
     conv = sd["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2)).contiguous()
     return sd | {"patch_embedding.weight": conv} | {key: weight(seed, key, tuple(s)) for key, s in extra.items()}
+
+
+def i2v_21(seed: int) -> dict[str, torch.Tensor]:
+    """Wan 2.1's I2V, which sees the picture through CLIP vision too, with a trained proj_l as Convert makes it from a
+    turbo model."""
+    sd = upstream_state_dict(seed, in_channels=36, sla=True)
+    extra = {"img_emb.proj.1": (1280, 1280), "img_emb.proj.3": (256, 1280)}
+    norms = {"img_emb.proj.0": 1280, "img_emb.proj.4": 256}
+    for attention in ("blocks.0.cross_attn", "blocks.1.cross_attn"):
+        extra |= {f"{attention}.{name}_img": (256, 256) for name in "kv"}
+        sd[f"{attention}.norm_k_img.weight"] = torch.ones(256, dtype=torch.bfloat16)
+    for name, shape in extra.items():
+        sd |= {
+            f"{name}.{part}": weight(seed, f"{name}.{part}", s) for part, s in (("weight", shape), ("bias", shape[:1]))
+        }
+    for name, width in norms.items():
+        sd |= {f"{name}.weight": torch.ones(width).bfloat16(), f"{name}.bias": torch.zeros(width).bfloat16()}
+    conv = sd["patch_embedding.weight"].unflatten(1, (-1, 1, 2, 2)).contiguous()
+    return sd | {"patch_embedding.weight": conv}
 
 
 def quantize(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,11 +246,12 @@ def write(path: Path, sd: dict[str, torch.Tensor]) -> Path:
 
 
 def write_models(models_dir: Path) -> None:
-    """The tiny checkpoints of the shared server: T2V with SLA, I2V's two experts, VACE with SLA, a VAE."""
+    """The tiny checkpoints of the shared server: T2V with SLA, I2V's two experts, I2V 2.1 and VACE with SLA, a VAE."""
     folder = models_dir / "diffusion_models"
     write_pth(folder / T2V_SLA, upstream_state_dict(1, sla=True))
     write_pth(folder / I2V_HIGH, upstream_state_dict(2, in_channels=36))
     write_pth(folder / I2V_LOW, upstream_state_dict(3, in_channels=36))
+    write_safetensors(folder / I2V_21, i2v_21(5))
     write_safetensors(folder / VACE, vace(4))
     write_safetensors(models_dir / "vae" / VAE, vae_state_dict())
 

@@ -364,6 +364,8 @@ NODES = {
     "BasicScheduler": "comfy_extras.nodes_custom_sampler",
     "CLIPLoader": "nodes",
     "CLIPTextEncode": "nodes",
+    "CLIPVisionEncode": "nodes",
+    "CLIPVisionLoader": "nodes",
     "CreateVideo": "comfy_extras.nodes_video",
     "EmptyHunyuanLatentVideo": "comfy_extras.nodes_hunyuan",
     "GetVideoComponents": "comfy_extras.nodes_video",

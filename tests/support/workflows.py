@@ -5,7 +5,7 @@ import json
 from fnmatch import fnmatch
 from pathlib import Path
 
-from . import checkpoints, lingbot
+from . import checkpoints, clip_vision, lingbot
 
 API_WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows" / "api"
 MODEL_SUFFIXES = (".pth", ".pt", ".safetensors", ".gguf")
@@ -14,11 +14,13 @@ TEXT_ENCODERS = ("CLIPTextEncode", "TurboDiffusionTextEncode")
 TINY_FILES = {
     "*VACE*": checkpoints.VACE,
     "*T2V*": checkpoints.T2V_SLA,
+    "*Wan2.1-I2V*": checkpoints.I2V_21,
     "*I2V*high*": checkpoints.I2V_HIGH,
     "*I2V*low*": checkpoints.I2V_LOW,
     "high_noise_model*": lingbot.HIGH,
     "low_noise_model*": lingbot.LOW,
     "*vae*": checkpoints.VAE,
+    "clip_vision*": clip_vision.FILE,
 }
 
 

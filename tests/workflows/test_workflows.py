@@ -145,7 +145,7 @@ def test_loaders_and_the_note_say_where_every_model_file_comes_from(ui):
             url = urlsplit(model["url"])
             assert url.scheme == "https" and url.netloc == "huggingface.co"
             assert url.path.endswith(f"/{model['name']}")
-            assert model["directory"] in {"diffusion_models", "text_encoders", "vae"}
+            assert model["directory"] in {"diffusion_models", "clip_vision", "text_encoders", "vae"}
             assert f"[{model['name']}]({model['url']})" in note and f"models/{model['directory']}/" in note
 
 
