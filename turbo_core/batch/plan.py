@@ -13,7 +13,7 @@ from .job import UPLOADS, Job, job_id
 from .node_info import NodeInfos
 from .table import Row, RowFault
 from .text import brief
-from .workflow import Prompt, Workflow, specs
+from .workflow import Prompt, Target, Workflow, specs
 
 _SEED_LIMIT = 1 << 64
 
@@ -103,8 +103,10 @@ class Planner:
         settings: dict[str, object] = {}
         for name, value in row.values.items():
             try:
-                for key, field in draft.base.workflow.targets(name):
-                    settings[name] = self._set(draft, key, field, value)
+                first, *others = draft.base.workflow.targets(name)
+                settings[name] = self._set(draft, *first, value)
+                for target in others:
+                    self._set(draft, *target, self._apart(first, target, settings[name]) if name == "seed" else value)
             except RowFault as error:
                 faults.append(str(error) if name in str(error) else f"{brief(name, 100)}: {error}")
         faults += draft.base.checker.faults(draft.prompt, draft.changed)
@@ -114,6 +116,14 @@ class Planner:
         if self._repeat == 1:
             return (Job(job_id(draft.prompt), row.number, draft.prompt, settings, uploads),)
         return self._repeated(draft, row, settings, uploads, faults)
+
+    def _apart(self, first: Target, other: Target, seed: object) -> object:
+        """What another seed becomes when the first one is set: as far from it as in the workflow, where the segments of
+        a long video have one each."""
+        seeds = [self._plain.workflow.prompt[key]["inputs"][name] for key, name in (first, other)]
+        if not all(isinstance(each, int) for each in (*seeds, seed)):
+            return seed
+        return (seed + seeds[1] - seeds[0]) % _SEED_LIMIT
 
     def _set(self, draft: _Draft, key: str, name: str, value: object) -> object:
         workflow = draft.base.workflow
@@ -131,31 +141,33 @@ class Planner:
     ) -> Iterable[Job]:
         """The job with its seed, and with the seeds that follow."""
         try:
-            targets = draft.base.workflow.targets("seed")
-            seed = draft.prompt[targets[0][0]]["inputs"][targets[0][1]]
-            if not isinstance(seed, int):
+            seeds = {
+                (key, name): draft.prompt[key]["inputs"][name] for key, name in draft.base.workflow.targets("seed")
+            }
+            if not all(isinstance(seed, int) for seed in seeds.values()):
                 raise RowFault("the workflow's seed is not a number")
         except RowFault as error:
             faults.append(f"--repeat makes each copy with another seed: {error}")
             return ()
-        return self._copies(draft, row, targets, seed, settings, uploads)
+        return self._copies(draft, row, seeds, settings, uploads)
 
     def _copies(
         self,
         draft: _Draft,
         row: Row,
-        targets: list[tuple[str, str]],
-        first: int,
+        seeds: dict[Target, int],
         settings: dict[str, object],
         uploads: dict[str, str],
     ) -> Iterator[Job]:
-        for seed in ((first + i) % _SEED_LIMIT for i in range(self._repeat)):
+        for i in range(self._repeat):
             if self._is_stopped():
                 raise Interrupted
             copied = draft.copy()
-            for key, name in targets:
+            moved = {target: (seed + i) % _SEED_LIMIT for target, seed in seeds.items()}
+            for (key, name), seed in moved.items():
                 copied.inputs(key)[name] = seed
-            yield Job(job_id(copied.prompt), row.number, copied.prompt, settings | {"seed": seed}, uploads)
+            first = next(iter(moved.values()))
+            yield Job(job_id(copied.prompt), row.number, copied.prompt, settings | {"seed": first}, uploads)
 
     def _uploads(self, draft: _Draft, faults: list[str]) -> dict[str, str]:
         """The local files that the prompt names, and in the prompt the names they will have on a server."""

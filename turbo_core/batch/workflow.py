@@ -140,7 +140,7 @@ class Workflow:
         if not found:
             raise RowFault(f"this workflow has no input for {name!r}; name one as NODE.INPUT")
         values = {json.dumps(self.prompt[key]["inputs"].get(field)) for key, field in found}
-        # Equal values were meant to be one; two samplers share the seed whatever the second one's says.
+        # Equal values were meant to be one; the seeds of several samplers move together.
         if len(values) > 1 and name != "seed" or len(found) > 1 and name == "image":
             raise self._ambiguous(name, found)
         return found

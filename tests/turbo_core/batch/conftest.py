@@ -46,8 +46,14 @@ def i2v() -> dict:
     return tiny("TurboWan2.2-I2V-A14B-720P")
 
 
-def tiny(name: str) -> dict:
-    return workflows.fit(workflows.load(name), models=TINY_FILES, width=64, height=64, length=5)
+@pytest.fixture
+def long() -> dict:
+    """The long video of three segments."""
+    return tiny("TurboWan2.2-I2V-A14B-Long-720P", length=9)
+
+
+def tiny(name: str, length: int = 5) -> dict:
+    return workflows.fit(workflows.load(name), models=TINY_FILES, width=64, height=64, length=length)
 
 
 @pytest.fixture

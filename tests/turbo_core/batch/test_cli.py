@@ -69,6 +69,15 @@ def test_videos_come_back_and_a_second_start_skips_them(batch, tmp_path, t2v, i2
     assert len(folders(batch.out)) == 3 and made < folders(batch.out), "the edited row is a new job"
 
 
+def test_a_long_video_is_a_row(batch, tmp_path, long):
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "red.png")
+    table = write(tmp_path / "jobs.csv", "prompt,seed,image\na fox,1,red.png\n")
+    assert batch(table, "--workflow", write(tmp_path / "long.json", json.dumps(long))) == 0, batch.said
+    (made,) = folders(batch.out)
+    with av.open(str(batch.out / made / "video.mp4")) as video:
+        assert len(list(video.decode(video=0))) == 3 * 9 - 2 * 5
+
+
 def test_a_dry_run_lists_every_fault_and_writes_nothing(batch, tmp_path, t2v):
     workflow = write(tmp_path / "t2v.json", json.dumps(t2v))
     table = write(tmp_path / "jobs.jsonl", '{"seed": 1}\n{"seed": "x", "widht": 3}\nnot json\n{"seed": [1, 2]}\n')

@@ -59,6 +59,21 @@ def test_known_names_find_their_inputs_in_the_shipped_workflows(planned, t2v, i2
     assert job.uploads[upload] == str(tmp_path / "red.png")
 
 
+def test_a_row_of_a_long_video_sets_every_segment_and_keeps_their_seeds_apart(planned, long, tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    plan = planned(long, {"prompt": "a fox", "seed": "5", "length": "13", "image": "red.png"}, repeat=2)
+    assert not plan.faults
+    for job, seed in zip(plan.jobs, (5, 6), strict=True):
+        (upload,) = job.uploads
+        assert changed(long, job.prompt) == {
+            "6.image": upload,
+            "7.text": "a fox",
+            **{f"{key}.length": 13 for key in ("8", "17", "21")},
+            **{f"{key}.seed": seed + k for k, key in enumerate(("9", "18", "22"))},
+        }
+        assert job.settings["seed"] == seed
+
+
 def test_topk_adds_an_attention_node_after_every_loader(planned, i2v, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "example.png")
     plan = planned(i2v, {"topk": "0.2"}, {})
@@ -160,7 +175,7 @@ def test_jobs_of_one_model_and_size_are_placed_together(planned, t2v):
     assert same == other_seed and same[0] == wide[0] and same != wide
 
 
-def test_a_second_sampler_shares_the_seed_and_two_pictures_are_ambiguous(node_infos, i2v):
+def test_a_second_sampler_has_a_seed_too_and_two_pictures_are_ambiguous(node_infos, i2v):
     two = copy.deepcopy(i2v)
     two["20"] = copy.deepcopy(two["9"])
     two["20"]["inputs"]["seed"] = 77
