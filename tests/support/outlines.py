@@ -21,7 +21,7 @@ def names(*keys):
 
 
 def spec(dim=256, ffn_dim=512, layers=3, in_channels=16, turbo=False, sla=False, **image):
-    variant = {"variant": "I2V" if in_channels == 36 else "T2V"}
+    variant = {"variant": "LingBot-World" if "camera" in image else "I2V" if in_channels == 36 else "T2V"}
     return WanSpec(turbo, sla, dim, ffn_dim, layers, in_channels, text_width=4096, **variant | image)
 
 

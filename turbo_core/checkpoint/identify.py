@@ -10,9 +10,9 @@ from .check import check_complete
 from .comfy_quant import is_side_of, quantized_layers
 from .keys import PATCH_EMBEDDING, has_linear_patch_embedding, strip_wrappers, to_comfyui
 from .layout import CAMERA_EMBEDDING, CONTROLS, HEAD_DIM, WanSpec, expected_shapes, read_spec
-from .metadata import check_config, check_metadata, recorded_as_turbo, recorded_training
+from .metadata import check_config, check_metadata, recorded_as_turbo, recorded_training, stated_kind
 from .packed import as_unpacked, flat_codes, packed_weights
-from .variants import is_extra
+from .variants import I2V, T2V, is_extra
 
 # Axes of the tensors that sizes are read from, in ComfyUI's shapes
 _AXES = {
@@ -81,6 +81,8 @@ def identify(
             "conversion is incomplete, get the file again."
         ) from None
     _refuse_impossible(name, spec, whole)
+    if spec.variant in (T2V, I2V) and stated_kind(metadata):
+        spec = dataclasses.replace(spec, variant="")
     expected = expected_shapes(spec)
     quantized = quantized_layers(whole)
     extra = {

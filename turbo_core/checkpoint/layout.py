@@ -78,8 +78,9 @@ class WanSpec:
         size = {(1536, 30): "1.3B", (3072, 30): "5B", (5120, 40): "14B"}.get(
             (self.dim, self.layers), f"{self.layers} layers of width {self.dim}"
         )
+        variant = self.task if self.camera else self.variant or self.task
         weights = " int8" if self.int8 else f" {self.four_bit.upper()}" if self.four_bit else ""
-        return f"{kind} {self.variant or self.task} {size}{weights}{' with SLA' if self.sla else ''}"
+        return f"{kind} {variant} {size}{weights}{' with SLA' if self.sla else ''}"
 
 
 def count_layers(names: Iterable[str]) -> int:
@@ -112,7 +113,7 @@ def read_spec(tensors: dict[str, torch.Tensor], turbo: bool, four_bit: str = "")
         four_bit=four_bit,
         camera=camera,
         out_channels=out_channels,
-        variant=I2V if camera else variant_name(tensors, in_channels, out_channels, image_embedding),
+        variant=variant_name(tensors, in_channels, out_channels, image_embedding),
     )
 
 

@@ -47,8 +47,6 @@ def check_metadata(name: str, metadata: Mapping[str, str]) -> None:
 def check_config(name: str, metadata: Mapping[str, str], spec: WanSpec) -> None:
     """Raises CheckpointError where the `config` in the metadata says something else of the network than its tensors do.
     Settings that are not known here are ignored."""
-    config = _parsed(metadata.get(CONFIG, "{}"))
-    stated = config.get("transformer") if isinstance(config, dict) else None
     found = _CONSTANTS | {
         "dim": spec.dim,
         "ffn_dim": spec.ffn_dim,
@@ -61,13 +59,28 @@ def check_config(name: str, metadata: Mapping[str, str], spec: WanSpec) -> None:
     }
     if spec.variant in (T2V, I2V):
         found["model_type"] = "i2v" if spec.image_embedding else "t2v"
-    for key, value in stated.items() if isinstance(stated, dict) else ():
+    for key, value in _stated(metadata).items():
         if key in found and value != found[key]:
             raise CheckpointError(
                 f"{name} has metadata that contradicts its tensors (config: {key} is {_shown(value)}, and the "
                 "tensors say "
                 f"{_shown(found[key])}): download it again, or save it without that metadata."
             )
+
+
+def stated_kind(metadata: Mapping[str, str]) -> dict[str, object]:
+    """What the `config` says of the kind of a model that its tensors do not: ComfyUI tells some kinds (Animate 2,
+    FlowRVS, causal models) from T2V and I2V by it alone. Empty for T2V and I2V, and for a file that says nothing."""
+    stated = _stated(metadata)
+    kind = {key: stated[key] for key in ("model_type", "causal_ar") if isinstance(stated.get(key), (str, bool))}
+    plain = kind.get("model_type", "t2v") in ("t2v", "i2v") and not kind.get("causal_ar")
+    return {} if plain else kind
+
+
+def _stated(metadata: Mapping[str, str]) -> dict[str, object]:
+    config = _parsed(metadata.get(CONFIG, "{}"))
+    stated = config.get("transformer") if isinstance(config, dict) else None
+    return stated if isinstance(stated, dict) else {}
 
 
 def recorded_as_turbo(metadata: Mapping[str, str]) -> bool:

@@ -1,14 +1,14 @@
 """The kinds of Wan model, told apart by their tensors.
 
 A variant adds tensors to the trunk that all Wan models share, or takes other channels. Its network and its model class
-are ComfyUI's, which knows it by the same tensors. To add one: an entry in VARIANTS, and a case in
-tests/turbo_core/host/test_variants.py."""
+are ComfyUI's, which knows it by the same tensors (LingBot-World's are those of I2V, extended). To add one: an entry in
+VARIANTS, and a case in tests/turbo_core/host/test_variants.py."""
 
 import dataclasses
 import re
 from collections.abc import Callable, Collection
 
-T2V, I2V = "T2V", "I2V"
+T2V, I2V, LINGBOT = "T2V", "I2V", "LingBot-World"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,9 @@ _CHARACTER = Need(
 VARIANTS = (
     Variant("VACE", "vace_patch_embedding.weight", extra=("vace_",)),
     Variant("Fun Camera", "control_adapter.conv.weight", extra=("control_adapter.",), needs=(_CAMERA_IMAGE, _CAMERA)),
+    # Not of ComfyUI: its network is extended in host/camera_model.py. Which control it takes, cam or act, is read from
+    # the width of the marking tensor; without a camera it moves freely.
+    Variant(LINGBOT, "patch_embedding_wancamctrl.weight", needs=(_START_IMAGE,)),
     Variant(
         "S2V",
         "casual_audio_encoder.encoder.final_linear.weight",

@@ -11,7 +11,7 @@ import torch
 
 from ..checkpoint.identify import identify
 from ..checkpoint.layout import TEXT_WIDTH
-from ..checkpoint.metadata import CONFIG, METADATA_KEY, carried_along
+from ..checkpoint.metadata import CONFIG, METADATA_KEY, carried_along, stated_kind
 from ..checkpoint.packed import KINDS
 from ..checkpoint.read import read_safetensors
 from ..checkpoint.shards import files_of
@@ -227,9 +227,12 @@ def _version() -> str:
 def _metadata(main: Source, record: dict, hashes: dict[str, str]) -> dict[str, str]:
     sources = {role: source | {"sha256": hashes[role]} for role, source in record["sources"].items()}
     metadata = carried_along(main.metadata) | {METADATA_KEY: json.dumps(record | {"sources": sources})}
+    # What ComfyUI does not read from the tensors.
+    stated = {} if main.spec.variant else stated_kind(main.metadata)
     if main.spec.text_width != TEXT_WIDTH:
-        # ComfyUI reads every width but this one from the tensors.
-        metadata[CONFIG] = json.dumps({"transformer": {"text_dim": main.spec.text_width}})
+        stated["text_dim"] = main.spec.text_width
+    if stated:
+        metadata[CONFIG] = json.dumps({"transformer": stated})
     return metadata
 
 

@@ -1,6 +1,7 @@
 """From a model file to a ModelPatcher, as ComfyUI's own diffusion model loader does it, for our model class."""
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..checkpoint.check import check_complete
 from ..checkpoint.comfy_quant import is_int8_alone
 from ..checkpoint.identify import identify
 from ..checkpoint.layout import WanSpec
+from ..checkpoint.metadata import CONFIG, stated_kind
 from ..checkpoint.packed import as_unpacked, packed_weights
 from ..checkpoint.shards import read_parts
 from ..errors import CheckpointError
@@ -52,9 +54,10 @@ def load_model(
     _refuse_causal(Path(path), spec)
     packed = packed_weights(Path(path).name, tensors)
     whole = as_unpacked(tensors, packed)
-    # Without the metadata, whose `config` would override what the tensors say.
+    # Of the metadata, whose `config` overrides what the tensors say, only what they cannot say.
+    stated = {} if spec.variant else {CONFIG: json.dumps({"transformer": stated_kind(metadata)})}
     with _comfyui_reads(Path(path), _BUILT):
-        config = comfy.model_detection.model_config_from_unet(whole, "")
+        config = comfy.model_detection.model_config_from_unet(whole, "", metadata=stated)
     if config is None:
         raise CheckpointError(
             f"{Path(path).name} is a kind of Wan model that this ComfyUI does not know ({spec.describe()}): update "
@@ -95,6 +98,12 @@ def load_model(
     logger.info(
         "Loaded %s: %s, computing in %s.", Path(path).name, spec.describe(), str(compute).removeprefix("torch.")
     )
+    if not spec.variant:
+        logger.info(
+            "%s is a %s, which this pack has no entry for: it runs as ComfyUI runs it, with dense attention.",
+            Path(path).name,
+            type(model).__name__.removeprefix("Turbo"),
+        )
     return patcher
 
 

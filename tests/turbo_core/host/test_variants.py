@@ -154,12 +154,33 @@ def sample(model, conditioning, vae):
     return common_ksampler(model, 1, 2, 1.0, "euler", "simple", positive, negative, latent)[0]["samples"]
 
 
-def test_it_is_comfyuis_bit_for_bit(variant, vae):
+def test_it_is_comfyuis_bit_for_bit(variant, vae, caplog):
     name, path, conditioning, _ = variant
-    ours, theirs = load(path), load(path, comfy.sd.load_diffusion_model)
+    with caplog.at_level("INFO"):
+        ours, theirs = load(path), load(path, comfy.sd.load_diffusion_model)
+    assert ("wan.safetensors is a WAN21_HuMo, which this pack has no entry for" in caplog.text) == (not name)
     assert ours.model.spec.variant == name and isinstance(ours.model, type(theirs.model))
     assert getattr(ours.model, "image_to_video", False) == getattr(theirs.model, "image_to_video", False)
     assert torch.equal(sample(ours, conditioning, vae), sample(theirs, conditioning, vae))
+
+
+KINDS = {"WAN21_FlowRVS": {"model_type": "flow_rvs"}, "WAN21_CausalAR": {"model_type": "t2v", "causal_ar": True}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_that_only_the_metadata_names_is_comfyuis_too(kind, vae, tmp_path, caplog):
+    """Its tensors are those of T2V; it stays what it is when it is converted."""
+    _, network = VARIANTS["T2V"][0]
+    weights = {k: checkpoints.weight(6, k, tuple(v.shape)).float() for k, v in network.state_dict().items()}
+    stated = {"config": json.dumps({"transformer": KINDS[kind]})}
+    path = str(checkpoints.write_safetensors(tmp_path / "wan.safetensors", weights, stated))
+    with caplog.at_level("INFO"):
+        ours, theirs = load(path), load(path, comfy.sd.load_diffusion_model)
+    assert f"wan.safetensors is a {kind}, which this pack has no entry for" in caplog.text
+    assert type(theirs.model).__name__ == kind and isinstance(ours.model, type(theirs.model))
+    assert torch.equal(sample(ours, t2v, vae), sample(theirs, t2v, vae))
+    convert(Request(Path(path), tmp_path / "new.safetensors"))
+    assert isinstance(load_model(str(tmp_path / "new.safetensors")).model, type(theirs.model))
 
 
 def test_its_self_attention_is_sparse_where_it_is_asked_to_be(variant, vae):
