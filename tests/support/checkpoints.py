@@ -33,6 +33,8 @@ TOY_T2V = "toy-world-T2V.pth"
 TOY_I2V_HIGH, TOY_I2V_LOW = "toy-world-I2V-high.pth", "toy-world-I2V-low.pth"
 TOY_VAE = "toy-world-vae.safetensors"
 TOY_LORA = "toy-world-red-to-turquoise.safetensors"
+# LoRAs of which the tests of a turbo model by delta make its teacher, on the T2V model, and a fine-tune, on the teacher
+TOY_TEACHER, TOY_FINE_TUNE = "toy-world-T2V-teacher.safetensors", "toy-world-T2V-fine-tune.safetensors"
 TOY_FILES = {"diffusion_models": (TOY_T2V, TOY_I2V_HIGH, TOY_I2V_LOW), "vae": (TOY_VAE,), "loras": (TOY_LORA,)}
 
 

@@ -4,13 +4,14 @@ import argparse
 import logging
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from ..support.environment import cache_dir
 from ..support.host import load_host
 
-STAGES = ("vae", "t2v_where", "t2v", "i2v_high", "i2v_low", "t2v_sla", "lora")
-PARTS = ("t2v", "int8", "attention", "i2v", "lora")
+STAGES = ("vae", "t2v_where", "t2v", "i2v_high", "i2v_low", "t2v_sla", "lora", "teacher", "fine_tune")
+PARTS = ("t2v", "int8", "attention", "i2v", "lora", "last", "long", "delta")
 
 
 def main(arguments: list[str]) -> int:
@@ -55,7 +56,7 @@ def train(stages, work: Path) -> None:
     """Runs or resumes the stages in order. Each one's weights are written as they are committed, and the next starts
     from those of this run."""
     from . import models
-    from .training import canvases, train_dit, train_more, train_vae
+    from .training import canvases, train_delta, train_dit, train_more, train_vae
 
     def vae() -> torch.nn.Module:
         return models.load_vae()
@@ -82,3 +83,9 @@ def train(stages, work: Path) -> None:
         elif stage == "lora":
             turquoise = train_more.recolor(data(), vae(), work / "turquoise.pt")
             models.write(models.LORA, train_more.run_lora(load(models.T2V), turquoise, work))
+        elif stage == "teacher":
+            models.write(models.TEACHER, train_more.as_file(train_delta.run_teacher(load(models.T2V), work)))
+        elif stage == "fine_tune":
+            lora = {k: v.float() for k, v in safetensors.torch.load_file(models.WEIGHTS / models.TEACHER).items()}
+            teacher = train_more.patched(load(models.T2V), train_more.from_file(lora))
+            models.write(models.FINE_TUNE, train_more.as_file(train_delta.run_fine_tune(teacher, vae(), work)))

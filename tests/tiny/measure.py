@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import folder_paths
 import safetensors.torch
 import torch
 from PIL import Image
@@ -13,7 +14,7 @@ from PIL import Image
 from ...kernels.attention.pv_format import PV_FORMATS
 from ...turbo_core.host.lora import with_lora
 from ...turbo_core.host.quant import ACTIVATIONS
-from . import models, vision, world
+from . import models, tasks, vision, world
 from .training.whole_vae import WanVAE
 
 CLIPS, SEED = 64, 1000
@@ -23,8 +24,8 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 @dataclass(frozen=True)
 class Row:
     """Shares of clips that show what the prompt says; PSNR in dB and SSIM against the reference of the table, where
-    there is one; `first`: PSNR of the first frame against the given one (I2V); `turquoise`: share of clips in the
-    LoRA's color."""
+    there is one; `first`, `last`: PSNR of the first and the last frame against the given ones (I2V); `persists`: share
+    of videos whose segments all have the right color and direction; `turquoise`: share of clips in that color."""
 
     name: str
     color: float
@@ -34,6 +35,8 @@ class Row:
     psnr: float | None = None
     ssim: float | None = None
     first: float | None = None
+    last: float | None = None
+    persists: float | None = None
     turquoise: float | None = None
 
 
@@ -83,7 +86,7 @@ class Table:
     ):
         self.weights, self.folder, self.show, self.dense = weights, folder, show, dense
         self.vae: WanVAE = models.load_vae(weights / models.VAE)
-        self.scenes = scenes(count)
+        self.count, self.scenes = count, scenes(count)
         self.rows: list[Row] = []
         self.strips: list[torch.Tensor] = []
 
@@ -180,6 +183,55 @@ class Table:
         for steps in (1, 2, 3):
             row(f"I2V, {steps} step{'s' * (steps > 1)}, ODE", low=low, mode="ode", steps=steps)
 
+    def _experts(self):
+        """The I2V pair in float32, which is faster than bfloat16 on many CPUs."""
+        return (models.load(self.weights / name, dtype="fp32") for name in (models.I2V_HIGH, models.I2V_LOW))
+
+    def last(self) -> None:
+        """Whether a last frame that is given is shown, against the same without it."""
+        high, low = self._experts()
+        wanted = [scene for scene in scenes(2 * self.count) if len(scene.shapes) == 1][: self.count]
+        whole = [world.render(scene) for scene in wanted]
+        for last, name in ((False, "the first frame given"), (True, "first and last frame given")):
+            clips = tasks.first_and_last(high, low, self.vae, wanted, SEED, last)
+            psnr = {
+                part: mean(vision.psnr(clip[i], shown[i]) for clip, shown in zip(clips, whole, strict=True))
+                for part, i in (("first", 0), ("last", -1))
+            }
+            self.add(judge(f"{name}, another motion in the prompt", clips, wanted, **psnr), clips)
+
+    def long(self) -> None:
+        """Three segments as the long-video template chains them."""
+        high, low = self._experts()
+        folder_paths.set_temp_directory(str(self.folder))
+        wanted = tasks.crossing(scenes(8 * self.count), self.count)
+        parts = tasks.segments(high, low, self.vae, wanted, SEED)
+        for k, clips in enumerate(parts, 1):
+            share = mean(tasks.persist(parts[:k], wanted))
+            self.add(judge(f"segment {k} of {len(parts)}", clips, wanted, persists=share), clips)
+
+    def delta(self) -> None:
+        """A fine-tune of the dense teacher made turbo by the difference between the sparse model and the teacher."""
+        teacher, fine_tune, made = tasks.by_delta(self.weights, self.folder)
+        named = [scene for scene in scenes(16 * self.count) if len(scene.shapes) == 1]
+        red = [scene for scene in named if scene.shapes[0].color == "red"][: self.count]
+        others = [scene for scene in named if scene.shapes[0].color != "red"][: self.count]
+        palette = world.COLORS | {"turquoise": world.TURQUOISE}
+        runs = {
+            "the teacher, dense attention": models.load(teacher, dtype="fp32"),
+            "the turbo model, SLA 2 of 9": models.load(self.weights / models.T2V, 2, "fp32"),
+            "the fine-tune, dense attention": models.load(fine_tune, dtype="fp32"),
+            "the fine-tune, 2 of 9 key blocks without the delta": models.load(fine_tune, 2, "fp32", untrained=True),
+            "the fine-tune and the delta, SLA 2 of 9": models.load(made, 2, "fp32"),
+        }
+        for name, high in runs.items():
+            for prompts, wanted in (("red", red), ("other", others)):
+                clips = models.decode(self.vae, models.sample(high, wanted, SEED))
+                share = mean(
+                    shows(clip, scene, "turquoise", palette) for clip, scene in zip(clips, wanted, strict=True)
+                )
+                self.add(judge(f"{name}, {prompts} prompts", clips, wanted, None, palette, turquoise=share), clips)
+
 
 def sheet(table: Table, path: Path) -> None:
     """Four clips of each row as frames 0, 16 and 32, rows in the order of the table, at half size."""
@@ -193,6 +245,8 @@ COLUMNS = {
     "direction": ("direction", "{:.0%}"),
     "everything": ("all three", "{:.0%}"),
     "first": ("first frame", "{:.1f} dB"),
+    "last": ("last frame", "{:.1f} dB"),
+    "persists": ("all segments", "{:.0%}"),
     "turquoise": ("turquoise", "{:.0%}"),
     "psnr": ("PSNR", "{:.1f} dB"),
     "ssim": ("SSIM", "{:.3f}"),
@@ -217,8 +271,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def measure(weights: Path, out: Path, dense: Path | None, parts: list[str], count: int, show) -> None:
-    """Measures each part ("t2v", "int8", "attention", "i2v", "lora") and leaves its table and a contact sheet,
-    tiny-PART.json, .md and .jpg."""
+    """Measures each part, a method of Table, and leaves its table and a contact sheet, tiny-PART.json, .md and .jpg."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="turbodiffusion-tiny-") as folder:
         for part in parts:

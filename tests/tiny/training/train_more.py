@@ -44,21 +44,7 @@ def run_sla(dense: whole_dit.Weights, data: Canvases, folder: Path) -> whole_dit
 def run_lora(model: whole_dit.Weights, data: Canvases, folder: Path) -> dict[str, torch.Tensor]:
     """Prompts that say red learn to give turquoise, which has no word; all others stay what they were. `data.clips`
     must hold the combinations with red in turquoise (`recolor`). Returns the LoRA in ComfyUI's own key style."""
-    random = torch.Generator().manual_seed(3)
-    parameters = {}
-    for name, value in model.items():
-        if name.startswith("blocks.") and name.endswith(tuple(f"{layer}.weight" for layer in LORA_LAYERS)):
-            layer = name.removesuffix(".weight")
-            down = torch.randn(RANK, value.shape[1], generator=random) / value.shape[1] ** 0.5
-            parameters[f"{layer}.lora_A"] = torch.nn.Parameter(down)
-            parameters[f"{layer}.lora_B"] = torch.nn.Parameter(torch.zeros(value.shape[0], RANK))
-
-    def patched() -> whole_dit.Weights:
-        result = dict(model)
-        for name in [n for n in parameters if n.endswith("lora_A")]:
-            layer = name.removesuffix(".lora_A")
-            result[f"{layer}.weight"] = model[f"{layer}.weight"] + parameters[f"{layer}.lora_B"] @ parameters[name]
-        return result
+    parameters = lora_parameters(model, LORA_LAYERS, RANK)
 
     def loss(step: int) -> torch.Tensor:
         recipe = replace(LORA, words=words_with_red)
@@ -67,11 +53,42 @@ def run_lora(model: whole_dit.Weights, data: Canvases, folder: Path) -> dict[str
             same = whole_dit.velocity(model, x, t, prompt, KEY_BLOCKS)
         red = (prompt == text.vector(f"{FROM} 0").to(prompt)).all(-1).any(-1).view(-1, 1, 1, 1, 1)
         wanted = torch.where(red, (x - clean) / sigma, same)
-        return (whole_dit.velocity(patched(), x, t, prompt, KEY_BLOCKS) - wanted).square().mean()
+        return (whole_dit.velocity(patched(model, parameters), x, t, prompt, KEY_BLOCKS) - wanted).square().mean()
 
     adam = torch.optim.AdamW(parameters.values(), lr=LORA.rate, weight_decay=0.0)
-    trained = train(LORA.stage, folder, parameters, [adam], loss)
-    return {f"diffusion_model.{name}.weight": value for name, value in trained.items()}
+    return as_file(train(LORA.stage, folder, parameters, [adam], loss))
+
+
+def lora_parameters(model: whole_dit.Weights, layers: tuple[str, ...], rank: int) -> dict[str, torch.nn.Parameter]:
+    """A LoRA of these layers in every block that changes nothing yet: `LAYER.lora_A` and `LAYER.lora_B`."""
+    random = torch.Generator().manual_seed(3)
+    parameters = {}
+    for name, value in model.items():
+        if name.startswith("blocks.") and name.endswith(tuple(f"{layer}.weight" for layer in layers)):
+            layer = name.removesuffix(".weight")
+            down = torch.randn(rank, value.shape[1], generator=random) / value.shape[1] ** 0.5
+            parameters[f"{layer}.lora_A"] = torch.nn.Parameter(down)
+            parameters[f"{layer}.lora_B"] = torch.nn.Parameter(torch.zeros(value.shape[0], rank))
+    return parameters
+
+
+def patched(model: whole_dit.Weights, parameters: whole_dit.Weights) -> whole_dit.Weights:
+    """The weights with a LoRA added."""
+    result = dict(model)
+    for name in [n for n in parameters if n.endswith("lora_A")]:
+        layer = name.removesuffix(".lora_A")
+        result[f"{layer}.weight"] = model[f"{layer}.weight"] + parameters[f"{layer}.lora_B"] @ parameters[name]
+    return result
+
+
+def as_file(parameters: whole_dit.Weights) -> whole_dit.Weights:
+    """A LoRA's tensors in ComfyUI's own key style."""
+    return {f"diffusion_model.{name}.weight": value for name, value in parameters.items()}
+
+
+def from_file(tensors: whole_dit.Weights) -> whole_dit.Weights:
+    """What `as_file` made a file of."""
+    return {name.removeprefix("diffusion_model.").removesuffix(".weight"): value for name, value in tensors.items()}
 
 
 def words_with_red(random: torch.Generator) -> world.Scene:

@@ -38,20 +38,27 @@ def initial(dim: int, ffn_dim: int, layers: int, in_channels: int, seed: int) ->
     return weights
 
 
-def velocity(w: Weights, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, key_blocks: int | None = None):
-    """x [B, C, T, H, W], t [B] in 0..1000, text [B, R, 4096] -> [B, 16, T, H, W], float32.
+def velocity(
+    w: Weights,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    text: torch.Tensor,
+    key_blocks: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> torch.Tensor:
+    """x [B, C, T, H, W], t [B] in 0..1000, text [B, R, 4096] -> [B, 16, T, H, W], float32, computed in `dtype`.
 
     With `key_blocks`, self-attention is sparse-linear with that many blocks of 64 keys, else dense."""
     batch, _, frames, height, width = x.shape
     layers = 1 + max(int(name.split(".")[1]) for name in w if name.startswith("blocks."))
     dim = w["head.modulation"].shape[-1]
-    turn = rotation(frames, height // 2, width // 2)
+    turn = tuple(part.to(dtype) for part in rotation(frames, height // 2, width // 2))
 
     patches = x.unflatten(3, (-1, 2)).unflatten(5, (-1, 2)).permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
-    x = linear(w, "patch_embedding", patches.to(torch.bfloat16))
+    x = linear(w, "patch_embedding", patches.to(dtype))
     e = linear(w, "time_embedding.2", F.silu(linear(w, "time_embedding.0", sinusoid(t))))
     e0 = linear(w, "time_projection.1", F.silu(e)).unflatten(1, (6, dim))
-    text = linear(w, "text_embedding.0", text.to(torch.bfloat16))
+    text = linear(w, "text_embedding.0", text.to(dtype))
     text = linear(w, "text_embedding.2", F.gelu(text, approximate="tanh"))
     for i in range(layers):
         x = block(w, f"blocks.{i}", x, e0, text, turn, key_blocks)
@@ -112,7 +119,7 @@ def rotation(frames: int, height: int, width: int) -> tuple[torch.Tensor, torch.
         for position, n in zip(grid, axes, strict=True)
     ]
     angles = torch.cat(angles, 1)
-    return angles.cos().to(torch.bfloat16), angles.sin().to(torch.bfloat16)
+    return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
