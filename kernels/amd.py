@@ -32,12 +32,6 @@ def too_old(architecture: str, triton: tuple[int, ...]) -> str | None:
     return f"on {architecture} its kernels need Triton {needed} or newer, and this is {found}"
 
 
-def on_rdna(x: torch.Tensor) -> bool:
-    """Whether a tensor is on an AMD GPU of the RDNA line, from RDNA 3 (gfx11) on: 32 lanes a warp and 256 registers a
-    lane."""
-    return torch.version.hip is not None and x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 11
-
-
 def architecture_of(device: torch.device) -> str:
     """The instruction set of an AMD GPU, for example "gfx1100"."""
     return torch.cuda.get_device_properties(device).gcnArchName

@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..launch import launch
+
 ELEMENTS = 4096  # of the weight, for a program
 
 
@@ -55,23 +57,11 @@ def nf4_dequantize(
     out = torch.empty((rows, columns), dtype=dtype, device=codes.device)
     nested = nested_absmax is not None
     blocks = max(1, ELEMENTS // blocksize)
-    with torch.cuda.device_of(codes):
-        _nf4_dequantize_kernel[(triton.cdiv(len(absmax), blocks),)](
-            codes,
-            absmax,
-            quant_map,
-            nested_absmax if nested else absmax,
-            nested_quant_map if nested else absmax,
-            out,
-            nested_offset,
-            rows * columns,
-            codes.numel(),
-            len(absmax),
-            nested,
-            blocksize,
-            nested_blocksize if nested else 1,
-            blocks,
-            num_warps=4,
-            enable_fp_fusion=False,
-        )
+    launch(
+        _nf4_dequantize_kernel, (triton.cdiv(len(absmax), blocks),),
+        codes, absmax, quant_map, nested_absmax if nested else absmax, nested_quant_map if nested else absmax, out,
+        nested_offset, rows * columns, codes.numel(), len(absmax),
+        nested, blocksize, nested_blocksize if nested else 1, blocks,
+        num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
     return out

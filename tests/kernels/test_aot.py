@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 from td_pack.kernels.attention.triton import kv_prepare, sage, sla
 from td_pack.kernels.int8.triton import linear
-from td_pack.tests.support.aot import NVIDIA, RDNA, TARGETS, Build, Compiler
+from td_pack.tests.support.aot import RDNA, TARGETS, Build, Compiler
 from td_pack.tests.support.kernels import aot_cases
 
 CASES = aot_cases()
@@ -79,14 +79,13 @@ def test_faults_are_seen(compiler, target, products):
 
 
 def _int8_config(case, target):
-    capability = TARGETS[target].capability if target in NVIDIA else (0, 0)
     rows = 512 if case.constexprs["BLOCK_N"] == 64 else 1 << 15
     square, channel = "p_y_scale" in case.signature, case.constexprs["BY_CHANNEL"]
-    return linear.launch_config(capability, rows, square, target in RDNA, channel)
+    return linear.launch_config(TARGETS[target].chip, rows, square, channel)
 
 
 def _attention_config(module, case, target):
-    return module.launch_config(TARGETS[target].capability, target not in NVIDIA, case.constexprs["D"])
+    return module.launch_config(TARGETS[target].chip, case.constexprs["D"])
 
 
 LAUNCHED = {

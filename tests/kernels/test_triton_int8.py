@@ -7,6 +7,7 @@ import pytest
 import torch
 from td_pack.kernels.int8 import format, reference
 from td_pack.kernels.int8.triton import linear, quantize
+from td_pack.kernels.launch import Chip
 from td_pack.tests.support import tensors
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.poison import poisoned_memory
@@ -192,4 +193,4 @@ def test_gate_residual(by, dtype, gate_shape):
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (0, 0)])
 def test_a_fused_quantizer_computes_one_tile(capability):
-    assert linear.launch_config(capability, 1, square=True)["BLOCK_N"] == 128
+    assert linear.launch_config(Chip(capability), 1, square=True)["BLOCK_N"] == 128

@@ -38,6 +38,13 @@ class Target:
         """As torch gives it; of an AMD GPU its generation, (9, 0) for gfx942."""
         return divmod(self.arch, 10) if self.backend == "cuda" else (int(self.arch[3:-2]), 0)
 
+    @property
+    def chip(self):
+        """As the launchers see it: a `kernels.launch.Chip`."""
+        from ...kernels.launch import Chip
+
+        return Chip(self.capability, self.backend == "hip")
+
 
 TARGETS = {
     "sm_80": Target("cuda", 80, 32, 163 << 10),

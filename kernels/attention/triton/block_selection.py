@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ...launch import launch
 from ..format import BLOCK_K, BLOCK_Q
 
 MAX_FUSED_BLOCKS = 4096  # a row of scores that one program holds in registers; longer rows are sorted by torch
@@ -70,10 +71,9 @@ def _top_blocks(scores: torch.Tensor, selected: int) -> torch.Tensor:
         return order[..., :selected].sort(dim=-1).values.to(torch.int32)
     blocks = torch.empty((*scores.shape[:-1], selected), dtype=torch.int32, device=scores.device)
     width = max(triton.next_power_of_2(n), 32)
-    with torch.cuda.device_of(scores):
-        _top_kernel[(scores.numel() // n,)](
-            scores, blocks, n, selected, WIDTH=width, num_warps=max(1, width // 512), enable_fp_fusion=True
-        )
+    grid = (scores.numel() // n,)
+    options = dict(WIDTH=width, num_warps=max(1, width // 512), enable_fp_fusion=True)
+    launch(_top_kernel, grid, scores, blocks, n, selected, **options)
     return blocks
 
 
@@ -82,8 +82,8 @@ def _pool(x: torch.Tensor, block: int) -> torch.Tensor:
     b, length, h, d = x.shape
     n = triton.cdiv(length, block)
     y = torch.empty((b, h, n, d), dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        _pool_kernel[n, b * h](x, y, *x.stride()[:3], length, h, D=d, BLOCK=block, num_warps=4, enable_fp_fusion=True)
+    options = dict(D=d, BLOCK=block, num_warps=4, enable_fp_fusion=True)
+    launch(_pool_kernel, (n, b * h), x, y, *x.stride()[:3], length, h, **options)
     return y
 
 
@@ -93,20 +93,9 @@ def block_map_pooled(q: torch.Tensor, k_pooled: torch.Tensor, topk: float, block
     b, h, n_q, d = q_pooled.shape
     n_k, block = k_pooled.shape[2], 64
     scores = torch.empty((b, h, n_q, n_k), dtype=torch.float32, device=q.device)
-    with torch.cuda.device_of(q):
-        _score_kernel[triton.cdiv(n_k, block), triton.cdiv(n_q, block), b * h](
-            q_pooled,
-            k_pooled,
-            scores,
-            n_q,
-            n_k,
-            D=d,
-            BLOCK=block,
-            CHUNK=16,
-            num_warps=4,
-            num_stages=2,
-            enable_fp_fusion=True,
-        )
+    grid = (triton.cdiv(n_k, block), triton.cdiv(n_q, block), b * h)
+    options = dict(D=d, BLOCK=block, CHUNK=16, num_warps=4, num_stages=2, enable_fp_fusion=True)
+    launch(_score_kernel, grid, q_pooled, k_pooled, scores, n_q, n_k, **options)
     return _top_blocks(scores, max(1, min(n_k, int(topk * n_k))))
 
 

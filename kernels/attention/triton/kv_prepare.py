@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ...amd import on_rdna
+from ...launch import chip_of, launch
 from ..format import BLOCK_K
 
 SPLITS = 32  # fills the GPU from 5 heads on; 32 states of D x D floats are small beside k and v
@@ -140,16 +140,17 @@ def kv_prepare(k: torch.Tensor, v: torch.Tensor, proj_weight: torch.Tensor, *, b
     kv, k_sum_part, k_total, v_max_part = new(splits, d, d), new(splits, d), new(splits, d), new(splits, d)
     out = PreparedKV(new(d, d, dtype=v.dtype), new(d), new(n_k, d), new(d), new(d))
     rows = 16
-    with torch.cuda.device_of(k):
-        _kv_partial_kernel[splits, b * h](
-            k, v, kv, k_sum_part, k_total, v_max_part, out.k_pooled,
-            *k.stride()[:3], *v.stride()[:3],
-            length, n_k, chunk, h,
-            D=d, BLOCK_K=block_k, enable_fp_fusion=True, **launch_config(d, on_rdna(k)),
-        )  # fmt: skip
-        _kv_finish_kernel[d // rows, b * h](
-            kv, k_sum_part, k_total, v_max_part, proj_weight, out.values, out.k_sum, out.k_mean, out.v_max,
-            length, splits,
-            D=d, ROWS=rows, CHUNK=16, num_warps=4, num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        _kv_partial_kernel, (splits, b * h),
+        k, v, kv, k_sum_part, k_total, v_max_part, out.k_pooled,
+        *k.stride()[:3], *v.stride()[:3],
+        length, n_k, chunk, h,
+        D=d, BLOCK_K=block_k, enable_fp_fusion=True, **launch_config(d, chip_of(k).rdna),
+    )  # fmt: skip
+    launch(
+        _kv_finish_kernel, (d // rows, b * h),
+        kv, k_sum_part, k_total, v_max_part, proj_weight, out.values, out.k_sum, out.k_mean, out.v_max,
+        length, splits,
+        D=d, ROWS=rows, CHUNK=16, num_warps=4, num_stages=1, enable_fp_fusion=True,
+    )  # fmt: skip
     return out

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ...launch import launch
 from ...triton_primitives import max_abs
 from ..format import BLOCK_K
 from ..pv_format import PV_FORMATS
@@ -66,11 +67,11 @@ def kv_quantize(
     )
     largest = PV_FORMATS[pv].v_max
     v_scale = None if largest is None else v_max.clamp_min(1e-6) / largest
-    with torch.cuda.device_of(k):
-        _kv_quantize_kernel[n_k, b * h](
-            k, v, k_mean, v_scale, k8, k_scale, v8,
-            *k.stride()[:3], *v.stride()[:3],
-            length, h,
-            D=d, BLOCK_K=block_k, PV=pv, num_warps=4, num_stages=1, enable_fp_fusion=True,
-        )  # fmt: skip
+    launch(
+        _kv_quantize_kernel, (n_k, b * h),
+        k, v, k_mean, v_scale, k8, k_scale, v8,
+        *k.stride()[:3], *v.stride()[:3],
+        length, h,
+        D=d, BLOCK_K=block_k, PV=pv, num_warps=4, num_stages=1, enable_fp_fusion=True,
+    )  # fmt: skip
     return k8, k_scale, v8, v_scale

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ...launch import Chip, chip_of, launch
 from ...triton_primitives import ROUND
 from ..format import BLOCK_K, BLOCK_Q
 from ..pv_format import PV_FORMATS
@@ -106,12 +107,12 @@ def _sage_kernel(
     tl.store(p_o + (o_q[:, None] * (H * D) + o_d[None, :]), b_acc.to(p_o.dtype.element_ty), mask=m_q)
 
 
-def launch_config(capability: tuple[int, int], hip: bool, d: int) -> dict[str, int | bool]:
+def launch_config(chip: Chip, d: int) -> dict[str, int | bool]:
     """Launch config by GPU and head_dim: chosen from compiled code (registers, spills, shared memory), not timed."""
-    if hip:  # on RDNA (11 and newer) 8 warps spill in the loop where D = 128
-        return dict(SUM16=False, num_warps=16 if capability[0] >= 11 and d == 128 else 8, num_stages=1)
+    if chip.hip:  # on RDNA 8 warps spill in the loop where D = 128
+        return dict(SUM16=False, num_warps=16 if chip.rdna and d == 128 else 8, num_stages=1)
     # Consumer chips multiply fp8 twice as fast when they add up in float16.
-    sum16 = capability == (8, 9) or capability[0] == 12
+    sum16 = chip.capability == (8, 9) or chip.capability[0] == 12
     return dict(SUM16=sum16, num_warps=4 if d == 64 else 8, num_stages=3)
 
 
@@ -135,15 +136,14 @@ def sage_attention(
     n_k = k_scale.shape[2]
     o = torch.empty((b, l_q, h, d), dtype=q.dtype, device=q.device)
     values, k_sum, bias = linear or (None, None, None)
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (0, 0)
-    with torch.cuda.device_of(q):
-        _sage_kernel[blocks.shape[2], b * h](
-            q, k8, k_scale, v8, v_scale, blocks, o, values, k_sum, bias,
-            *q.stride()[:3],
-            l_q, length, n_k, blocks.shape[3], h, d**-0.5 * math.log2(math.e), math.log2(PV_FORMATS[pv].p_max),
-            D=d, BLOCK_Q=block_q, BLOCK_K=k8.shape[2] // n_k, PV=pv, LINEAR=linear is not None,
-            enable_fp_fusion=True, **launch_config(capability, torch.version.hip is not None, d),
-        )  # fmt: skip
+    launch(
+        _sage_kernel, (blocks.shape[2], b * h),
+        q, k8, k_scale, v8, v_scale, blocks, o, values, k_sum, bias,
+        *q.stride()[:3],
+        l_q, length, n_k, blocks.shape[3], h, d**-0.5 * math.log2(math.e), math.log2(PV_FORMATS[pv].p_max),
+        D=d, BLOCK_Q=block_q, BLOCK_K=k8.shape[2] // n_k, PV=pv, LINEAR=linear is not None,
+        enable_fp_fusion=True, **launch_config(chip_of(q), d),
+    )  # fmt: skip
     return o
 
 

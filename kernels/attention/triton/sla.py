@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ...launch import Chip, chip_of, launch
 from ..format import BLOCK_K, BLOCK_Q
 from .block_selection import block_map, block_map_pooled
 from .kv_prepare import PreparedKV, kv_prepare, linear_branch
@@ -92,15 +93,15 @@ def _attention_kernel(
     tl.store(p_o, b_acc.to(p_o.dtype.element_ty), mask=m_q)
 
 
-def launch_config(capability: tuple[int, int], hip: bool, d: int) -> dict[str, int]:
+def launch_config(chip: Chip, d: int) -> dict[str, int]:
     """Launch config by GPU and head_dim: chosen from compiled code (spills, shared memory), not timed."""
-    major = capability[0]
-    if hip and major >= 11:
+    major = chip.capability[0]
+    if chip.rdna:
         # RDNA has 256 registers a thread and holds the keys of a whole product in them; RDNA 3 (11) holds each key
         # twice.
         return dict(BLOCK_M=128, BLOCK_N=16 if major == 11 and d == 128 else 32, num_warps=8, num_stages=1)
     # Three stages of keys and values fit in shared memory; 8.6, 8.9 and 12.0 spill in the loop with them.
-    roomy = d == 64 or ((major in (9, 10) or capability == (8, 0)) and not hip)
+    roomy = d == 64 or ((major in (9, 10) or chip.capability == (8, 0)) and not chip.hip)
     return dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, num_stages=3 if roomy else 2)
 
 
@@ -117,17 +118,16 @@ def attend(
     """Attention to the listed blocks, plus the linear branch where `kv_prepare` and the projection's bias are given."""
     b, length, h, d = q.shape
     o = torch.empty((b, length, h, d), dtype=q.dtype, device=q.device)
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (0, 0)
-    config = launch_config(capability, torch.version.hip is not None, d)
+    config = launch_config(chip_of(q), d)
     config |= {"BLOCK_M": min(config["BLOCK_M"], block_q), "BLOCK_N": min(config["BLOCK_N"], block_k)}
     values, k_sum = (prepared.values, prepared.k_sum) if prepared else (None, None)
-    with torch.cuda.device_of(q):
-        _attention_kernel[triton.cdiv(length, config["BLOCK_M"]), b * h](
-            q, k, v, blocks, o, values, k_sum, proj_bias,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-            length, k.shape[1], blocks.shape[2], blocks.shape[3], h, d**-0.5 * math.log2(math.e),
-            D=d, BLOCK_Q=block_q, BLOCK_K=block_k, LINEAR=prepared is not None, enable_fp_fusion=True, **config,
-        )  # fmt: skip
+    launch(
+        _attention_kernel, (triton.cdiv(length, config["BLOCK_M"]), b * h),
+        q, k, v, blocks, o, values, k_sum, proj_bias,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        length, k.shape[1], blocks.shape[2], blocks.shape[3], h, d**-0.5 * math.log2(math.e),
+        D=d, BLOCK_Q=block_q, BLOCK_K=block_k, LINEAR=prepared is not None, enable_fp_fusion=True, **config,
+    )  # fmt: skip
     return o
 
 

@@ -12,22 +12,21 @@ import torch
 import triton
 import triton.language as tl
 
-from ...amd import on_rdna
+from ...launch import Chip, chip_of, launch
 from ...triton_primitives import ROUND, ROUND_BITS, encode, encode_symmetric, find_amax
 from ..format import MIN_AMAX, TILE, empty_codes, scale_kind
 from .quantize import QUANTIZERS
 
 
-def launch_config(
-    capability: tuple[int, int], rows: int, square: bool, rdna: bool = False, by_channel: bool = False
-) -> dict[str, int]:
-    """Launch config by compute capability (of ROCm devices: (0, 0)), the rows of the product and the weight's scales;
-    with `square` a program's output is one tile of the block-scaled format. RDNA spills with fewer than 16 warps."""
+def launch_config(chip: Chip, rows: int, square: bool, by_channel: bool = False) -> dict[str, int]:
+    """Launch config by GPU, the rows of the product and the weight's scales; with `square` a program's output is one
+    tile of the block-scaled format. RDNA spills with fewer than 16 warps."""
+    capability = (0, 0) if chip.hip else chip.capability
     if by_channel:
         sizes = {"BLOCK_M": TILE, "BLOCK_N": 2 * TILE, "BLOCK_K": 64, "MAGIC": False}
         stages = 4 if capability >= (8, 0) else 2  # a CDNA 3 multiprocessor has 64 KB
-        return sizes | ({"num_warps": 16, "num_stages": 1} if rdna else {"num_warps": 8, "num_stages": stages})
-    if rdna:
+        return sizes | ({"num_warps": 16, "num_stages": 1} if chip.rdna else {"num_warps": 8, "num_stages": stages})
+    if chip.rdna:
         return {
             "BLOCK_M": TILE, "BLOCK_N": TILE, "BLOCK_K": TILE, "MAGIC": False, "num_warps": 16, "num_stages": 1
         }  # fmt: skip
@@ -156,18 +155,16 @@ def _launch(
 ) -> None:
     *batch, m, k = codes.shape
     n, items = weight.shape[0], math.prod(batch)
-    rocm = torch.version.hip or not codes.is_cuda
-    capability = (0, 0) if rocm else torch.cuda.get_device_capability(codes.device)
     by_channel = weight_scale.ndim == 1
-    config = launch_config(capability, items * m, y_scale is not None, on_rdna(codes), by_channel)
-    with torch.cuda.device_of(codes):
-        _matmul_kernel[(items * triton.cdiv(m, config["BLOCK_M"]) * triton.cdiv(n, config["BLOCK_N"]),)](
-            codes.contiguous(), scales.contiguous(), weight.contiguous(), weight_scale.contiguous(), bias,
-            y, y_scale, residual, gate, items, m, n, k,
-            DTYPE=_DTYPES[dtype], BY=scale_kind(codes, scales), BY_CHANNEL=by_channel, Y_BY=y_by,
-            WHOLE_K=k % config["BLOCK_K"] == 0, MIN_AMAX=MIN_AMAX, TILE=TILE, GROUP_M=8, enable_fp_fusion=False,
-            **config,
-        )  # fmt: skip
+    config = launch_config(chip_of(codes), items * m, y_scale is not None, by_channel)
+    launch(
+        _matmul_kernel, (items * triton.cdiv(m, config["BLOCK_M"]) * triton.cdiv(n, config["BLOCK_N"]),),
+        codes.contiguous(), scales.contiguous(), weight.contiguous(), weight_scale.contiguous(), bias,
+        y, y_scale, residual, gate, items, m, n, k,
+        DTYPE=_DTYPES[dtype], BY=scale_kind(codes, scales), BY_CHANNEL=by_channel, Y_BY=y_by,
+        WHOLE_K=k % config["BLOCK_K"] == 0, MIN_AMAX=MIN_AMAX, TILE=TILE, GROUP_M=8, enable_fp_fusion=False,
+        **config,
+    )  # fmt: skip
 
 
 def int8_matmul(

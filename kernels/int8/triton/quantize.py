@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ...launch import launch
 from ...triton_primitives import encode, encode_symmetric, find_amax
 from ..format import MIN_AMAX, TILE, empty_codes
 
@@ -75,10 +76,10 @@ def quantize_block(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     *batch, m, k = x.shape
     codes, scales = empty_codes(x.shape, "block", x.device)
     items = x.reshape(math.prod(batch), m, k)
-    with torch.cuda.device_of(x):
-        _quantize_block_kernel[(scales.numel(),)](
-            items, codes, scales, m, k, *items.stride(), MIN_AMAX, TILE, num_warps=4, enable_fp_fusion=False
-        )
+    launch(
+        _quantize_block_kernel, (scales.numel(),),
+        items, codes, scales, m, k, *items.stride(), MIN_AMAX, TILE, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
     return codes, scales
 
 
@@ -90,10 +91,10 @@ def quantize_group(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     *batch, m, k = x.shape
     codes, scales = empty_codes(x.shape, "group", x.device)
     items = x.reshape(math.prod(batch), m, k)
-    with torch.cuda.device_of(x):
-        _quantize_group_kernel[(len(items) * triton.cdiv(m, ROWS) * triton.cdiv(k, TILE),)](
-            items, codes, scales, m, k, *items.stride(), MIN_AMAX, TILE, ROWS, num_warps=4, enable_fp_fusion=False
-        )
+    launch(
+        _quantize_group_kernel, (len(items) * triton.cdiv(m, ROWS) * triton.cdiv(k, TILE),),
+        items, codes, scales, m, k, *items.stride(), MIN_AMAX, TILE, ROWS, num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
     return codes, scales
 
 
@@ -104,10 +105,10 @@ def quantize_row(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     items = x.reshape(math.prod(batch), m, k)
     width = triton.next_power_of_2(k)
     warps = min(max(width // 2048, 1), 16)  # 64 elements a thread
-    with torch.cuda.device_of(x):
-        _quantize_row_kernel[(scales.numel(),)](
-            items, codes, scales, m, k, *items.stride(), MIN_AMAX, width, num_warps=warps, enable_fp_fusion=False
-        )
+    launch(
+        _quantize_row_kernel, (scales.numel(),),
+        items, codes, scales, m, k, *items.stride(), MIN_AMAX, width, num_warps=warps, enable_fp_fusion=False,
+    )  # fmt: skip
     return codes, scales
 
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ...int8.format import MIN_AMAX, TILE, empty_codes
+from ...launch import launch
 from ...triton_primitives import encode, encode_symmetric, find_amax
 
 
@@ -143,26 +144,14 @@ def _launch(
     eps: float,
 ) -> None:
     b, length, width = x.shape
-    with torch.cuda.device_of(x):
-        _layer_norm_modulate_kernel[(length, b)](
-            x,
-            shift,
-            scale,
-            out,
-            y_scales,
-            eps,
-            length,
-            triton.cdiv(length, shift.shape[1]),
-            *x.stride()[:2],
-            *shift.stride()[:2],
-            *scale.stride()[:2],
-            WIDTH=width,
-            BY=by,
-            MIN_AMAX=MIN_AMAX,
-            TILE=TILE,
-            enable_fp_fusion=by != "group",  # its codes are those of the quantizer, where nothing fuses
-            **launch_config(width),
-        )
+    launch(
+        _layer_norm_modulate_kernel, (length, b),
+        x, shift, scale, out, y_scales, eps, length, triton.cdiv(length, shift.shape[1]),
+        *x.stride()[:2], *shift.stride()[:2], *scale.stride()[:2],
+        WIDTH=width, BY=by, MIN_AMAX=MIN_AMAX, TILE=TILE,
+        enable_fp_fusion=by != "group",  # its codes are those of the quantizer, where nothing fuses
+        **launch_config(width),
+    )  # fmt: skip
 
 
 def layer_norm_modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, *, eps: float) -> torch.Tensor:
@@ -178,17 +167,18 @@ def _quantize_block(
     b, length, width = x.shape
     codes, scales = empty_codes(x.shape, "block", x.device)
     statistics = torch.empty((b, length, 2), dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        _statistics_kernel[(length, b)](
-            x, statistics, eps, length, *x.stride()[:2],
-            WIDTH=width, enable_fp_fusion=True, **launch_config(width),
-        )  # fmt: skip
-        _modulate_quantize_block_kernel[(scales.numel(),)](
-            x, statistics, shift, scale, codes, scales, length, triton.cdiv(length, shift.shape[1]), width,
-            *x.stride()[:2], *shift.stride()[:2], *scale.stride()[:2],
-            ONE_FRAME=shift.shape[1] == 1, MIN_AMAX=MIN_AMAX, TILE=TILE,
-            num_warps=8 if shift.shape[1] == 1 else 16, enable_fp_fusion=False,  # fewer spill
-        )  # fmt: skip
+    launch(
+        _statistics_kernel, (length, b),
+        x, statistics, eps, length, *x.stride()[:2],
+        WIDTH=width, enable_fp_fusion=True, **launch_config(width),
+    )  # fmt: skip
+    launch(
+        _modulate_quantize_block_kernel, (scales.numel(),),
+        x, statistics, shift, scale, codes, scales, length, triton.cdiv(length, shift.shape[1]), width,
+        *x.stride()[:2], *shift.stride()[:2], *scale.stride()[:2],
+        ONE_FRAME=shift.shape[1] == 1, MIN_AMAX=MIN_AMAX, TILE=TILE,
+        num_warps=8 if shift.shape[1] == 1 else 16, enable_fp_fusion=False,  # fewer spill
+    )  # fmt: skip
     return codes, scales
 
 

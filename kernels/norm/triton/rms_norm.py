@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ...launch import launch
+
 
 @triton.jit(do_not_specialize=["L"])
 def _rms_norm_rope_kernel(
@@ -50,20 +52,10 @@ def rms_norm_rope(
     """Rotary embedding of the RMS-normalized x [B, L, H * D]: [B, L, H, D] in x's dtype; see `custom_ops`."""
     b, length, width = x.shape
     out = torch.empty((b, length, heads, width // heads), dtype=x.dtype, device=x.device)
-    with torch.cuda.device_of(x):
-        _rms_norm_rope_kernel[(length, b)](
-            x,
-            weight,
-            freqs.contiguous(),
-            out,
-            eps,
-            length,
-            x.stride(0),
-            x.stride(1),
-            HEADS=heads,
-            HEADS_PADDED=triton.next_power_of_2(heads),
-            D=width // heads,
-            num_warps=4 if width <= 2048 else 8,
-            enable_fp_fusion=True,
-        )
+    launch(
+        _rms_norm_rope_kernel, (length, b),
+        x, weight, freqs.contiguous(), out, eps, length, *x.stride()[:2],
+        HEADS=heads, HEADS_PADDED=triton.next_power_of_2(heads), D=width // heads,
+        num_warps=4 if width <= 2048 else 8, enable_fp_fusion=True,
+    )  # fmt: skip
     return out
