@@ -5,10 +5,12 @@ chooses)."""
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from .ahead import Call, attention_call, compile_ahead
 from .attention import custom_ops as _attention
 from .attention.custom_ops import automatic_format, check_sparse_attention, sparse_linear_attention
 from .attention.pv_format import AUTOMATIC, sage_pv_format, sage_v_bytes
 from .backends import Fixable
+from .background import background_compiler
 from .call_counter import counting
 from .dispatch import Choice, NoBackendError, Operator, use_backend
 from .int8 import custom_ops as _int8
@@ -42,12 +44,16 @@ __all__ = [
     "AUTOMATIC",
     "OPERATORS",
     "TILE",
+    "Call",
     "Choice",
     "Fixable",
     "NoBackendError",
     "Operator",
+    "attention_call",
     "automatic_format",
+    "background_compiler",
     "check_sparse_attention",
+    "compile_ahead",
     "counting",
     "dequantize_block",
     "int8_linear",

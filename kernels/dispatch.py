@@ -15,6 +15,7 @@ import torch
 
 from . import self_test
 from .backends import BACKENDS, Backend, Fixable
+from .background import background_compiler
 
 
 class Choice(NamedTuple):
@@ -101,14 +102,12 @@ def unavailable(backend: Backend, folder: str, cases: str, device: torch.device)
     """Why a backend does not run a folder's operators on a device, or None if it does: what it declares, or what its
     self-test finds. Raises torch.OutOfMemoryError or MemoryError for a lack of memory: it says nothing about the
     backend, so nothing is remembered and the next call tests again."""
-    reason = backend.unavailable(device)
-    if reason is not None:
-        return reason
     try:
-        declared = getattr(backend.load(folder), "unavailable", None)
-        reason = declared(device) if declared else None
+        reason = declared_unavailable(backend, folder, device)
         if reason is not None:
             return reason
+        if device.type == "cuda":  # or what is compiled ahead, the self-test's kernels too, would be compiled twice
+            background_compiler(device).wait()
         fault = self_test.fault(backend, folder, cases, device)
         return None if fault is None else Fixable(fault, "reinstall")
     except (torch.cuda.OutOfMemoryError, MemoryError):
@@ -119,6 +118,14 @@ def unavailable(backend: Backend, folder: str, cases: str, device: torch.device)
             raise torch.cuda.OutOfMemoryError(text[0]) from error
         # Compilers and drivers fail in every way; the reason goes into the status report.
         return Fixable(f"its self-test failed ({type(error).__name__}: {text[0]})", "reinstall")
+
+
+def declared_unavailable(backend: Backend, folder: str, device: torch.device) -> str | None:
+    """Why a backend does not try a folder's operators on a device, or None; tests nothing."""
+    reason = backend.unavailable(device)
+    if reason is None and hasattr(module := backend.load(folder), "unavailable"):
+        reason = module.unavailable(device)
+    return reason
 
 
 def unfit_dtype(dtype: torch.dtype, device: torch.device) -> str | None:

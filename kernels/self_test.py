@@ -1,7 +1,8 @@
 """Small ragged inputs on which a backend is compared with the definitions, before it runs anything else on a device."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import NamedTuple, TypeGuard
 
 import torch
@@ -29,12 +30,9 @@ def fault(backend: Backend, folder: str, cases: str, device: torch.device) -> st
     if backend.in_torch and device.type in ("cpu", "meta"):
         return None  # the tests compare it with the definition there
     module, reference = backend.load(folder), REFERENCE.load(folder)
-    make = getattr(importlib.import_module(f".{folder}.self_test_cases", __package__), cases)
     # Plain torch runs on devices that have no bf16, the kernels are made for it.
     dtype = torch.float32 if backend.in_torch else torch.bfloat16
-    for case in make(torch.Generator().manual_seed(0), device):
-        if not hasattr(module, case.function):
-            continue
+    for case in _cases_of(module, folder, cases, device):
         rounded = {name: _round(name, value, case, dtype) for name, value in case.arguments.items()}
         expected = case.decode(getattr(reference, case.function)(**rounded))
         given = {name: _move(name, value, case, device, dtype) for name, value in rounded.items()}
@@ -48,6 +46,24 @@ def fault(backend: Backend, folder: str, cases: str, device: torch.device) -> st
         if not error < _TOLERANCE:
             return f"its self-test of {case.function} is off by {error:.1%}"
     return None
+
+
+def launch_all(backend: Backend, folder: str, cases: str, device: torch.device) -> None:
+    """Makes the calls of `fault` on a device on tensors without memory, for `launch.compiling_for`."""
+    module = backend.load(folder)
+    for case in _cases_of(module, folder, cases, device):
+        meta = torch.device("meta")
+        getattr(module, case.function)(
+            **{name: _move(name, value, case, meta, torch.bfloat16) for name, value in case.arguments.items()}
+        )
+
+
+def _cases_of(module: ModuleType, folder: str, cases: str, device: torch.device) -> Iterator[Case]:
+    """Those that a backend's module can run."""
+    make = getattr(importlib.import_module(f".{folder}.self_test_cases", __package__), cases)
+    for case in make(torch.Generator().manual_seed(0), device):
+        if hasattr(module, case.function):
+            yield case
 
 
 def _is_rounded(value: object, name: str, case: Case) -> TypeGuard[torch.Tensor]:

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..turbo_core.attention import DEFAULT_TOPK, MODES, Mode
 from ..turbo_core.host.attention_patch import with_attention
+from ..turbo_core.host.kernels_ahead import compile_kernels
 from .loader import CATEGORY
 
 
@@ -75,4 +76,6 @@ class TurboDiffusionSLA(io.ComfyNode):
         allow_untrained: bool,
         dense_steps: int = 0,
     ) -> io.NodeOutput:
-        return io.NodeOutput(with_attention(model, mode, topk, dense_blocks, allow_untrained, dense_steps))
+        changed = with_attention(model, mode, topk, dense_blocks, allow_untrained, dense_steps)
+        compile_kernels(changed)
+        return io.NodeOutput(changed)

@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..turbo_core.checkpoint.read import read
 from ..turbo_core.host.features import show_on_node
+from ..turbo_core.host.kernels_ahead import compile_kernels
 from ..turbo_core.host.lora import with_lora
 from .loader import CATEGORY
 
@@ -53,6 +54,7 @@ class TurboDiffusionLoRA(io.ComfyNode):
     def execute(cls, model: Any, lora_name: str, strength: float) -> io.NodeOutput:
         tensors, _ = read(Path(folder_paths.get_full_path_or_raise(_FOLDER, lora_name)))
         patched, found = with_lora(model, lora_name, tensors, strength)
+        compile_kernels(patched)
         text = f"{lora_name}: {found.report}"
         logger.info("%s", text)
         show_on_node(cls, text)

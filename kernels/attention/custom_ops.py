@@ -17,7 +17,8 @@ SPARSE_LINEAR = Operator("sparse_linear_attention", "attention", "sparse attenti
 SAGE_SPARSE_LINEAR = Operator("sage_sparse_linear_attention", "attention", "sage attention", self_test="sage")
 
 
-def _operator(pv: str) -> Operator:
+def operator_for(pv: str) -> Operator:
+    """The operator that computes a format, which is not "auto"."""
     return SPARSE_LINEAR if pv == SIXTEEN_BITS else SAGE_SPARSE_LINEAR
 
 
@@ -40,7 +41,7 @@ def automatic_format(device: torch.device, unfit: Mapping[str, str] | None = Non
 
 def check_sparse_attention(device: torch.device, pv: str = SIXTEEN_BITS) -> None:
     """Raises NoBackendError if `sparse_linear_attention` cannot run on a device."""
-    _operator(automatic_format(device).name if pv == AUTOMATIC else pv).choose(device)
+    operator_for(automatic_format(device).name if pv == AUTOMATIC else pv).choose(device)
 
 
 def _unfit(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
@@ -92,7 +93,7 @@ def sparse_linear_attention(
     unfit = _unfit(q, k, v)
     if pv == AUTOMATIC:
         pv = automatic_format(q.device, unfit).name
-    run = _operator(pv).find(q.device, unfit)
+    run = operator_for(pv).find(q.device, unfit)
     count("sparse attention")
     if pv:
         count("sage attention")

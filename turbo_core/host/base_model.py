@@ -17,9 +17,11 @@ from ...kernels import NoBackendError, check_sparse_attention, counting
 from ..checkpoint.layout import PROJ_L, WanSpec
 from ..errors import TurboError
 from ..memory import step_bytes
+from ..read_ahead import ReadAhead
 from ..record import RunRecord
 from ..sampling.schedule import in_first_steps
 from .conditioning import check_conditioning
+from .kernels_ahead import wait_for_kernels
 from .model import TurboWanModel, subclass_of
 from .model_sampling import RCMSampling, rcm_settings
 from .saving import check_side_paths
@@ -51,8 +53,9 @@ class TurboWAN(comfy.model_base.WAN21, _OurNetwork):
     `calls` counts the calls of its last run (or, without a TurboDiffusion guider, of its runs so far): passes through
     the network, dense self-attention, every operator of `kernels` by name, the blocks' linears that were not int8, and
     sparse self-attention for which another node had set another attention (UNUSED_OVERRIDE). `last_run` is the record
-    of that run if a TurboDiffusion guider ran it; `source` is the file that the weights are mapped from.
-    `lora_matrices` has those of the LoRAs on clones of the model, while such a clone exists."""
+    of that run if a TurboDiffusion guider ran it; `source` is the file that the weights are mapped from, `ahead` its
+    reading ahead until a run has ended. `lora_matrices` has those of the LoRAs on clones of the model, while such a
+    clone exists."""
 
     network_class: type[TurboWanModel] = TurboWanModel
 
@@ -69,6 +72,7 @@ class TurboWAN(comfy.model_base.WAN21, _OurNetwork):
         self.calls: Counter[str] = Counter()
         self.last_run: RunRecord | None = None
         self.lora_matrices: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self.ahead: ReadAhead | None = None
         network = self.diffusion_model
         self.attention_layers = {
             name: layer for name, layer in network.named_modules() if isinstance(layer, TurboSelfAttention)
@@ -76,6 +80,11 @@ class TurboWAN(comfy.model_base.WAN21, _OurNetwork):
         # The camera's linears are not counted: they run only with a camera, and once for each chunk of frames.
         linears = [name for name, layer in network.named_modules() if takes_side_paths(layer) and "blocks." in name]
         self._linears = sum(not any(part in name for part in (PROJ_L, ".cam_")) for name in linears)
+
+    def stop_reading(self) -> None:
+        """Ends the reading ahead of the model's file."""
+        if self.ahead is not None:
+            self.ahead.stop()
 
     def _apply_model(
         self,
@@ -87,6 +96,7 @@ class TurboWAN(comfy.model_base.WAN21, _OurNetwork):
         transformer_options: dict[str, Any] = {},  # noqa: B006 - ComfyUI's signature
         **kwargs: Any,
     ) -> torch.Tensor:
+        wait_for_kernels(x.device)
         before = self.calls["int8 linear"]
         with self._attention_of_step(t, transformer_options), counting(self.calls):
             self._check_attention(x.device)

@@ -11,6 +11,7 @@ from typing import Any
 import comfy.ops
 import torch
 from comfy.ldm.modules import attention
+from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 
@@ -119,6 +120,14 @@ def show_on_node(node: Any, text: str) -> None:
     if node_id:
         server = PromptServer.instance
         server.send_progress_text(text, node_id)
+
+
+def show_on_running_node(text: str) -> None:
+    """As `show_on_node`, for the node that executes this code."""
+    context = get_executing_context()
+    if context is not None:
+        server = PromptServer.instance
+        server.send_progress_text(text, context.node_id)
 
 
 def node_replacements(api: object, io: object) -> Any:

@@ -97,6 +97,11 @@ def add_side_paths(patcher: comfy.model_patcher.ModelPatcher, changes: Sequence[
     patcher.set_additional_models(_MATRICES, [*patcher.get_additional_models_with_key(_MATRICES), loaded])
 
 
+def has_side_paths(patcher: comfy.model_patcher.ModelPatcher) -> bool:
+    """Whether any linear of a model has a side path."""
+    return len(patcher.get_additional_models_with_key(_MATRICES)) > 0
+
+
 def _linear(weight: torch.Tensor) -> torch.nn.Linear:
     """A Linear without bias that ComfyUI can offload, and that casts this weight to its input's dtype."""
     rows, columns = weight.shape

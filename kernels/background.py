@@ -1,0 +1,146 @@
+"""Compiling kernels ahead of their first launch, on threads of their own while files are read and prompts encoded.
+
+Triton compiles a kernel for each combination of types, constants and launch config at its first launch, in seconds. One
+thread lists the kernels, by calls of the operators' implementations within `launch.compiling_for`; a few others compile
+them (`triton.AsyncCompileMode`), outside of Python's lock for most of the time. What fails here is compiled again, and
+its error raised, by the launch that needs it. On disk the results are in Triton's own cache, for the next start."""
+
+import atexit
+import contextlib
+import functools
+import importlib
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
+from typing import Any, NamedTuple
+
+import torch
+
+from .launch import Chip, chip_at, compiling_for
+
+logger = logging.getLogger("turbodiffusion")
+
+MAX_THREADS = 4  # a kernel takes up to 0.3 GB of memory to compile
+_EXIT_SECONDS = 10  # for the kernels that are being compiled when the process ends: a thread cannot be stopped
+
+
+class Progress(NamedTuple):
+    done: int
+    total: int
+
+
+class _Workers(Executor):
+    """Daemon threads, which end when nothing is left to do: a process ends without waiting for all that it was given,
+    unlike with concurrent.futures' own."""
+
+    def __init__(self, count: int):
+        self._count = count
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self.submitted = self.finished = 0
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        with self._lock:
+            self.submitted += 1
+            self._jobs.put((future, functools.partial(function, *args, **kwargs)))
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            if len(self._threads) < self._count:
+                thread = threading.Thread(target=self._work, name="turbodiffusion-compile", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        return future
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:  # or a job could come between the look into the queue and the end of the thread
+                if self._jobs.empty():
+                    self._threads.remove(threading.current_thread())
+                    return
+                future, job = self._jobs.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(job())
+                except Exception as error:  # noqa: BLE001 - given to whoever asks for the result
+                    future.set_exception(error)
+            with self._lock:
+                self.finished += 1
+
+    def stop(self) -> None:
+        """Drops what has not begun, and waits for the rest, but not for long."""
+        with self._lock:
+            while not self._jobs.empty():
+                self._jobs.get()[0].cancel()
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(_EXIT_SECONDS)
+
+
+class BackgroundCompiler:
+    """Compiles kernels for one device. Never needed for a result: a kernel that it has not compiled is compiled by its
+    first launch."""
+
+    def __init__(self, device: torch.device, chip: Chip):
+        self._device, self._chip = device, chip
+        self._calls: list[Callable[[], object]] = []
+        self._changed = threading.Condition()
+        self._busy = False
+        self._workers = _Workers(max(1, min(MAX_THREADS, (os.cpu_count() or 2) - 1)))
+        atexit.register(self._workers.stop)
+
+    def add(self, calls: Iterable[Callable[[], object]]) -> None:
+        """Begins to compile each kernel that these calls launch. Returns at once; their errors are not raised."""
+        with self._changed:
+            self._calls += calls
+            if self._calls and not self._busy:
+                self._busy = True
+                threading.Thread(target=self._run, name="turbodiffusion-list-kernels", daemon=True).start()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits until all is compiled, or for so many seconds; returns whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._busy, seconds)
+
+    @property
+    def progress(self) -> Progress:
+        """Kernels that were compiled, or read from Triton's cache, and that were asked for, since the start."""
+        return Progress(self._workers.finished, self._workers.submitted)
+
+    def _run(self) -> None:
+        try:
+            while calls := self._taken():
+                self._compile(calls)
+        except Exception as error:  # noqa: BLE001 - the launch that needs a kernel raises its error
+            logger.debug("Kernels are not compiled ahead: %s", error)
+            with self._changed:
+                self._calls, self._busy = [], False
+                self._changed.notify_all()
+
+    def _taken(self) -> list[Callable[[], object]]:
+        with self._changed:
+            calls, self._calls = self._calls, []
+            if not calls:
+                self._busy = False
+                self._changed.notify_all()
+            return calls
+
+    def _compile(self, calls: list[Callable[[], object]]) -> None:
+        mode = getattr(importlib.import_module("triton"), "AsyncCompileMode", None)
+        several = contextlib.nullcontext() if mode is None else mode(self._workers, ignore_errors=True)
+        device = torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
+        with device, torch.inference_mode(), compiling_for(self._chip), several:
+            for call in calls:
+                try:
+                    call()
+                except Exception as error:  # noqa: BLE001 - as above
+                    logger.debug("A kernel is not compiled ahead: %s", error)
+
+
+@functools.cache
+def background_compiler(device: torch.device) -> BackgroundCompiler:
+    """The one of a device, which must be one that Triton reaches."""
+    return BackgroundCompiler(device, chip_at(device))
