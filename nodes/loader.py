@@ -1,6 +1,7 @@
 """Loading diffusion models."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from comfy_api.latest import io
 
 from ..turbo_core.checkpoint.shards import choices, files_of
 from ..turbo_core.errors import CheckpointError
+from ..turbo_core.host.kernels_ahead import compile_kernels
 from ..turbo_core.host.load import DTYPES, load_model
+from ..turbo_core.host.prefetch import read_first_ahead
+from ..turbo_core.host.prompt import node_id
 from ..turbo_core.host.quant import ACTIVATIONS
 
 CATEGORY = "TurboDiffusion"
@@ -30,6 +34,20 @@ def file_status(name: str, folder: str = _FOLDER) -> tuple[tuple[int, int], ...]
     except CheckpointError:  # the node raises it when it reads the model
         files = [path]
     return tuple((status.st_mtime_ns, status.st_size) for status in map(os.stat, files))
+
+
+def _is_second(prompt: Mapping[str, Any], loader: str | None) -> bool:
+    """Whether a loader's model, with what other nodes make of it, is used as the low expert only, whose file is read
+    while the high expert runs."""
+    reached, names = [loader], set()
+    for each in reached:
+        for user, node in prompt.items():
+            for name, value in node.get("inputs", {}).items():
+                if isinstance(value, list) and value[:1] == [each]:
+                    names.add(name)
+                    if name not in ("high", "low") and user not in reached:
+                        reached.append(user)
+    return "low" in names and "high" not in names
 
 
 class TurboDiffusionLoader(io.ComfyNode):
@@ -76,6 +94,7 @@ class TurboDiffusionLoader(io.ComfyNode):
                     "128 tokens too, less exact.",
                 ),
             ],
+            hidden=[io.Hidden.prompt],
             outputs=[io.Model.Output(tooltip="A standard MODEL: LoRA, compile and sampler nodes accept it.")],
         )
 
@@ -85,6 +104,11 @@ class TurboDiffusionLoader(io.ComfyNode):
         return (model_name, dtype, activations, *file_status(model_name))
 
     @classmethod
-    def execute(cls, model_name: str, dtype: str, activations: str = "fine") -> io.NodeOutput:
-        path = folder_paths.get_full_path_or_raise(_FOLDER, model_name)
-        return io.NodeOutput(load_model(path, dtype, activations))
+    async def execute(cls, model_name: str, dtype: str, activations: str = "fine") -> io.NodeOutput:
+        """Async, although it awaits nothing: of the nodes that are ready ComfyUI executes the async ones first, so that
+        kernels are compiled and the file is read while the prompt and an image are encoded."""
+        model = load_model(folder_paths.get_full_path_or_raise(_FOLDER, model_name), dtype, activations)
+        compile_kernels(model)
+        if not _is_second(getattr(cls.hidden, "prompt", None) or {}, node_id()):
+            read_first_ahead(model)
+        return io.NodeOutput(model)

@@ -46,7 +46,7 @@ class RunRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     passes: list[Pass] = field(default_factory=list)
     calls: dict[str, Counter] = field(default_factory=dict)
-    read_ahead: Reading | None = None
+    read_ahead: list[Reading] = field(default_factory=list)
     complete: bool = False
     _phase: tuple[str, float] | None = None
 
@@ -79,10 +79,9 @@ class RunRecord:
         experts = f" ({', '.join(f'{number} {name}' for name, number in count.items())})" if len(count) > 1 else ""
         end = "" if self.complete else ", then it was interrupted or failed"
         lines = [f"{steps}{experts}{end}", f"{sum(self.seconds.values()):.1f} s: {', '.join(parts)}"]
-        if self.read_ahead is not None:
-            reading = self.read_ahead
+        for reading in self.read_ahead:
             end = f": {reading.cut}" if reading.cut else "" if reading.wanted else ": No memory is free for it."
-            lines.append(f"{amount(reading.read)} of {amount(reading.size)} of the low expert read ahead{end}")
+            lines.append(f"{amount(reading.read)} of {amount(reading.size)} of {reading.name} read ahead{end}")
         return lines
 
     @property

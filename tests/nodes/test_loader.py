@@ -3,7 +3,7 @@
 import pytest
 from td_pack.tests.support import checkpoints, lingbot
 from td_pack.tests.support.client import ExecutionFailed
-from td_pack.tests.support.jobs import loader, t2v_job
+from td_pack.tests.support.jobs import i2v_job, loader, node, t2v_job
 
 pytestmark = pytest.mark.server
 
@@ -43,3 +43,14 @@ def test_a_replaced_part_is_loaded_again(server, folder):
         server.client.run(job)
     part.write_bytes(content)
     assert "model" in server.client.run(job).executed_nodes
+
+
+def test_the_low_expert_s_file_is_left_to_the_run():
+    from td_pack.nodes.loader import _is_second
+
+    prompt = i2v_job("pair", 4, checkpoints.I2V_LOW)
+    prompt["lora"] = node("TurboDiffusionLoRA", model=["low", 0], lora_name="", strength=1.0)
+    prompt["sample"]["inputs"] |= {"low": ["lora", 0]}
+    assert [name for name in prompt if _is_second(prompt, name)] == ["low", "lora"]
+    prompt["sample"]["inputs"]["high"] = ["low", 0]  # one file for both
+    assert not _is_second(prompt, "low") and not _is_second({}, None)

@@ -19,7 +19,12 @@ def job(prefix: str, seed: int) -> dict:
 
 
 def test_the_report_tells_the_machine_the_models_and_the_last_run(text_server):
-    (report,) = text_server.client.run(job("status", 31)).outputs["status"]["text"]
+    order = []
+    result = text_server.client.run(
+        job("status", 31), on_event=lambda kind, data: order.append(data["node"]) if kind == "executing" else None
+    )
+    assert order.index("model") < order.index("text"), "the loader comes first, so that its file is read meanwhile"
+    (report,) = result.outputs["status"]["text"]
     for title in ("Machine", "Operators", "Loaded models", "Memory of the published models", "Last run"):
         assert re.search(rf"^{title}", report, re.MULTILINE), report
     assert f"{text_encoders.SMALL_LOW}: TurboWan I2V" in report and "(measured)" in report
@@ -27,11 +32,12 @@ def test_the_report_tells_the_machine_the_models_and_the_last_run(text_server):
     assert "  3 steps (2 high, 1 low)\n" in report
     for phase in ("text encode", "load", "high", "switch", "low", "decode"):
         assert re.search(rf"\b{phase} \d+\.\d s", report), phase
-    assert "of the low expert read ahead" in report
+    for file in (text_encoders.SMALL_HIGH, text_encoders.SMALL_LOW):
+        assert re.search(rf"(\d+ MB) of \1 of {file} read ahead\n", report), file
     assert "high: network 2, sparse attention 0, dense attention 4, int8 linear 0, float linear 40" in report
 
     (again,) = text_server.client.run(job("status", 32)).outputs["status"]["text"]  # ComfyUI kept the encoded text
-    assert "3 steps" in again and "text encode" not in again
+    assert "3 steps" in again and "text encode" not in again and f"{text_encoders.SMALL_HIGH} read" not in again
 
 
 def test_without_a_run_it_reports_the_machine(server):

@@ -26,16 +26,16 @@ def test_its_lines_read_well():
     record = RunRecord(
         seconds={"text encode": 1.25, "load": 0.5, "high": 20.0, "switch": 0.04, "low": 19.0},
         passes=[Pass("high", 0.99, 0, 10.5), Pass("high", 0.93, 10.5, 20), Pass("low", 0.85, 20, 39)],
-        read_ahead=Reading("low.safetensors", size=14_500_000_000, wanted=14_500_000_000, read=14_500_000_000),
+        read_ahead=[Reading("low.safetensors", size=14_500_000_000, wanted=14_500_000_000, read=14_500_000_000)],
         complete=True,
     )
     assert record.lines() == [
         "3 steps (2 high, 1 low)",
         "40.8 s: text encode 1.2 s, load 0.5 s, high 20.0 s (10.5 + 9.5), switch 0.0 s, low 19.0 s",
-        "14.5 GB of 14.5 GB of the low expert read ahead",
+        "14.5 GB of 14.5 GB of low.safetensors read ahead",
     ]
-    record.read_ahead = Reading("low.safetensors", size=14_500_000_000, wanted=0)
-    assert record.lines()[2] == "0 MB of 14.5 GB of the low expert read ahead: No memory is free for it."
+    record.read_ahead = [Reading("low.safetensors", size=14_500_000_000, wanted=0)]
+    assert record.lines()[2] == "0 MB of 14.5 GB of low.safetensors read ahead: No memory is free for it."
     stopped = RunRecord(seconds={"load": 1.0, "sample": 2.0}, passes=[Pass("sample", 0.99, 0, 2)])
     assert stopped.lines() == ["1 step, then it was interrupted or failed", "3.0 s: load 1.0 s, sample 2.0 s"]
 

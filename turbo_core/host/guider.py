@@ -140,6 +140,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         self._record = record = RunRecord(seconds=seconds_before(self._before))
         for expert in self.get_models():
             expert.model.last_run, expert.model.calls = record, Counter()
+            if expert.model.ahead is not None:
+                record.read_ahead.append(expert.model.ahead.reading)
         record.enter("load")
         try:
             result = super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -147,6 +149,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             record.enter(None)
             for expert in self.get_models():  # other samplers count on, and not into this run's record
                 expert.model.calls = expert.model.calls.copy()
+                expert.model.stop_reading()
+                expert.model.ahead = None
         record.complete = True
         logger.info("Sampled %s.", "; ".join(record.lines()))
         return result
@@ -239,8 +243,11 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         if run.read_ahead_decided or len(high) == len(steps) or (len(high) > 1 and sigma >= high[0]):
             return
         run.read_ahead_decided = True
+        for expert in self.get_models():  # one file at a time
+            expert.model.stop_reading()
         run.ahead = read_ahead(self._high, self._low)
-        self._record.read_ahead = None if run.ahead is None else run.ahead.reading
+        if run.ahead is not None:
+            self._record.read_ahead.append(run.ahead.reading)
 
     def _is_low(self, sigma: float) -> bool:
         return self._low is not None and uses_low_expert(sigma, self._boundary)

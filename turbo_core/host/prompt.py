@@ -14,6 +14,12 @@ def prompt_id() -> str | None:
     return None if context is None else context.prompt_id
 
 
+def node_id() -> str | None:
+    """The id of the node that executes this code, None outside of a prompt."""
+    context = get_executing_context()
+    return None if context is None else context.node_id
+
+
 def with_seconds(conditioning: Conditioning, phase: str, seconds: float) -> Conditioning:
     """A copy of a CONDITIONING that carries the seconds it took to make, for the record of the run that uses it."""
     before = Before(phase, seconds, prompt_id())
