@@ -78,7 +78,8 @@ def _kv_partial_kernel(
         b_total = tl.sum(b_k, axis=0)
         tl.store(p_k_pooled + (i_bh * N_K + i_k) * D + o_d, b_total / count)
         b_phi = _exp_rows(b_k)
-        b_phi *= tl.where(m_l, 1.0 / tl.sum(b_phi, axis=1), 0.0)[:, None]
+        m_phi = i_k * BLOCK_K + o_l < L  # another comparison than m_l, which, held until here, would spill an address
+        b_phi *= tl.where(m_phi, 1.0 / tl.sum(b_phi, axis=1), 0.0)[:, None]
         b_kv = tl.dot(tl.trans(b_phi.to(b_v.dtype)), b_v, b_kv, input_precision="ieee")
         b_k_sum += tl.sum(b_phi, axis=0)
         b_k_total += b_total

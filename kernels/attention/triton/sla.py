@@ -89,8 +89,10 @@ def _attention_kernel(
     if LINEAR:
         # Loaded again: held over the loop it would cost the registers that keep the loop free of spills.
         b_acc = linear_branch(b_acc, tl.load(p_q, mask=m_q, other=0), p_values, p_k_sum, p_bias, i_bh, D)
-    p_o += ((i_b * L_Q + i_row + o_q[:, None]) * H + i_h) * D + o_d[None, :]
-    tl.store(p_o, b_acc.to(p_o.dtype.element_ty), mask=m_q)
+    # Masked by another comparison: the one of the queries, held over the loop, would make addresses spill in it.
+    m_o = (i_row + o_q < L_Q)[:, None]
+    p_o += ((i_b * L_Q + i_row) * H + i_h) * D
+    tl.store(p_o + (o_q[:, None] * (H * D) + o_d[None, :]), b_acc.to(p_o.dtype.element_ty), mask=m_o)
 
 
 def launch_config(chip: Chip, d: int) -> dict[str, int]:
