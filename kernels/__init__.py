@@ -10,7 +10,7 @@ from .attention import custom_ops as _attention
 from .attention.custom_ops import automatic_format, check_sparse_attention, sparse_linear_attention
 from .attention.pv_format import AUTOMATIC, sage_pv_format, sage_v_bytes
 from .backends import Fixable
-from .background import background_compiler
+from .background import BackgroundCompiler, background_compiler
 from .call_counter import counting
 from .dispatch import Choice, NoBackendError, Operator, use_backend
 from .int8 import custom_ops as _int8
@@ -42,6 +42,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
 
 __all__ = [
     "AUTOMATIC",
+    "BackgroundCompiler",
     "OPERATORS",
     "TILE",
     "Call",

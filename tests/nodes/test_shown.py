@@ -93,3 +93,11 @@ def test_a_cameras_picture_is_shown_again_when_the_node_comes_from_the_cache(ser
     first, again = server.client.run(job), server.client.run(job)
     assert "path" in again.cached_nodes
     assert first.outputs["path"]["images"] == again.outputs["path"]["images"]
+
+
+def test_a_node_that_waits_for_kernels_says_so(server):
+    checkpoints.write_models(server.models_dir)
+    busy = node("TestBusyCompiler", model=["model", 0], seconds=1.2)
+    job = {"model": loader(checkpoints.T2V), "busy": busy, "used": node("PreviewAny", source=["busy", 0])}
+    assert drawn(server, job)["busy"] == "Waited 1 s for kernels to be compiled."
+    assert "Compiling kernels for this GPU: 0 of 0" in server.log()

@@ -1,6 +1,7 @@
 """Nodes that make a chosen phase of a later node run out of memory, or hold it until the client has acted."""
 
 import gc
+import importlib
 import time
 
 import comfy.model_management
@@ -100,4 +101,21 @@ class TestResident(NeverCached):
         return io.NodeOutput(ui=ui.PreviewText(f"{encoders} text encoders; loaded: {', '.join(loaded)}"))
 
 
-NODES = [TestFault, TestLoadFault, TestResident]
+class TestBusyCompiler(NeverCached):
+    """Waits for kernels as a pass of the model does, while a compiler of its own is busy for so many seconds."""
+
+    INPUTS = [io.Model.Input("model"), io.Float.Input("seconds", default=1.0)]
+    OUTPUTS = [io.AnyType.Output()]
+
+    @classmethod
+    def execute(cls, model, seconds: float) -> io.NodeOutput:
+        pack = type(model.model).__module__.split(".turbo_core.")[0]
+        ahead = importlib.import_module(f"{pack}.turbo_core.host.kernels_ahead")
+        chip = importlib.import_module(f"{pack}.kernels.launch").Chip((8, 0))
+        compiler = ahead.BackgroundCompiler(torch.device("cpu"), chip)
+        compiler.add([lambda: time.sleep(seconds)])
+        ahead.wait_for(compiler)
+        return io.NodeOutput(model)
+
+
+NODES = [TestFault, TestLoadFault, TestResident, TestBusyCompiler]

@@ -1,6 +1,7 @@
 """Compiles a network's kernels for a GPU that is not here, through the launchers: in a process of its own, since
 Triton's device is one of the process."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,15 +48,21 @@ def as_if_on(capability: int) -> Iterator[torch.device]:
 
 
 class Compilations:
-    """Counts what Triton compiles, and what it reads from its cache on disk instead."""
+    """Lists what Triton compiles, what it reads from its cache on disk instead, and the threads that do either."""
 
     def __init__(self):
         from triton import knobs
 
-        self.compiled, self.read = [], []
+        self.compiled, self.read, self.threads, self._all = [], [], set(), []
         knobs.compilation.listener = self._listen
 
+    def all(self) -> list[str]:
+        """The names of both, in their order."""
+        return list(self._all)
+
     def _listen(self, src, metadata, metadata_group, times, cache_hit):
+        self._all.append(metadata["name"])
+        self.threads.add(threading.current_thread().name)
         (self.read if cache_hit else self.compiled).append(metadata["name"])
 
 

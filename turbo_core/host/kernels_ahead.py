@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.model_patcher
 import torch
 
-from ...kernels import background_compiler, compile_ahead
+from ...kernels import BackgroundCompiler, background_compiler, compile_ahead
 from ..kernel_calls import Network, Packed4, network_calls
 from .features import show_on_running_node
 from .nf4 import is_nf4
@@ -53,9 +53,15 @@ def network_of(patcher: comfy.model_patcher.ModelPatcher) -> Network:
 
 
 def wait_for_kernels(device: torch.device) -> None:
-    """Waits until what `compile_kernels` began for a device is compiled, and says so on the node that runs. An
-    interrupt by the user ends the waiting."""
-    if device.type != "cuda" or (compiler := background_compiler(device)).wait(0):
+    """Waits until what `compile_kernels` began for a device is compiled."""
+    if device.type == "cuda":
+        wait_for(background_compiler(device))
+
+
+def wait_for(compiler: BackgroundCompiler) -> None:
+    """Waits until a compiler has nothing left, and says so on the node that runs. An interrupt by the user ends the
+    waiting, not the compiling."""
+    if compiler.wait(0):
         return
     began = time.perf_counter()
     while not compiler.wait(_LOOK):
