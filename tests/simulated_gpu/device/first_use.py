@@ -11,8 +11,8 @@ from td_pack.tests.support import host
 from td_pack.tests.support.compiling import Compilations
 
 MODELS = {
-    "int8": {"sla": True, "int8": True},
-    "bf16": {"sla": True},
+    "int8": {"sla": True, "int8": True, "dim": 384},
+    "bf16": {"sla": True, "dim": 384},
     "int8 with a LoRA": {"sla": True, "int8": True, "lora": True},
 }
 
