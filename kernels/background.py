@@ -32,6 +32,11 @@ class Progress(NamedTuple):
     total: int
 
 
+def thread_count() -> int:
+    """How many kernels are compiled at once: a core is left to what goes on meanwhile."""
+    return max(1, min(MAX_THREADS, (os.cpu_count() or 2) - 1))
+
+
 class _Workers(Executor):
     """Daemon threads, which end when nothing is left to do: a process ends without waiting for all that it was given,
     unlike with concurrent.futures' own."""
@@ -84,12 +89,12 @@ class BackgroundCompiler:
     """Compiles kernels for one device. Never needed for a result: a kernel that it has not compiled is compiled by its
     first launch."""
 
-    def __init__(self, device: torch.device, chip: Chip):
+    def __init__(self, device: torch.device, chip: Chip, threads: int | None = None):
         self._device, self._chip = device, chip
         self._calls: list[Callable[[], object]] = []
         self._changed = threading.Condition()
         self._busy = False
-        self._workers = _Workers(max(1, min(MAX_THREADS, (os.cpu_count() or 2) - 1)))
+        self._workers = _Workers(threads or thread_count())
         atexit.register(self._workers.stop)
 
     def add(self, calls: Iterable[Callable[[], object]]) -> None:

@@ -20,6 +20,7 @@ BENCHES = {
     "predict": "seconds a step on GPUs that are not here, predicted from compiled code (docs/benchmarks/predicted.md)",
     "parallel": "a step on one device and on several, with what they exchange",
     "step": "whole steps of 1.3B and 14B models on this machine's GPU beside ComfyUI's stock model, and a job by phase",
+    "compile": "seconds to compile a model's kernels for GPUs that are not here (docs/benchmarks/compile.md)",
     "kernels": "the kernels on this machine's GPU, in the Python that starts it (torch and triton are enough)",
 }
 STANDALONE = ("kernels", "predict")  # need neither ComfyUI nor its environment

@@ -50,7 +50,7 @@ def _key(path: Path, name: str, text: str) -> str:
     return cache_key(
         version=VERSION,
         host=comfyui_version,  # its code computes the embedding
-        device=comfy.model_management.text_encoder_device().type,
+        device=_device().type,
         encoder=name.replace("\\", "/"),
         size=status.st_size,
         modified=status.st_mtime_ns,
@@ -66,8 +66,19 @@ def _encode(path: Path, text: str, embedding_directories: list[str]) -> Conditio
     # device.
     del clip
     comfy.model_management.soft_empty_cache()
-    logger.info("Encoded the prompt with %s in %.1f s and freed the encoder.", path.name, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    logger.info("Encoded the prompt with %s on %s in %.1f s and freed the encoder.", path.name, _device(), seconds)
     return conditioning
+
+
+def _device() -> torch.device:
+    """The device that encodes: ComfyUI's choice, except that --lowvram and --novram do not make it the CPU. ComfyUI
+    takes that then for want of room, but its offload streams the weights through whatever room there is."""
+    device: torch.device = comfy.model_management.text_encoder_device()
+    small = comfy.model_management.vram_state.name in ("LOW_VRAM", "NO_VRAM")
+    if small and comfy.model_management.should_use_fp16(prioritize_performance=False):
+        device = comfy.model_management.get_torch_device()
+    return device
 
 
 def _load(path: Path, embedding_directories: list[str]) -> comfy.sd.CLIP:
@@ -80,6 +91,7 @@ def _load(path: Path, embedding_directories: list[str]) -> comfy.sd.CLIP:
             "umt5xxl_class": _MappedEncoder,
             "umt5xxl_model_config": sizes,
             "initial_device": torch.device("cpu"),
+            "load_device": _device(),
         },
     )
 
