@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from .launch import Chip, chip_at, compiling_for
 
 logger = logging.getLogger("turbodiffusion")
 
-MAX_THREADS = 4  # a kernel takes up to 0.3 GB of memory to compile
+MAX_THREADS = 4  # each also runs a process of ptxas; more would compete with what goes on meanwhile
 _EXIT_SECONDS = 10  # for the kernels that are being compiled when the process ends: a thread cannot be stopped
 
 
@@ -81,13 +82,14 @@ class _Workers(Executor):
             while not self._jobs.empty():
                 self._jobs.get()[0].cancel()
             threads = list(self._threads)
+        end = time.monotonic() + _EXIT_SECONDS
         for thread in threads:
-            thread.join(_EXIT_SECONDS)
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 class BackgroundCompiler:
-    """Compiles kernels for one device. Never needed for a result: a kernel that it has not compiled is compiled by its
-    first launch."""
+    """Compiles kernels for one device, `threads` at once (None: `thread_count`). Never needed for a result: a kernel
+    that it has not compiled is compiled by its first launch."""
 
     def __init__(self, device: torch.device, chip: Chip, threads: int | None = None):
         self._device, self._chip = device, chip

@@ -8,6 +8,7 @@ BENCHES = {
     "convert": "time and memory of converting one",
     "memory": "memory of a whole run by phase: text encoder, two 14B experts, VAE",
     "switch": "what the switch between two experts costs from a cold disk",
+    "ahead": "what of two experts' files is in memory when, in a job that begins with none of them in it",
     "batch": "40 jobs with a worker killed twice, overhead over queueing by hand, throughput over workers",
     "soak": "hundreds of mixed prompts, ten clients at once, servers and workers killed: what grows, what is lost",
     "attacks": "runs the tests that attack the pack, and counts them: docs/benchmarks/attacks.md",

@@ -33,8 +33,10 @@ below, not times of a GPU**; another CPU takes another time. `python dev.py benc
 one model launches, self-tests included, from Python to the binary that a GPU runs.
 
 - one core: CPU seconds, Python's and those of the compilers that it starts, of one kernel after the other;
-- one at a time, two at a time: seconds by the clock, as the loader compiles in the background, while other work ran on
-  the machine;
+- one at a time, two at a time: seconds by the clock, as the loader compiles in the background. Other work shared the
+  cores of this machine, less of it during some rows than during others;
+- in Python: the share that holds Python's lock, so that neither another compilation nor ComfyUI goes on meanwhile; and
+  the longest time that another thread, which looked every millisecond, had to wait;
 - second start: the same kernels from Triton's cache.
 """
 
@@ -66,10 +68,11 @@ def row(model: str, target: int) -> list[str]:
         both = measured(model, target, "2", several)
     assert second["compiled"] == 0 and second["read"] == first["compiled"] == both["compiled"]
     longest = max(first["each"], key=first["each"].get)
-    name = longest.strip("_").removesuffix("_kernel")
+    name = longest.split()[0].strip("_").removesuffix("_kernel")
     seconds = [f"{value:.0f} s" for value in (first["cpu"], first["seconds"], both["seconds"])]
+    python = f"{first['python'] / sum(first['each'].values()):.0%}, {first['pause'] * 1e3:.0f} ms"
     slowest = f"{name}, {first['each'][longest]:.1f} s"
-    return [model, TARGETS[target], str(first["compiled"]), *seconds, f"{second['seconds']:.1f} s", slowest]
+    return [model, TARGETS[target], str(first["compiled"]), *seconds, python, f"{second['seconds']:.1f} s", slowest]
 
 
 def measured(model: str, target: int, threads: str, cache: str) -> dict:
@@ -97,14 +100,19 @@ def measure(model: str, target: int, threads: int) -> dict:
         began, cpu = time.perf_counter(), cpu_seconds()
         compiler = BackgroundCompiler(torch.device("cpu"), chip_at(gpu), threads)
         compiler.add(calls)
-        compiler.wait()
+        pause, last = 0.0, began
+        while not compiler.wait(0):
+            time.sleep(0.001)
+            pause, last = max(pause, time.perf_counter() - last), time.perf_counter()
         seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
     return {
         "seconds": seconds,
         "cpu": cpu,
+        "pause": pause,
+        "python": counted.in_python,
         "compiled": len(counted.compiled),
         "read": len(counted.read),
-        "each": counted.seconds,
+        "each": {f"{name} {number}": seconds for (name, number), seconds in counted.seconds.items()},
     }
 
 
@@ -118,10 +126,21 @@ def page(rows: list[list[str]]) -> str:
     import torch
     import triton
 
-    header = ["model", "compute capability", "kernels", "one core", "one at a time", "two at a time", "second start"]
+    header = [
+        "model",
+        "compute capability",
+        "kernels",
+        "one core",
+        "one at a time",
+        "two at a time",
+        "in Python",
+        "second start",
+    ]
     header.append("slowest kernel")
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    machine = f"{os.cpu_count()} cores of {cpu_name()}, torch {torch.__version__}, Triton {triton.__version__}."
+    machine = (
+        f"{os.cpu_count()} cores of {cpu_name()}, torch {torch.__version__.split('+')[0]}, Triton {triton.__version__}."
+    )
     return "\n".join([_HEAD, *lines, "", f"Measured on {machine}"]) + "\n"
 
 

@@ -54,7 +54,8 @@ class Compilations:
         from triton import knobs
 
         self.compiled, self.read, self.threads, self._all = [], [], set(), []
-        self.seconds = {}  # of each kernel that was compiled, the slowest time
+        self.seconds = {}  # of each kernel that was compiled, by its name and number
+        self.in_python = 0.0  # seconds of these that hold Python's lock
         knobs.compilation.listener = self._listen
 
     def all(self) -> list[str]:
@@ -64,8 +65,8 @@ class Compilations:
     def _listen(self, src, metadata, metadata_group, times, cache_hit):
         self._all.append(metadata["name"])
         if not cache_hit:
-            seconds = times.total / 1e6
-            self.seconds[metadata["name"]] = max(seconds, self.seconds.get(metadata["name"], 0.0))
+            self.seconds[metadata["name"], len(self._all)] = times.total / 1e6
+            self.in_python += times.ir_initialization / 1e6
         self.threads.add(threading.current_thread().name)
         (self.read if cache_hit else self.compiled).append(metadata["name"])
 
