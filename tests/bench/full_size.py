@@ -21,10 +21,11 @@ _NAMES = {
 }
 
 
-def write_expert(path: Path, seed: int, **size) -> Path:
+def write_expert(path: Path, seed: int, text_width: int = checkpoints.TEXT_DIM, **size) -> Path:
     """A `.safetensors` file with every tensor of an int8 model of that size; the values repeat a random buffer."""
     entries = {}
     for key, shape in checkpoints.shapes(sla=True, **size).items():
+        shape = (shape[0], text_width) if key == "text_embedding.0.weight" else shape
         quantized = key.startswith("blocks.") and key.endswith(".weight") and len(shape) == 2 and "proj_l" not in key
         if quantized:
             layer = key.removesuffix(".weight")
@@ -41,12 +42,12 @@ def write_bf16_expert(path: Path, seed: int, **size) -> Path:
     return write(path, seed, {key: (torch.bfloat16, shape) for key, shape in shapes.items()})
 
 
-def write_encoder(path: Path, seed: int, weights: str = "fp8") -> Path:
+def write_encoder(path: Path, seed: int, weights: str = "fp8", width: int = 4096) -> Path:
     """A umT5-XXL file with a tokenizer, in one of the two forms that ComfyUI's repackaged one has: fp16 (11.4 GB), or
-    fp8, whose linears are scaled float8 (6.7 GB)."""
+    fp8, whose linears are scaled float8 (6.7 GB). Another `width` makes a smaller one."""
     tokenizer = text_encoders.tokenizer()
     entries = {"spiece_model": (torch.uint8, tuple(tokenizer.shape))}
-    for key, shape in text_encoders.shapes(width=4096, heads=64, head_dim=64, vocabulary=256384).items():
+    for key, shape in text_encoders.shapes(width=width, heads=width // 64, head_dim=64, vocabulary=256384).items():
         scaled = weights == "fp8" and len(shape) == 2 and key != "shared.weight" and "relative" not in key
         entries[key] = (torch.float8_e4m3fn if scaled else torch.float16, shape)
         if scaled:
