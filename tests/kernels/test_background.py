@@ -6,10 +6,13 @@ import threading
 import pytest
 import torch
 from td_pack.kernels import background, dispatch
+from td_pack.kernels.ahead import listed
 from td_pack.kernels.background import BackgroundCompiler, Progress
-from td_pack.kernels.launch import Chip
+from td_pack.kernels.launch import Chip, compiling_for
 from td_pack.tests.support.fresh import fresh
 from td_pack.tests.support.kernels import row
+from td_pack.turbo_core.attention import SLA
+from td_pack.turbo_core.kernel_calls import Network, Packed4, network_calls
 
 CPU = torch.device("cpu")
 
@@ -69,6 +72,29 @@ def test_a_self_test_waits_for_what_is_compiled_ahead(monkeypatch, availability,
     gate.set()
     tester.join(60)
     assert order == ["compiled", "tested"]
+
+
+NETWORKS = {
+    "tiles": {"activations": "group", "attention": frozenset({SLA()})},
+    "tiles as upstream": {"activations": "block", "attention": frozenset({SLA(pv="fp16")}), "dtype": torch.float16},
+    "by channel": {"activations": "row"},
+    "bf16 with a LoRA": {"side_paths": True},
+    "stock, untrained attention": {"attention": frozenset({SLA(linear=False)}), "turbo": False},
+    "4 bits": {"four_bit": Packed4(64, 256, True)},
+    "4 bits, plain scales, float32": {"four_bit": Packed4(64, 256, False), "dtype": torch.float32},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_calls_of_every_kind_of_network_can_be_made(name):
+    """In the background their errors would be lost. Triton's interpreter compiles nothing."""
+    network = Network(1536, 8960, 12, **{"dtype": torch.bfloat16} | NETWORKS[name])
+    triton = row("triton")._replace(unavailable=lambda device: None)
+    calls = listed(triton, CPU, network_calls(network, CPU))
+    with compiling_for(Chip((8, 0))):
+        for call in calls:
+            call()
+    assert calls
 
 
 # Norms and 4-bit weights of the 1.3B model, compiled for 8.0 in the background, then asked for by launches.
