@@ -45,8 +45,9 @@ def file_faults(text: str) -> list[str]:
         words = {word.arg for word in call.keywords}
         if dotted(call.func) == "tl.load" and "mask" in words and "other" not in words:
             faults.append(f"line {call.lineno}: masked load without other")
-        launch = isinstance(call.func, ast.Subscript) and dotted(call.func.value) in kernels(tree)
-        if launch and "enable_fp_fusion" not in words:
+        if isinstance(call.func, ast.Subscript) and dotted(call.func.value) in kernels(tree):
+            faults.append(f"line {call.lineno}: not started by launch")
+        if dotted(call.func) == "launch" and "enable_fp_fusion" not in words:
             faults.append(f"line {call.lineno}: launch without enable_fp_fusion")
     for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
         arguments = [*function.args.args, *function.args.kwonlyargs]

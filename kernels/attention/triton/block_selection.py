@@ -71,9 +71,10 @@ def _top_blocks(scores: torch.Tensor, selected: int) -> torch.Tensor:
         return order[..., :selected].sort(dim=-1).values.to(torch.int32)
     blocks = torch.empty((*scores.shape[:-1], selected), dtype=torch.int32, device=scores.device)
     width = max(triton.next_power_of_2(n), 32)
-    grid = (scores.numel() // n,)
-    options = dict(WIDTH=width, num_warps=max(1, width // 512), enable_fp_fusion=True)
-    launch(_top_kernel, grid, scores, blocks, n, selected, **options)
+    launch(
+        _top_kernel, (scores.numel() // n,),
+        scores, blocks, n, selected, WIDTH=width, num_warps=max(1, width // 512), enable_fp_fusion=True,
+    )  # fmt: skip
     return blocks
 
 
@@ -82,8 +83,10 @@ def _pool(x: torch.Tensor, block: int) -> torch.Tensor:
     b, length, h, d = x.shape
     n = triton.cdiv(length, block)
     y = torch.empty((b, h, n, d), dtype=torch.float32, device=x.device)
-    options = dict(D=d, BLOCK=block, num_warps=4, enable_fp_fusion=True)
-    launch(_pool_kernel, (n, b * h), x, y, *x.stride()[:3], length, h, **options)
+    launch(
+        _pool_kernel, (n, b * h),
+        x, y, *x.stride()[:3], length, h, D=d, BLOCK=block, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
     return y
 
 
@@ -93,9 +96,11 @@ def block_map_pooled(q: torch.Tensor, k_pooled: torch.Tensor, topk: float, block
     b, h, n_q, d = q_pooled.shape
     n_k, block = k_pooled.shape[2], 64
     scores = torch.empty((b, h, n_q, n_k), dtype=torch.float32, device=q.device)
-    grid = (triton.cdiv(n_k, block), triton.cdiv(n_q, block), b * h)
-    options = dict(D=d, BLOCK=block, CHUNK=16, num_warps=4, num_stages=2, enable_fp_fusion=True)
-    launch(_score_kernel, grid, q_pooled, k_pooled, scores, n_q, n_k, **options)
+    launch(
+        _score_kernel, (triton.cdiv(n_k, block), triton.cdiv(n_q, block), b * h),
+        q_pooled, k_pooled, scores, n_q, n_k,
+        D=d, BLOCK=block, CHUNK=16, num_warps=4, num_stages=2, enable_fp_fusion=True,
+    )  # fmt: skip
     return _top_blocks(scores, max(1, min(n_k, int(topk * n_k))))
 
 
