@@ -10,10 +10,10 @@ from td_pack.tests.simulated_gpu.device.host_jobs import _model, _sampled
 from td_pack.tests.support import host
 from td_pack.tests.support.compiling import Compilations
 
+# 384 wide, or the self-tests, which are 256 wide, would compile what a model needs.
 MODELS = {
     "int8": {"sla": True, "int8": True, "dim": 384},
     "bf16": {"sla": True, "dim": 384},
-    "int8 with a LoRA": {"sla": True, "int8": True, "lora": True},
 }
 
 
