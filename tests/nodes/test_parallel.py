@@ -1,6 +1,7 @@
 """One video on two ranks: a live server on the CPU, Ray, gloo."""
 
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -143,10 +144,11 @@ def test_a_video_of_fewer_tiles_than_ranks_is_a_sentence(server, single):
 
 
 def test_nothing_is_left_when_the_server_ends(server):
-    left = rays(server)
+    left, shared = rays(server), set(Path("/dev/shm").iterdir())
     assert ranks(server)
     server.stop()
     end = time.monotonic() + 90  # Ray's agents look for their parent every now and then
     while any(each.is_running() for each in left) and time.monotonic() < end:
         time.sleep(0.5)
     assert not [each for each in left if each.is_running()]
+    assert set(Path("/dev/shm").iterdir()) <= shared

@@ -82,6 +82,7 @@ NAMES = {
     "comfy.patcher_extension.CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES": "(patcher, hooks, target_dict, "
     "model_options, registered)",
     "comfy.patcher_extension.WrapperExecutor.new_class_executor": "(function, object, wrappers).execute(...)",
+    "comfy.patcher_extension.WrappersMP.APPLY_MODEL": "TorchCompileModel's is under the key torch.compile",
     "comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL": "wraps a call of the network, with its arguments",
     "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE": "wraps a whole run",
     "comfy.patcher_extension.WrappersMP.PREDICT_NOISE": "wraps each prediction",

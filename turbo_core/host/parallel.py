@@ -27,6 +27,7 @@ from .token_ranks import TokenRanks
 
 BACKENDS = ("auto", "nccl", "gloo")
 _KEY = "turbodiffusion_parallel"
+_COMPILE = "torch.compile"  # the key of the wrapper of ComfyUI's TorchCompileModel
 _KEPT = 4  # recipes of one model that the other ranks keep, for a LoRA whose strength goes back and forth
 _PACK = Path(__file__).resolve().parents[2]
 
@@ -88,6 +89,7 @@ class _Parallel:
         self._model = weakref.ref(model)
         self._workers = Workers(place)
         self._recipes: list[tuple[Any, str]] = []  # what a recipe was made of, and its name
+        self._said_uncompiled = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As ComfyUI's network, without torch.compile, whose graphs cannot hold collectives between processes. Raises
@@ -109,6 +111,12 @@ class _Parallel:
         model = self._model()
         assert model is not None  # it calls this
         check_call(transformer_options, _KEY)
+        if not self._said_uncompiled and _COMPILE in transformer_options["wrappers"].get(WrappersMP.APPLY_MODEL, {}):
+            self._said_uncompiled = True
+            logger.warning(
+                "Torch Compile Model has no effect on a model that runs on several GPUs: its graphs cannot hold what "
+                "they exchange within every block."
+            )
         arguments = kwargs | {
             "x": x,
             "timestep": timestep,
