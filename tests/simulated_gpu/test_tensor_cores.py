@@ -5,35 +5,14 @@ import pytest
 import torch
 
 from .formats import E4M3, E5M2, decode
+from .operands import BITS, draw, numbers
 from .program import launch
-
-KINDS = {"s8": 8, "u8": 8, "e4m3": 8, "e5m2": 8, "f16": 16, "bf16": 16}
-
-
-def numbers(codes: np.ndarray, kind: str) -> np.ndarray:
-    """Elements in bits as float64, by torch and numpy."""
-    if kind in ("s8", "u8"):
-        return codes.view(np.int8 if kind == "s8" else np.uint8).astype(np.float64)
-    dtype = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "f16": torch.float16, "bf16": torch.bfloat16}[kind]
-    unsigned = torch.uint8 if KINDS[kind] == 8 else torch.uint16
-    return torch.from_numpy(codes.copy()).view(unsigned).view(dtype).double().numpy()
-
-
-def draw(rows: int, columns: int, kind: str, seed: int) -> np.ndarray:
-    """Element codes of moderate numbers."""
-    generator = np.random.default_rng(seed)
-    if kind in ("s8", "u8"):
-        return generator.integers(0, 256, (rows, columns)).astype(np.uint8)
-    x = torch.from_numpy(generator.normal(size=(rows, columns)))
-    if KINDS[kind] == 8:
-        return x.to({"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}[kind]).view(torch.uint8).numpy()
-    return x.to({"f16": torch.float16, "bf16": torch.bfloat16}[kind]).view(torch.uint16).numpy()
 
 
 def pack(matrix: np.ndarray, kind: str, place) -> np.ndarray:
     """Registers [register, lane] from a matrix; place(lane, register, element) gives row and column."""
-    per = 32 // KINDS[kind]
-    registers = matrix.size * KINDS[kind] // 32 // 32
+    per = 32 // BITS[kind]
+    registers = matrix.size * BITS[kind] // 32 // 32
     out = np.zeros((registers, 32, per), matrix.dtype)
     for register in range(registers):
         for lane in range(32):
@@ -69,7 +48,7 @@ def multiply(opcode: str, a, b, c) -> np.ndarray:
 def test_mma(k, result, kind):
     a, b = draw(16, k, kind, 0), draw(k, 8, kind, 1)
     result, _, clamp = result.partition(".")
-    per, half = 32 // KINDS[kind], k // 2 if k * KINDS[kind] == 256 else k
+    per, half = 32 // BITS[kind], k // 2 if k * BITS[kind] == 256 else k
 
     def place_a(lane, register, e):
         return lane // 4 + 8 * (register % 2), register // 2 * half + lane % 4 * per + e

@@ -2,34 +2,25 @@
 
 import numpy as np
 import pytest
-import torch
 
 from .faults import DivergentBarrier, ReadBeforeWait, SharedRace
+from .operands import BITS, draw, numbers
 from .program import launch
 
-N, K = 16, 32  # two products of k = 16
+N = 16
+ROW = 64  # bytes of K: two products of 32
 PITCH = 128  # bytes of a row, the widest swizzle
 B_AT = 64 * PITCH
 
 
 def swizzled(matrix: np.ndarray) -> np.ndarray:
-    """Rows of 16-bit elements as shared memory holds them with 128-byte swizzle: 16-byte chunk c of row r lies at c xor
-    (r mod 8)."""
-    image = np.zeros((len(matrix), 8, 8), np.uint16)
-    chunks = matrix.reshape(len(matrix), -1, 8)
+    """Rows as shared memory holds them with 128-byte swizzle: 16-byte chunk c of row r lies at c xor (r mod 8)."""
+    image = np.zeros((len(matrix), 8, 16), np.uint8)
+    chunks = np.ascontiguousarray(matrix).view(np.uint8).reshape(len(matrix), -1, 16)
     for r in range(len(matrix)):
         for c in range(chunks.shape[1]):
             image[r, c ^ (r % 8)] = chunks[r, c]
     return image
-
-
-def codes(rows: int, columns: int, seed: int) -> np.ndarray:
-    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).bfloat16()
-    return x.view(torch.uint16).numpy()
-
-
-def numbers(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
 def descriptor(start: int) -> int:
@@ -54,9 +45,8 @@ PARTS = {
 }  # fmt: skip
 
 
-def program(a_operands: list[str], b_starts: list[int], transposed: int, parts: dict[str, str]) -> str:
+def program(opcode: str, a_operands: list[str], b_starts: list[int], flags: str, parts: dict[str, str]) -> str:
     """Stores the image, multiplies twice with accumulation, writes the accumulators as [register, thread]."""
-    flags = f"1, 1, {'0, ' if a_operands[0].startswith('%rd') else ''}{transposed}"
     lines = [STORE, parts["proxy"], parts["barrier"], *(f"mov.b32 {r}, 0;" for r in REGISTERS)]
     if a_operands[0].startswith(
         "{"
@@ -67,10 +57,7 @@ def program(a_operands: list[str], b_starts: list[int], transposed: int, parts: 
     lines += [f"mov.b64 %rd{30 + n}, {descriptor(start)};" for n, start in enumerate(b_starts)]
     lines += [parts["fence"]]
     for n, a in enumerate(a_operands):
-        lines.append(
-            f"wgmma.mma_async.sync.aligned.m64n{N}k16.f32.bf16.bf16 {{{', '.join(REGISTERS)}}}, {a}, %rd{30 + n}, 1, "
-            f"{flags};"
-        )
+        lines.append(f"{opcode} {{{', '.join(REGISTERS)}}}, {a}, %rd{30 + n}, 1{flags};")
     lines += [
         parts["commit"],
         parts["between"],
@@ -83,42 +70,47 @@ def program(a_operands: list[str], b_starts: list[int], transposed: int, parts: 
 
 
 def fragment(a: np.ndarray) -> np.ndarray:
-    """A [64, 32] as registers uint32 [8, 128]: register (k step, k half, row half), lane (warp, g, t)."""
-    out = np.zeros((8, 128, 2), np.uint16)
+    """A [64, K] as registers uint32 [8, 128]: register (k step, k half, row half), lane (warp, g, t)."""
+    per = 4 // a.itemsize
+    out = np.zeros((8, 128, per), a.dtype)
     for register, thread, e in np.ndindex(out.shape):
         warp, lane = divmod(thread, 32)
         row = 16 * warp + 8 * (register % 2) + lane // 4
-        out[register, thread, e] = a[row, register // 4 * 16 + register // 2 % 2 * 8 + lane % 4 * 2 + e]
+        out[register, thread, e] = a[row, (register // 2 * 4 + lane % 4) * per + e]
     return out.view(np.uint32).reshape(8, 128)
 
 
-def run(a_from="shared", b_major="k", **changed) -> np.ndarray:
-    """The product [64, N] that the emulator gives."""
-    a, b = codes(64, K, 0), codes(N, K, 1)
-    image = np.zeros((64 + 32, 8, 8), np.uint16)
-    image[:64], image[64 : 64 + (N if b_major == "k" else K)] = (
-        swizzled(a),
-        swizzled(b if b_major == "k" else b.T.copy()),
-    )
+def run(result="f32", kind="bf16", a_from="shared", b_major="k", **changed) -> None:
+    """Compares the product [64, N] that the emulator gives with numpy's."""
+    size = BITS[kind] // 8
+    a, b = draw(64, ROW // size, kind, 0), draw(N, ROW // size, kind, 1)
+    stored = swizzled(b if b_major == "k" else b.T)
+    image = np.zeros((64 + 32, *stored.shape[1:]), np.uint8)
+    image[:64], image[64 : 64 + len(stored)] = swizzled(a), stored
     steps = [0, 32] if b_major == "k" else [0, 16 * PITCH]
     operands = ["%rd20", "%rd21"] if a_from == "shared" else ["{%r40, %r41, %r42, %r43}", "{%r44, %r45, %r46, %r47}"]
-    out, words = np.zeros((N // 2, 128), np.float32), fragment(a)
-    body = program(operands, [B_AT + step for step in steps], int(b_major != "k"), PARTS | changed)
-    launch("@kernel.py:9\n" + body, image, out, words, threads=128, shared=image.nbytes)
+    flags = ", 1, 1" if result != "s32" else ""  # of integers neither sign nor major order can be chosen
+    flags += "" if size == 1 else f"{', 0' if a_from == 'shared' else ''}, {int(b_major != 'k')}"
+    out = np.zeros((N // 2, 128), np.int32 if result == "s32" else np.float32)
+    opcode = f"wgmma.mma_async.sync.aligned.m64n{N}k{32 // size}.{result}.{kind}.{kind}"
+    body = program(opcode, operands, [B_AT + step for step in steps], flags, PARTS | changed)
+    launch("@kernel.py:9\n" + body, image, out, fragment(a), threads=128, shared=image.nbytes)
     got = np.zeros((64, N))
     for register, thread in np.ndindex(out.shape):
         warp, lane = divmod(thread, 32)
         chunk, half, e = register // 4, register // 2 % 2, register % 2
         got[16 * warp + 8 * half + lane // 4, 8 * chunk + lane % 4 * 2 + e] = out[register, thread]
-    # Products of bfloat16 are exact in float32, 32 of them below 20 are added up
-    np.testing.assert_allclose(got, numbers(a) @ numbers(b).T, rtol=0, atol=1e-4)
-    return got
+    # Products are exact in float32, 64 of them below 20 are added up.
+    want = numbers(a, kind) @ numbers(b, kind).T
+    np.testing.assert_allclose(got, want, rtol=0, atol=0 if result == "s32" else 1e-4)
 
 
-@pytest.mark.parametrize("b_major", ["k", "n"])
 @pytest.mark.parametrize("a_from", ["shared", "registers"])
-def test_product(a_from, b_major):
-    run(a_from, b_major)
+@pytest.mark.parametrize("result, kind, b_major", [
+    ("f32", "bf16", "k"), ("f32", "bf16", "n"), ("f32", "f16", "n"), ("f32", "e4m3", "k"), ("s32", "s8", "k"),
+])  # fmt: skip
+def test_product(a_from, result, kind, b_major):
+    run(result, kind, a_from, b_major)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +135,6 @@ def test_each_order_is_needed(fault, message, changed):
 
 
 def test_registers_of_a_in_flight_may_be_read_but_not_written():
-    run("registers", between="add.s32 %r60, %r40, %r41;")
+    run(a_from="registers", between="add.s32 %r60, %r40, %r41;")
     with pytest.raises(ReadBeforeWait):
-        run("registers", between="mov.b32 %r40, 0;")
+        run(a_from="registers", between="mov.b32 %r40, 0;")
