@@ -100,10 +100,14 @@ CONFIGS = {
     "magic": {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "MAGIC": True, "num_warps": 8, "num_stages": 3},
     "narrow": {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 128, "MAGIC": False, "num_warps": 4, "num_stages": 4},
 }
+MAGIC = pytest.param("magic", marks=pytest.mark.skipif(
+    DEVICE.type == "cuda" and torch.cuda.get_device_capability() == (9, 0),
+    reason="for 9.0, where it is not launched, Triton writes the sum's start behind the fence of the product",
+))  # fmt: skip
 
 
 @KINDS
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", ["plain", MAGIC, "narrow"])
 @pytest.mark.parametrize("m, n, k", [(1, 1, 1), (127, 128, 129), (129, 200, 256), (300, 65, 300)])
 def test_product(monkeypatch, by, config, m, n, k):
     monkeypatch.setattr(linear, "launch_config", lambda *_, **__: CONFIGS[config])
@@ -119,7 +123,7 @@ def test_linear_with_bias_on_a_strided_batch(by, dtype, bias_dtype):
     assert_computes("int8_linear", x, *weight, bias, activation=by)
 
 
-@pytest.mark.parametrize("config", ["plain", "magic"])
+@pytest.mark.parametrize("config", ["plain", MAGIC])
 def test_the_largest_sums_are_exact(monkeypatch, config):
     monkeypatch.setattr(linear, "launch_config", lambda *_, **__: CONFIGS[config])
     x = torch.full((2, 256), -128, dtype=torch.int8, device=DEVICE)

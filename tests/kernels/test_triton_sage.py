@@ -28,13 +28,18 @@ from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.poison import poisoned_memory
 from td_pack.tests.support.sage import assert_within, exact
 from td_pack.tests.support.sage import qkv as inputs
-from td_pack.tests.support.tensors import DTYPES, relative
+from td_pack.tests.support.tensors import DTYPE, DTYPES, relative
 
 CAPABILITY = torch.cuda.get_device_capability() if DEVICE.type == "cuda" else (12, 0)
 FORMATS = [pv for pv in PV_FORMATS if pv != "fp8" or CAPABILITY >= (8, 9)]
 # Relative L2 against the reference on the same codes: exp2 differs in its last bit, and a weight then rounds the other
 # way once in a while. The GPU's exp2 is less exact, and its fp8 sums may be rounded to float16.
 SAME = {"fp16": 2e-5, "int8": 1e-4, "fp8": 5e-4} if DEVICE.type == "cpu" else {"fp16": 1e-4, "int8": 2e-3, "fp8": 5e-3}
+# For 8.9 Triton converts a weight to fp8 through float16, rounded towards zero: one in about 2^8 becomes the wrong
+# neighbor, an eighth away, which is 2^-4 * 2^-3 at most over the whole.
+THROUGH_FLOAT16 = 4e-3 if CAPABILITY == (8, 9) else 0
+SAME["fp8"] += THROUGH_FLOAT16
+ROUNDING = {torch.float32: 0, torch.float16: 4e-4, torch.bfloat16: 3e-3}  # of the result, and of what enters a product
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 500]
 draw = partial(tensors.draw, device=DEVICE)
 
@@ -93,16 +98,16 @@ def test_codes_of_strided_views_batches_wide_heads_and_zero_channels(pv):
 # --- attention on given codes -----------------------------------------------------------------------------------------
 
 
-def linear_operands(d=64, h=2, b=1):
-    return draw(b, h, d, d, seed=5), draw(b, h, d, seed=6).abs() + 0.1, draw(d, seed=7)
+def linear_operands(d=64, h=2, b=1, dtype=torch.float32):
+    return draw(b, h, d, d, seed=5, dtype=dtype), draw(b, h, d, seed=6).abs() + 0.1, draw(d, seed=7, dtype=dtype)
 
 
-def assert_same(q, k, v, blocks, pv, linear=None, rounding=0):
+def assert_same(q, k, v, blocks, pv, linear=None):
     """The kernel gives what its reference does on the same codes."""
     given, options = (q, *quantized(k, v, pv), blocks, k.shape[1]), {"pv": pv, "linear": linear}
     got = sage_attention(*given, **options)
     assert got.dtype == q.dtype and got.is_contiguous()
-    assert relative(got, reference.sage_attention(*given, **options)) <= SAME[pv] + rounding
+    assert relative(got, reference.sage_attention(*given, **options)) <= SAME[pv] + ROUNDING[q.dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -110,16 +115,15 @@ def assert_same(q, k, v, blocks, pv, linear=None, rounding=0):
 @pytest.mark.parametrize("pv", FORMATS)
 def test_any_length(pv, length, dtype):
     q, k, v = inputs(length, dtype=dtype)
-    rounding = {torch.float32: 0, torch.float16: 4e-4, torch.bfloat16: 3e-3}[dtype]
-    assert_same(q, k, v, sla.block_map(q, k, 0.5), pv, rounding=rounding)
+    assert_same(q, k, v, sla.block_map(q, k, 0.5), pv)
 
 
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("pv", FORMATS)
 def test_wide_heads_more_keys_than_queries_and_int32_blocks(pv, linear):
-    q, k, v = inputs(321, d=128, h=1, peaked=True)
+    q, k, v = inputs(321, d=128, h=1, dtype=DTYPE, peaked=True)
     blocks = sla.block_map(q[:, :140], k, 0.7).int()
-    assert_same(q[:, :140], k, v, blocks, pv, linear_operands(128, 1) if linear else None)
+    assert_same(q[:, :140], k, v, blocks, pv, linear_operands(128, 1, dtype=DTYPE) if linear else None)
 
 
 @pytest.mark.parametrize("pv", FORMATS)
@@ -135,7 +139,9 @@ def test_rows_past_the_end_do_not_widen_the_scale():
     assert_same(q, k, v, sla.block_map(q, k, 1.0), "int8")
 
 
-@pytest.mark.skipif(CAPABILITY < (8, 9), reason="this GPU has no fp8 tensor cores")
+@pytest.mark.skipif(
+    not attention.launch_config(CAPABILITY, False, 64)["SUM16"], reason="this GPU adds fp8 products up in float32"
+)
 @pytest.mark.parametrize("d", [64, 128])
 def test_fp8_products_added_up_in_float16(monkeypatch, d):
     """448 * 2.25 for each of 64 keys is the most that can come, and float16 holds it."""
@@ -145,7 +151,7 @@ def test_fp8_products_added_up_in_float16(monkeypatch, d):
     blocks = sla.block_map(q, k, 1.0)
     operands = quantized(k, v, "fp8")
     got = sage_attention(q, *operands, blocks, 200, pv="fp8")
-    assert 1e-5 < relative(got, reference.sage_attention(q, *operands, blocks, 200, pv="fp8")) <= 3e-3
+    assert 1e-5 < relative(got, reference.sage_attention(q, *operands, blocks, 200, pv="fp8")) <= 3e-3 + THROUGH_FLOAT16
     equal = quantized(torch.zeros_like(k), torch.ones_like(v), "fp8")
     torch.testing.assert_close(sage_attention(q, *equal, blocks, 200, pv="fp8"), torch.ones_like(q), rtol=2e-3, atol=0)
 

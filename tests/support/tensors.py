@@ -7,6 +7,7 @@ from .interpreter import DEVICE
 
 # What the Triton kernels are tested in: the interpreter truncates to bfloat16.
 DTYPES = (torch.float32, torch.float16) + (torch.bfloat16,) * (DEVICE.type == "cuda")
+DTYPE = torch.float32 if DEVICE.type == "cpu" else torch.bfloat16  # of what a GPU does not compute in float32
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, device="cpu") -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""The tests marked `gpu` (tests/kernels/test_triton_*.py), unchanged, on a simulated device of compute capability 8.0; a
-plain run takes a part of them. On 8.6, 8.9 and 12.0 those of attention in float32 need more shared memory than there
-is."""
+"""The tests marked `gpu` (tests/kernels/test_triton_*.py), unchanged, on a simulated device: a plain run takes a part of
+them on 8.0, `--simulated 90` all on 9.0, `--simulated all` all on each compute capability."""
 
 import pytest
 
+from ..cases import ALL
 from .run import require_device, run_pytest
 from .settings import Devices
 
@@ -15,13 +15,22 @@ QUICK = (
 )
 
 
-@pytest.mark.parametrize(
-    "selected", [pytest.param(QUICK, id="part"), pytest.param("", id="all", marks=pytest.mark.thorough)]
-)
-def test_the_gpu_tests_pass(selected):
+def pytest_generate_tests(metafunc):
+    if "capability" not in metafunc.fixturenames:
+        return
+    option = metafunc.config.getoption("--simulated")
+    plain = option == "quick"
+    capabilities = (80,) if plain else ALL if option == "all" else (int(option),)
+    chosen = [(capability, QUICK if plain else "") for capability in capabilities]
+    ids = [f"sm_{capability}-{'part' if plain else 'all'}" for capability in capabilities]
+    metafunc.parametrize(("capability", "selected"), chosen, ids=ids)
+
+
+def test_the_gpu_tests_pass(capability, selected):
     require_device()
     chosen = ("-k", selected) if selected else ()
-    print(run_pytest(Devices(), "tests/kernels", "-m", "gpu", "--durations=0", *chosen))
+    output = run_pytest(Devices(capability=capability), "tests/kernels", "-m", "gpu", "-rs", "--durations=10", *chosen)
+    print(output)
 
 
 @pytest.mark.parametrize(
