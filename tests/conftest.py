@@ -29,7 +29,7 @@ def pytest_addoption(parser):
         "--simulated",
         metavar="WHAT",
         default="quick",
-        choices=("quick", "all", "80", "86", "89", "90", "120"),
+        choices=("quick", "all", "80", "86", "89", "90", "100", "120"),
         help="compiled kernels in the emulator: quick (a few cases for 8.0, the default), a compute capability, or "
         "all of them",
     )

@@ -13,6 +13,7 @@ QUICK = (
     "or test_map_of_exact_scores or (test_triton_sla and test_any_length and 129) "
     "or (test_the_sparse_branch_alone and dtype1)"
 )
+WITHOUT_ATTENTION = "test_triton_int8 or test_triton_norm or test_top_blocks or test_map or test_codes"  # see cases.py
 
 
 def pytest_generate_tests(metafunc):
@@ -21,8 +22,8 @@ def pytest_generate_tests(metafunc):
     option = metafunc.config.getoption("--simulated")
     plain = option == "quick"
     capabilities = (80,) if plain else ALL if option == "all" else (int(option),)
-    chosen = [(capability, QUICK if plain else "") for capability in capabilities]
-    ids = [f"sm_{capability}-{'part' if plain else 'all'}" for capability in capabilities]
+    chosen = [(c, QUICK if plain else WITHOUT_ATTENTION if c == 100 else "") for c in capabilities]
+    ids = [f"sm_{capability}-{'part' if selected else 'all'}" for capability, selected in chosen]
     metafunc.parametrize(("capability", "selected"), chosen, ids=ids)
 
 
