@@ -76,6 +76,8 @@ NAMES = {
     "comfy.ops.mixed_precision_ops": "operations whose Linear is the base of the quantized linears",
     "comfy.ops.run_every_op": "raises on an interrupt; before each operation that fetches its own weight",
     "comfy.ops.uncast_bias_weight": "after each cast_bias_weight",
+    "comfy.patcher_extension.CallbacksMP.ON_DEEPCLONE_MULTIGPU": "(patcher, copy on another device)",
+    "comfy.patcher_extension.CallbacksMP.ON_MATCH_MULTIGPU_CLONES": "(patcher, copy on another device)",
     "comfy.patcher_extension.CallbacksMP.ON_DETACH": "(patcher, unpatch_all), after a model is off the device",
     "comfy.patcher_extension.CallbacksMP.ON_LOAD": "(patcher, device, lowvram_model_memory, force_patch_weights, "
     "full_load)",
@@ -297,7 +299,7 @@ ATTRIBUTES = {
     "comfy.supported_models_base.BASE": "custom_operations get_model quant_config sampling_settings "
     "set_inference_dtype unet_config",
     "comfy.model_patcher.ModelPatcher": "add_callback_with_key add_object_patch add_patches add_wrapper_with_key "
-    "attachments object_patches patches_uuid remove_wrappers_with_key "
+    "attachments object_patches patches_uuid remove_wrappers_with_key clone_base_uuid remove_callbacks_with_key "
     "cached_patcher_init cleanup get_additional_models_with_key get_free_memory get_model_object hook_mode "
     "hook_patches is_dynamic load_device loaded_ram_size loaded_size model_dtype model_size offload_device patches "
     "pre_run restore_hook_patches set_additional_models set_attachments",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import comfy.model_patcher
 import comfy.ops
 import torch
+from comfy.patcher_extension import CallbacksMP
 
 from ..lora import LowRank
 from .quant import Quantized
@@ -81,20 +82,49 @@ def add_side_paths(patcher: comfy.model_patcher.ModelPatcher, changes: Sequence[
     made before are not affected. The matrices keep their dtype and are not copied."""
     if not changes:
         return
-    matrices = torch.nn.ModuleList()
-    for change in changes:
-        # Some tools write a linear's matrices as 1x1 convolutions.
-        down, up = _linear(change.down.flatten(1)), _linear(change.up.flatten(1))
-        matrices += (down, up)
+    # Some tools write a linear's matrices as 1x1 convolutions.
+    weights = [matrix.flatten(1) for change in changes for matrix in (change.down, change.up)]
+    matrices = _matrices(weights, patcher.load_device, patcher.offload_device, not patcher.is_dynamic())
+    layers = iter(matrices.model)
+    for change, down, up in zip(changes, layers, layers, strict=True):
         name = f"diffusion_model.{change.layer}.side_paths"
         path = SidePath(down, up, change.scale * strength)
         patcher.add_object_patch(name, (*patcher.get_model_object(name), path))
+    patcher.model.lora_matrices.add(matrices.model)
+    patcher.set_additional_models(_MATRICES, [*patcher.get_additional_models_with_key(_MATRICES), matrices])
+    for event in (CallbacksMP.ON_DEEPCLONE_MULTIGPU, CallbacksMP.ON_MATCH_MULTIGPU_CLONES):
+        patcher.remove_callbacks_with_key(event, _MATRICES)
+        patcher.add_callback_with_key(event, _MATRICES, _use_own_matrices)
+
+
+def _matrices(
+    weights: Sequence[torch.Tensor],
+    load_device: torch.device,
+    offload_device: torch.device,
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
+    """The matrices as a model of linears, in order; also what ComfyUI calls for one on another device."""
     # Looked up here, because ComfyUI replaces CoreModelPatcher when it turns dynamic VRAM on.
-    dynamic = patcher.is_dynamic()
-    patcher_class = comfy.model_patcher.CoreModelPatcher if dynamic else comfy.model_patcher.ModelPatcher
-    loaded = patcher_class(matrices, load_device=patcher.load_device, offload_device=patcher.offload_device)
-    patcher.model.lora_matrices.add(matrices)
-    patcher.set_additional_models(_MATRICES, [*patcher.get_additional_models_with_key(_MATRICES), loaded])
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    layers = torch.nn.ModuleList(_linear(weight) for weight in weights)
+    patcher = patcher_class(layers, load_device=load_device, offload_device=offload_device)
+    patcher.cached_patcher_init = (_matrices, (weights, load_device, offload_device))
+    return patcher
+
+
+def _use_own_matrices(original: comfy.model_patcher.ModelPatcher, copy: comfy.model_patcher.ModelPatcher) -> None:
+    """Makes the side paths of a copy on another device, which ComfyUI gave matrices of its own, use these."""
+    own = {each.clone_base_uuid: each.model for each in copy.get_additional_models_with_key(_MATRICES)}
+    copy.model.lora_matrices.update(own.values())
+    of = {
+        theirs: mine
+        for each in original.get_additional_models_with_key(_MATRICES)
+        for theirs, mine in zip(each.model, own[each.clone_base_uuid], strict=True)
+    }
+    for layer, module in copy.model.diffusion_model.named_modules():
+        name = f"diffusion_model.{layer}.side_paths"
+        if takes_side_paths(module) and (paths := copy.get_model_object(name)):
+            copy.add_object_patch(name, tuple(SidePath(of[path.down], of[path.up], path.scale) for path in paths))
 
 
 def has_side_paths(patcher: comfy.model_patcher.ModelPatcher) -> bool:

@@ -128,6 +128,27 @@ def test_a_linear_s_lora_written_as_a_1x1_convolution_is_the_same(quantized):
     assert torch.equal(plain, convolution)
 
 
+@pytest.mark.parametrize("afterwards", [False, True])
+def test_a_copy_for_another_device_has_matrices_of_its_own(paths, afterwards):
+    """As ComfyUI's Select Model Device and MultiGPU CFG Split make one; the latter also for a LoRA that comes after."""
+    model = patched(load_model(paths[True]), 0.5)
+    expected = sample(patched(model, 0.5))
+    if afterwards:
+        model.set_additional_models("multigpu", [model.deepclone_multigpu(model.load_device)])
+        changed = patched(model, 0.5)
+        changed.match_multigpu_clones()
+        (copy,) = changed.get_additional_models_with_key("multigpu")
+    else:
+        changed = patched(model, 0.5)
+        copy = changed.deepclone_multigpu(changed.load_device)
+    theirs, own = (
+        set(each.get_additional_models_with_key("turbodiffusion_lora")[-1].model) for each in (changed, copy)
+    )
+    of_layer = copy.get_model_object("diffusion_model.blocks.1.ffn.2.side_paths")
+    assert len(of_layer) == 2 and of_layer[1].up in own and not own & theirs
+    assert torch.equal(sample(copy), expected)
+
+
 def test_each_expert_has_its_own(quantized, paths):
     plain, changed = (sample(quantized, 4, expert) for expert in (None, patched(load_model(paths[True]))))
     assert not torch.equal(plain, changed)
