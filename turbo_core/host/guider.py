@@ -179,7 +179,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
         **kwargs: Any,
     ) -> torch.Tensor:
         """As the base class, whose arguments the second expert needs too."""
-        self._run = ExpertRun(RunInputs(noise, latent_image, device, sigmas, denoise_mask, seed, latent_shapes))
+        self._run = ExpertRun(RunInputs(noise, latent_image, sigmas, denoise_mask, seed, latent_shapes))
         arguments = noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed
         return super().inner_sample(*arguments, latent_shapes=latent_shapes, **kwargs)
 

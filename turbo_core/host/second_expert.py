@@ -25,7 +25,6 @@ class RunInputs(NamedTuple):
 
     noise: torch.Tensor
     latent_image: torch.Tensor | None
-    device: torch.device
     sigmas: torch.Tensor
     denoise_mask: torch.Tensor | None
     seed: int | None
@@ -61,11 +60,13 @@ class SecondExpert:
         seed: int | None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """The denoised x, as CFGGuider.predict_noise returns it; same shape."""
-        return comfy.samplers.sampling_function(
+        """The denoised x, as CFGGuider.predict_noise returns it; same shape and device. It is computed on the expert's
+        own device, which a node may have chosen."""
+        device = self.patcher.load_device
+        denoised: torch.Tensor = comfy.samplers.sampling_function(
             self.patcher.model,
-            x,
-            timestep,
+            x.to(device),
+            timestep.to(device),
             self._conditions.get("negative"),
             self._conditions.get("positive"),
             cfg,
@@ -73,6 +74,7 @@ class SecondExpert:
             seed=seed,
             **kwargs,
         )
+        return denoised.to(x.device)
 
     def _prepare(self) -> None:
         inputs, patcher = self._inputs, self.patcher
@@ -88,7 +90,7 @@ class SecondExpert:
                 "the two experts in two samplers."
             )
         self._load()
-        comfy.samplers.cast_to_load_options(self.options, device=inputs.device, dtype=patcher.model_dtype())
+        comfy.samplers.cast_to_load_options(self.options, device=patcher.load_device, dtype=patcher.model_dtype())
         patcher.pre_run()
         latent_image = inputs.latent_image
         if latent_image is not None and torch.count_nonzero(latent_image) > 0:
@@ -97,7 +99,7 @@ class SecondExpert:
             patcher.model,
             inputs.noise,
             self._conditions,
-            inputs.device,
+            patcher.load_device,
             latent_image,
             inputs.denoise_mask,
             inputs.seed,
