@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from triton import knobs
 from triton.backends import Backend, backends
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
@@ -188,7 +189,9 @@ def install(capability: int) -> Session:
 
 
 def activate(driver: type[EmulatedDriver], capability: int) -> Session:
-    """As `install`, with a driver of one's own."""
+    """As `install`, with a driver of one's own. Raises RuntimeError where Triton would interpret kernels instead."""
+    if knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET is set: kernels would run in Triton's interpreter, not in the emulator")
     if capability not in SHARED_LIMIT:
         raise ValueError(f"no compute capability {capability} among {sorted(SHARED_LIMIT)}")
     session = Session()

@@ -19,10 +19,11 @@ def require_device() -> None:
 
 
 def variables(devices: Devices) -> dict[str, str]:
-    """The environment of a process on these devices: no interpreter of Triton, one thread, Triton's cache of dev.py."""
-    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    inherited.setdefault("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
-    return inherited | {"OMP_NUM_THREADS": "1"} | devices.environment()
+    """The environment of a process on these devices, over this one's, in which tests may have turned Triton's
+    interpreter on: it is off there. One thread, Triton's cache of dev.py."""
+    cache = os.environ.get("TRITON_CACHE_DIR", str(cache_dir() / "triton"))
+    own = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}
+    return os.environ | own | devices.environment()
 
 
 def run_pytest(devices: Devices, *arguments: str) -> str:

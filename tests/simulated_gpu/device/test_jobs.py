@@ -15,16 +15,17 @@ from .servers import LATENT_JOBS, decode_job, device_server, write_own_models
 from .settings import Devices
 
 pytestmark = pytest.mark.server
-# Of the latents, relative L2. int8: the codes of activations follow from values that were rounded to 16 bits.
-# 4 bits: the weights themselves are rounded to 16 bits as they are dequantized, which the CPU does in float32.
-BOUNDS = dict.fromkeys(LATENT_JOBS, 0.005) | {"t2v-int8": 0.01, "int8-lora": 0.01, "lingbot-nf4-camera": 0.007}
+# Of the latents, relative L2, in 16 bits and in int8, where the codes of activations follow from values of 16 bits.
+SIXTEEN_BITS, INT8_BITS = 0.005, 0.01
+BOUNDS = dict.fromkeys(LATENT_JOBS, SIXTEEN_BITS) | {"t2v-int8": INT8_BITS, "int8-lora": INT8_BITS}
 
 
 @pytest.fixture(scope="module")
 def device(tmp_path_factory):
-    """A server with a device that holds everything."""
+    """A server with a device that holds everything. The VAE computes in float32: ComfyUI's bfloat16 is 1.4e-2 from it,
+    on the CPU too."""
     require_device()
-    with device_server(tmp_path_factory.mktemp("device"), Devices()) as running:
+    with device_server(tmp_path_factory.mktemp("device"), Devices(), "--fp32-vae") as running:
         yield running
 
 
@@ -48,7 +49,7 @@ def test_a_job_gives_what_the_cpu_gives_in_float32(device, cpu, name):
     assert error < BOUNDS[name]
 
 
-def test_decoding_gives_what_comfyui_gives_and_nearly_what_the_cpu_gives(device, cpu):
+def test_decoding_gives_what_comfyui_gives_and_what_the_cpu_gives(device, cpu):
     pictures = []
     for each in (cpu, device):
         result = each.client.run(decode_job("decoded"))
@@ -59,4 +60,4 @@ def test_decoding_gives_what_comfyui_gives_and_nearly_what_the_cpu_gives(device,
     a, b = (torch.from_numpy(np.stack(images)) for images in pictures)
     error = relative_error(b, a)
     print(f"decode: {error:.1e}")
-    assert error < 0.02  # ComfyUI's decoder in bfloat16 on the CPU is 1.4e-2 from the one in float32
+    assert error < SIXTEEN_BITS
