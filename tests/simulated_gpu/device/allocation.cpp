@@ -30,8 +30,10 @@ Control* control() {
   return mapped;
 }
 
-void count_allocation() {
+void count_allocation(std::optional<at::Device> device) {
   Control* c = control();
+  const bool known = device && device->has_index();
+  __atomic_add_fetch(&c->on_device[known ? device->index() : c10::cuda::current_device()], 1, __ATOMIC_SEQ_CST);
   const int64_t number = __atomic_add_fetch(&c->allocations, 1, __ATOMIC_SEQ_CST);
   if (number != c->fail_at) return;
   c->failed++;
@@ -51,13 +53,13 @@ at::Tensor poisoned(at::Tensor t) {
 
 at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout> layout,
                  std::optional<at::Device> device, std::optional<bool> pinned, std::optional<at::MemoryFormat> format) {
-  count_allocation();
+  count_allocation(device);
   return poisoned(at::detail::empty_cuda(size, dtype, layout, device, pinned, format));
 }
 
 at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::optional<at::ScalarType> dtype,
                          std::optional<at::Layout> layout, std::optional<at::Device> device, std::optional<bool> pinned) {
-  count_allocation();
+  count_allocation(device);
   return poisoned(at::detail::empty_strided_cuda(size, stride, dtype, layout, device, pinned));
 }
 

@@ -26,6 +26,7 @@ struct Control {
   int64_t allocations;  // so far
   int64_t fail_at;      // the allocation of this number raises OutOfMemoryError; 0 for none
   int64_t failed;       // how many did
+  int64_t on_device[8];  // so far, of each device
 };
 
 }  // namespace simulated

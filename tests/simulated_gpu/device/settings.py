@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .build import build
 
 LAUNCH = Path(__file__).parent / "launch.py"
-_CONTROL = struct.Struct("<qqq")  # Control of aten.h
+_CONTROL = struct.Struct("<11q")  # Control of aten.h
 
 
 class Devices(NamedTuple):
@@ -42,9 +42,9 @@ class Control:
 
     def __init__(self, path: Path):
         self.path = path
-        path.write_bytes(_CONTROL.pack(0, 0, 0))
+        path.write_bytes(bytes(_CONTROL.size))
 
-    def _read(self) -> tuple[int, int, int]:
+    def _read(self) -> tuple[int, ...]:
         return _CONTROL.unpack(self.path.read_bytes())
 
     @property
@@ -56,6 +56,11 @@ class Control:
     def failed(self) -> int:
         """How many allocations were made to fail."""
         return self._read()[2]
+
+    @property
+    def on_device(self) -> tuple[int, ...]:
+        """How many tensors were allocated so far on each device."""
+        return self._read()[3:]
 
     def fail(self, number: int) -> None:
         """The allocation of this number, counted as `allocations` does, raises OutOfMemoryError; 0 for none."""
