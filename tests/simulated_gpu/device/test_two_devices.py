@@ -26,13 +26,14 @@ def two(tmp_path_factory, control):
 
 
 def moved(job: dict, inputs: dict[str, str]) -> dict:
-    """The job with its sampler's models (by input: a device) on devices of their own."""
-    sample = job["sample"]["inputs"]
+    """The job with the models of its sampler or guider (by input: a device) on devices of their own."""
+    (name,) = (name for name, given in job.items() if "high" in given["inputs"])
+    given = job[name]["inputs"]
     chosen = {
-        f"on {name}": node("SelectModelDevice", model=sample[name], device=device) for name, device in inputs.items()
+        f"on {which}": node("SelectModelDevice", model=given[which], device=device) for which, device in inputs.items()
     }
-    links = {name: [f"on {name}", 0] for name in inputs}
-    return job | chosen | {"sample": job["sample"] | {"inputs": sample | links}}
+    links = {which: [f"on {which}", 0] for which in inputs}
+    return job | chosen | {name: job[name] | {"inputs": given | links}}
 
 
 @pytest.mark.parametrize(
