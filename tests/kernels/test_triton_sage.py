@@ -21,6 +21,7 @@ from td_pack.kernels.attention.triton import kv_quantize as quantizer
 from td_pack.kernels.attention.triton import sage as attention
 from td_pack.kernels.attention.triton.kv_quantize import kv_quantize
 from td_pack.kernels.attention.triton.sage import sage_attention, sage_sparse_linear_attention
+from td_pack.kernels.launch import Chip
 from td_pack.tests.kernels.aot_cases import sage as aot_cases
 from td_pack.tests.support import tensors
 from td_pack.tests.support.aot import TARGETS
@@ -140,7 +141,7 @@ def test_rows_past_the_end_do_not_widen_the_scale():
 
 
 @pytest.mark.skipif(
-    not attention.launch_config(CAPABILITY, False, 64)["SUM16"], reason="this GPU adds fp8 products up in float32"
+    not attention.launch_config(Chip(CAPABILITY), 64)["SUM16"], reason="this GPU adds fp8 products up in float32"
 )
 @pytest.mark.parametrize("d", [64, 128])
 def test_fp8_products_added_up_in_float16(monkeypatch, d):
