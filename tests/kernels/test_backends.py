@@ -71,10 +71,11 @@ def test_rocm(monkeypatch, architecture, reason):
     assert triton_unavailable(GPU) == reason
 
 
-@pytest.mark.parametrize("architecture", ["gfx942", "gfx1151"])
-def test_rdna_needs_a_triton_that_was_tried(monkeypatch, architecture):
+@pytest.mark.parametrize("architecture, major, minor", [("gfx942", 9, 4), ("gfx1151", 11, 5)])
+def test_rdna_needs_a_triton_that_was_tried(monkeypatch, architecture, major, minor):
+    properties = SimpleNamespace(gcnArchName=architecture, major=major, minor=minor)
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=architecture))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(backends, "triton_version", lambda: (3, 5, 1))
     monkeypatch.setattr(self_test, "fault", lambda *given: None)
     reason = "on gfx1151 its kernels need Triton 3.6.0 or newer, and this is 3.5.1"
