@@ -82,7 +82,12 @@ def divided(model, group, given):
 
 
 @pytest.mark.parametrize(
-    "case, ranks", [*((case, 2) for case in CASES), ("sla", 3), ("int8 upstream", 3), ("dense", 4), ("camera", 4)]
+    "case, ranks",
+    [
+        *((case, 2) for case in CASES),
+        *((case, ranks) for ranks in (3, 4) for case in ("sla", "int8 upstream", "lora", "i2v", "camera")),
+        ("dense", 4),
+    ],
 )
 def test_ranks_compute_what_one_process_does(case, ranks, models):
     own, *others = models(case, ranks, ranks + 1)
