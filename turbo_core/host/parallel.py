@@ -141,13 +141,13 @@ class _Parallel:
 
     def _load(self, model: TurboWAN, shape: tuple[int, ...]) -> str:
         patcher = model.current_patcher
-        made_of = patcher.patches_uuid, {k: v for k, v in patcher.object_patches.items() if k.endswith(".side_paths")}
+        side_paths = {key: value for key, value in patcher.object_patches.items() if key.endswith(".side_paths")}
+        made_of = patcher.patches_uuid, side_paths, set(patcher.object_patches), len(patcher.hook_patches)
         name = next((name for known, name in self._recipes if known == made_of), "")
-        recipe = recipe_of(patcher)
         if not name:
             name = uuid.uuid4().hex
             self._recipes = [*self._recipes[1 - _KEPT :], (made_of, name)]
-        self._workers.load(name, recipe, shape)
+        self._workers.load(name, lambda: recipe_of(patcher), shape)
         return name
 
     def unload(self, *_: Any) -> None:

@@ -5,7 +5,7 @@ import logging
 import threading
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -76,9 +76,9 @@ class Workers:
             ray.get(joins, timeout=TIMEOUT.total_seconds())
         self._group = group
 
-    def load(self, name: str, recipe: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+    def load(self, name: str, recipe: Callable[[], Mapping[str, Any]], shape: tuple[int, ...]) -> None:
         """Has every other rank load a model, made by a recipe the first time (`Rank.load`). Raises TurboError."""
-        new = None if name in self._loaded else recipe
+        new = None if name in self._loaded else recipe()
         calls = [rank.call.remote("load", name, new, shape, self.place.size) for rank in self._ranks]
         with reported("Another GPU could not load the model"):
             ray.get(calls)
