@@ -65,7 +65,7 @@ HOSTILE = {
     "two results": (b"\x80\x02NN.", "is damaged"),
     "no end": (b"\x80\x02", r"is damaged \("),
     "half a number": (b"\x80\x02J\x01", r"is damaged \("),
-    "a mark that is none": (b"\x80\x02a.", r"is damaged \("),
+    "an append to nothing": (b"\x80\x02a.", r"is damaged \("),
 }
 
 
