@@ -28,7 +28,7 @@ from .int8.suited import suited_weights
 from .nf4 import custom_ops as _nf4
 from .nf4.custom_ops import nf4_dequantize
 from .norm import custom_ops as _norm
-from .norm.custom_ops import layer_norm_modulate, layer_norm_modulate_quantize, rms_norm_rope
+from .norm.custom_ops import layer_norm_modulate, layer_norm_modulate_quantize, rms_norm_rope, rms_norm_silu_pad
 
 # What a status report asks about, by title.
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
@@ -69,6 +69,7 @@ __all__ = [
     "quantize_block",
     "quantize_row",
     "rms_norm_rope",
+    "rms_norm_silu_pad",
     "sage_pv_format",
     "sage_v_bytes",
     "sparse_linear_attention",

@@ -1,4 +1,5 @@
-"""The entries of a Wan block's normalizations with what follows them: rotary embedding, modulation, quantization.
+"""The entries of normalizations with what follows them: rotary embedding, modulation and quantization in a Wan block,
+SiLU and the padding of the next convolution in a Wan VAE.
 
 Triton comes before comfy_kitchen: it reads strided views and a modulation for each frame as they are, and takes the
 variance about the mean."""
@@ -7,6 +8,7 @@ import torch
 
 from ..dispatch import Operator, unfit_dtype
 from ..int8.format import check_kind, empty_codes
+from .format import MEMORY_FORMATS, PAST, empty_frames
 
 RMS_NORM_ROPE = Operator("rms_norm_rope", "norm", "norm and rope")
 LAYER_NORM_MODULATE = Operator("layer_norm_modulate", "norm", "norm and modulation")
@@ -16,6 +18,8 @@ LAYER_NORM_MODULATE_QUANTIZE = Operator(
     "norm, modulation and quantization",
     never={"comfy_kitchen": "its adaln does not quantize"},
 )
+
+RMS_NORM_SILU_PAD = Operator("rms_norm_silu_pad", "norm", "norm and SiLU of the VAE", self_test="rms_norm_silu_pad")
 
 
 def _unfit(x: torch.Tensor) -> dict[str, str]:
@@ -117,3 +121,31 @@ def _(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float = 1e-6, by: str = "block"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return empty_codes(x.shape, by, x.device)
+
+
+@torch.library.custom_op("turbodiffusion::rms_norm_silu_pad", mutates_args=("past",))
+def rms_norm_silu_pad(x: torch.Tensor, weight: torch.Tensor, past: torch.Tensor | None) -> torch.Tensor:
+    """The input of a causal convolution over three frames: y = SiLU(x / rms(x) * weight), where rms spans the channels
+    of a pixel, behind the two frames before it.
+
+    x [B, C, T, H, W], contiguous or channels last; weight [C], float; `past` [B, C, 2, H, W], the last two frames of y
+    so far, which become those after this call. Returns [B, C, 2 + T, H, W] in x's dtype and memory format, and without
+    `past` y alone, [B, C, T, H, W]. Raises ValueError for shapes that do not fit together. Source: RMS_norm, SiLU and
+    CausalConv3d of ComfyUI's comfy/ldm/wan/vae.py."""
+    if (
+        x.ndim != 5
+        or weight.shape != x.shape[1:2]
+        or (past is not None and (past.shape != (*x.shape[:2], PAST, *x.shape[3:]) or past.dtype != x.dtype))
+        or (past is not None and not any(past.is_contiguous(memory_format=form) for form in MEMORY_FORMATS))
+    ):
+        raise ValueError(
+            f"x [B, C, T, H, W], weight [C] and past [B, C, {PAST}, H, W] of x's dtype, dense, are needed: "
+            f"{list(x.shape)}, {list(weight.shape)}, {None if past is None else [past.dtype, *past.shape]}."
+        )
+    reason = unfit_dtype(x.dtype, x.device)
+    return RMS_NORM_SILU_PAD.find(x.device, {} if reason is None else {"triton": reason})(x, weight, past)
+
+
+@rms_norm_silu_pad.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, past: torch.Tensor | None) -> torch.Tensor:
+    return empty_frames(x, x.shape[2] + (0 if past is None else PAST))

@@ -1,6 +1,6 @@
-"""The normalizations of a Wan block with what follows them, in plain torch.
+"""The normalizations of a Wan block and of a Wan VAE with what follows them, in plain torch.
 
-All of it runs in float32 at least and on a bounded number of tokens at a time; inputs may be strided views.
+Those of a block run in float32 at least and on a bounded number of tokens at a time; inputs may be strided views.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..int8.reference import QUANTIZERS, quantize_row
+from .format import PAST
 
 _CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 256 MB in float32
 
@@ -73,3 +74,19 @@ def layer_norm_modulate_quantize(
     for item, tokens, value in _modulated(x, shift, scale, eps):
         codes[item, tokens], row_scales[item, tokens] = quantize_row(value)
     return codes, row_scales
+
+
+def rms_norm_silu_pad(x: torch.Tensor, weight: torch.Tensor, past: torch.Tensor | None) -> torch.Tensor:
+    """SiLU(x / rms(x) * weight) behind the two frames before it, which `past` is changed to the last two of; see
+    `custom_ops`.
+
+    In x's dtype, rounded after each operation: the bits of ComfyUI's RMS_norm, SiLU and CausalConv3d."""
+    y = F.normalize(x, dim=1)
+    y *= x.shape[1] ** 0.5
+    y *= weight.to(y).view(-1, 1, 1, 1)
+    y = F.silu(y, inplace=True)
+    if past is None:
+        return y
+    y = torch.cat((past, y), 2)
+    past.copy_(y[:, :, -PAST:])
+    return y

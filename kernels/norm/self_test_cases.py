@@ -27,3 +27,11 @@ def norm(generator: torch.Generator, device: torch.device) -> Iterator[Case]:
             given | {"by": by},
             decode=lambda y, dequantize=dequantize: dequantize(y[0], y[1], torch.float32),
         )
+
+
+def rms_norm_silu_pad(generator: torch.Generator, device: torch.device) -> Iterator[Case]:
+    """Two frames of 3 x 5 pixels behind two others, channels last, and a first frame."""
+    x, past = torch.randn(2, 1, 2, 3, 5, 96, generator=generator).movedim(-1, 2)
+    for given in ({"x": x, "past": past}, {"x": x[:, :, :1], "past": None}):
+        weight = torch.randn(96, generator=generator)
+        yield Case("rms_norm_silu_pad", given | {"weight": weight})

@@ -12,7 +12,7 @@ from td_pack.kernels.launch import Chip, compiling_for
 from td_pack.tests.support.fresh import fresh
 from td_pack.tests.support.kernels import row
 from td_pack.turbo_core.attention import SLA
-from td_pack.turbo_core.kernel_calls import Network, Packed4, network_calls
+from td_pack.turbo_core.kernel_calls import Network, Packed4, decoder_calls, network_calls
 
 CPU = torch.device("cpu")
 
@@ -97,6 +97,15 @@ def test_the_calls_of_every_kind_of_network_can_be_made(name):
     assert calls
 
 
+def test_the_calls_of_a_decoder_can_be_made():
+    triton = row("triton")._replace(unavailable=lambda device: None)
+    calls = listed(triton, CPU, decoder_calls((96, 384), torch.bfloat16))
+    with compiling_for(Chip((8, 0))):
+        for call in calls:
+            call()
+    assert len(calls) == 1 + 2 * 2
+
+
 # Norms and 4-bit weights of the 1.3B model, compiled for 8.0 in the background, then asked for by launches.
 PROGRAM = """
 load_pack()
@@ -117,6 +126,39 @@ with as_if_on(80) as gpu:
     print(json.dumps({"ahead": ahead, "all": (len(counted.compiled), len(counted.read)),
                       "threads": sorted(counted.threads), "progress": compiler.progress}))
 """
+
+
+# The decoder's kernels, then the launches of decodes at other sizes: of a first frame, and of two frames of four.
+DECODER = """
+load_pack()
+import json, torch
+from td_pack.kernels.backends import BACKENDS
+from td_pack.kernels.ahead import listed
+from td_pack.kernels.norm.triton import rms_norm_silu_pad
+from td_pack.tests.support.compiling import Compilations, as_if_on, compile_in_order
+from td_pack.turbo_core.kernel_calls import decoder_calls
+
+with as_if_on(80) as gpu:
+    counted = Compilations()
+    compile_in_order(listed(BACKENDS[0], gpu, decoder_calls([96], torch.bfloat16)))
+    ahead = len(counted.all())
+    def x(frames, *size):
+        return torch.empty(1, frames, *size, 96, dtype=torch.bfloat16, device="meta").movedim(-1, 1)
+    weight = torch.empty(96, dtype=torch.bfloat16, device="meta")
+    compile_in_order([
+        lambda: rms_norm_silu_pad(x(1, 480, 832), weight, None),
+        lambda: rms_norm_silu_pad(x(4, 720, 1280)[:, :, 2:], weight, x(2, 720, 1280)),
+        lambda: rms_norm_silu_pad(x(1, 16, 24), weight, x(2, 16, 24)),
+    ])
+    print(json.dumps([ahead, len(counted.compiled)]))
+"""
+
+
+def test_a_decode_of_another_size_compiles_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    ahead, compiled = json.loads(fresh(DECODER, tmp_path))
+    assert ahead == compiled == 2  # the self-test's, which is as wide, are the same
 
 
 def test_a_second_start_compiles_nothing(tmp_path, monkeypatch):

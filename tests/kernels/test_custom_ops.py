@@ -65,6 +65,8 @@ CASES = {
     "layer_norm_modulate_quantize": modulation,
     "layer_norm_modulate_quantize by group": lambda: (*modulation(3), 1e-6, "group"),
     "layer_norm_modulate_quantize by row": lambda: (*modulation(3), 1e-6, "row"),
+    "rms_norm_silu_pad": lambda: (draw(2, 96, 2, 3, 5), draw(96), draw(2, 96, 2, 3, 5, seed=1)),
+    "rms_norm_silu_pad without past": lambda: (draw(2, 1, 3, 5, 96).movedim(-1, 1), draw(96), None),
 }
 EVERY = pytest.mark.parametrize("case", CASES)
 
@@ -125,11 +127,10 @@ def test_it_is_the_definition_on_torch(case):
 def test_it_reaches_its_kernel(case):
     """The same call on both backends, the kernels interpreted."""
     run = operator(case)
-    given = CASES[case]()
     with use_backend("torch"):
-        expected = run(*given)
+        expected = run(*CASES[case]())
     with use_backend("triton"):
-        actual = run(*given)
+        actual = run(*CASES[case]())
     if "quantize" in case:
         # Sums in another order may move a value over the edge of a code.
         assert [x.shape for x in actual] == [x.shape for x in expected]
@@ -202,6 +203,11 @@ REFUSED = {
     "norm weight": (lambda: kernels.rms_norm_rope(draw(1, 9, 256), draw(128), turns(9, 128), 2), "freqs"),
     "heads of a norm": (lambda: kernels.rms_norm_rope(draw(1, 9, 256), draw(256), turns(9, 128), 3), "heads"),
     "modulation": (lambda: kernels.layer_norm_modulate(draw(1, 9, 200), *draw(2, 2, 1, 200)), "shift and scale"),
+    "past": (lambda: kernels.rms_norm_silu_pad(draw(1, 8, 2, 3, 5), draw(8), draw(1, 8, 1, 3, 5)), "past"),
+    "past not dense": (
+        lambda: kernels.rms_norm_silu_pad(draw(1, 8, 2, 3, 5), draw(8), draw(1, 8, 3, 3, 5)[:, :, :2]),
+        "past",
+    ),
     "frames": (lambda: kernels.layer_norm_modulate(draw(1, 2, 200), *draw(2, 1, 3, 200)), "shift and scale"),
 }
 

@@ -6,10 +6,12 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from comfy.ldm.wan.vae import RMS_norm
 from td_pack.kernels.int8 import format
 from td_pack.kernels.int8.reference import QUANTIZERS
+from td_pack.kernels.norm import format as norm_format
 from td_pack.kernels.norm import reference
-from td_pack.kernels.norm.triton import layer_norm, rms_norm
+from td_pack.kernels.norm.triton import layer_norm, rms_norm, rms_norm_silu
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.norms import (
     EPS,
@@ -24,7 +26,7 @@ from td_pack.tests.support.norms import (
 from td_pack.tests.support.poison import poisoned_memory
 from td_pack.tests.support.tensors import DTYPES, draw
 
-poisoned = poisoned_memory(format, rms_norm, layer_norm)
+poisoned = poisoned_memory(format, norm_format, rms_norm, layer_norm)
 
 
 def implementations(kernels):
@@ -194,3 +196,41 @@ def test_bad_value_stays_in_its_token(bad):
             assert out.isfinite().all(-1).tolist() == [[True, False, True]]
         assert not quantize_block(*given, layer)[1].isfinite().any()
         assert quantize_group(*given, layer)[1].isfinite().tolist() == [[[True, False, True]]]
+
+
+def host_norm_silu(x, weight):
+    """As the VAE's residual block computes it; exact in float64."""
+    norm = RMS_norm(x.shape[1], images=False).to(x)
+    norm.gamma.data = weight.view(-1, 1, 1, 1)
+    return F.silu(norm(x))
+
+
+@implementations(rms_norm_silu)
+@pytest.mark.parametrize(
+    "channels, channels_last, length", [(96, True, 2), (96, False, 1), (6, True, 3), (6, False, 2), (384, True, 2)]
+)
+def test_the_input_of_a_causal_convolution(channels, channels_last, length, module, dtype):
+    """Of two chunks in a row, beside the norm of all frames at once."""
+    weight = (1 + 0.1 * draw(channels, seed=1, dtype=dtype)).to(DEVICE)
+    x = draw(2, 1 + 2 * length, 3, 7, channels, dtype=dtype).to(DEVICE).movedim(-1, 1)  # 42 pixels: one and a rest
+    x = x if channels_last else x.contiguous()
+    exact = host_norm_silu(x.double(), weight.double())
+    first, *chunks = x.split((1, length, length), 2)
+    y = module.rms_norm_silu_pad(first, weight, None)
+    past = torch.cat((torch.zeros_like(y), y), 2)
+    expected = F.pad(exact, (0, 0, 0, 0, 1, 0))
+    torch.testing.assert_close(y, expected[:, :, 1:2], **within(dtype, module), check_dtype=False)
+    for i, chunk in enumerate(chunks):
+        y = module.rms_norm_silu_pad(chunk, weight, past)
+        assert y.dtype == dtype and (y.stride(1) == 1) == channels_last or module is reference
+        here = expected[:, :, i * length : (i + 1) * length + 2]
+        torch.testing.assert_close(y, here, **within(dtype, module), check_dtype=False)
+        assert torch.equal(past, y[:, :, -2:])
+    if module is reference:
+        assert torch.equal(y[:, :, 2:], host_norm_silu(chunks[1], weight))
+
+
+def within(dtype, module):
+    """A kernel rounds once: half a unit in the last place, and another half for float32's own errors. The definition
+    rounds as the host does, after the norm, the division, two products and SiLU: three units."""
+    return dict(rtol=torch.finfo(dtype).eps * (3 if module is reference else 1), atol=1e-6)

@@ -11,7 +11,7 @@ from td_pack.kernels.attention.triton import block_selection, sage
 from td_pack.kernels.attention.triton import sla as triton_sla
 from td_pack.kernels.int8.format import tile_count
 from td_pack.kernels.int8.triton import linear, quantize
-from td_pack.kernels.norm.triton import layer_norm, rms_norm
+from td_pack.kernels.norm.triton import layer_norm, rms_norm, rms_norm_silu
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.kernels import TRITON_FILES, module_name
 from td_pack.tests.support.tensors import turns
@@ -54,6 +54,10 @@ CASES = {
     "layer_norm_modulate_quantize": (
         (130,),
         lambda x: layer_norm.layer_norm_modulate_quantize(x, *modulation(x), eps=1e-6, by="block"),
+    ),
+    "rms_norm_silu_pad": (  # its tokens as frames of five pixels
+        (5, 8),
+        lambda x: rms_norm_silu.rms_norm_silu_pad(x.unsqueeze(2).movedim(-1, 1), x.new_ones(8), None),
     ),
     "sparse_linear_attention": (
         (3, 64),
@@ -138,6 +142,9 @@ LARGE = {
     ),
     "rms_norm_rope": lambda: rms_norm.rms_norm_rope(
         meta(BATCH, TOKENS, WIDTH), meta(WIDTH), meta(1, TOKENS, 1, 64, 2, 2, dtype=torch.float32), heads=40, eps=1e-6
+    ),
+    "rms_norm_silu_pad": lambda: rms_norm_silu.rms_norm_silu_pad(
+        meta(BATCH, 2, 720, 1280, 384).movedim(-1, 1), meta(384), meta(BATCH, 2, 720, 1280, 384).movedim(-1, 1)
     ),
     "layer_norm_modulate_quantize": lambda: layer_norm.layer_norm_modulate_quantize(
         meta(BATCH, TOKENS, WIDTH), *(meta(BATCH, 1, WIDTH) for _ in range(2)), eps=1e-6, by="block"

@@ -201,6 +201,24 @@ def _modulate(batch, length, width, frames, by=None, dtype=torch.bfloat16):
     return run
 
 
+def _silu(channels, length, channels_last, dtype=torch.bfloat16):
+    """A first frame of 3 x 7 pixels, then a chunk behind it."""
+
+    def run(on_kernels):
+        x = draw(2, 1 + length, 3, 7, channels, dtype=dtype).movedim(-1, 1)
+        x, weight = x if channels_last else x.contiguous(), draw(channels, seed=1, dtype=dtype)
+        checks, past, want_past = [], None, None
+        for chunk in (x[:, :, :1], x[:, :, 1:]):
+            got = on_kernels(lambda chunk=chunk, past=past: kernels.rms_norm_silu_pad(chunk, weight, past))
+            want = kernels.rms_norm_silu_pad(chunk.float(), weight.float(), want_past)
+            checks.append(Check("relative", relative(got, want), ROUNDED[dtype]))
+            if past is None:
+                past, want_past = (torch.cat((torch.zeros_like(y), y), 2) for y in (got, want))
+        return [*checks, Check("past", unequal(past, got[:, :, -2:]), 0)]
+
+    return run
+
+
 def _nf4(rows, columns, nested, dtype):
     def run(on_kernels):
         generator, elements = torch.Generator().manual_seed(rows), rows * columns
@@ -276,6 +294,9 @@ def _cases() -> list[Case]:
             name = f"{width}-{frames}-frames" + (f"-{by}" if by else "")
             run = _modulate(2 if width == 256 else 1, length, width, frames, by)
             add("layer_norm_modulate", name, run, quick=width == 256, sized=False)
+    for channels, length, last, dtype in ((96, 2, True, BF16), (384, 1, True, FP16), (6, 3, False, BF16)):
+        name = f"{channels}-{length}-frames-{'last' if last else 'first'}-{_name(dtype)}"
+        add("rms_norm_silu_pad", name, _silu(channels, length, last, dtype), quick=channels == 96, sized=False)
     for dtype in (BF16, FP32, FP16):
         for nested in (False, True):
             name = f"{'double' if nested else 'single'}-{_name(dtype)}"

@@ -1,4 +1,7 @@
-"""The norm kernels at the widths of Wan 1.3B and 14B: no tensor cores and no loop, so the whole kernel is counted."""
+"""The norm kernels at the widths of Wan 1.3B, 14B and the VAE: no tensor cores, and where there is no loop the whole
+kernel is counted."""
+
+import triton
 
 from ....kernels.int8.format import MIN_AMAX, TILE
 from ....kernels.norm.triton.layer_norm import launch_config
@@ -18,6 +21,10 @@ _INSTRUCTIONS = {
     "layer_norm_statistics-1536": (191, 191, 191, 194, 194, 196),
     "layer_norm_statistics-5120": (318, 319, 319, 322, 322, 323),
     "layer_norm_modulate_quantize_block": (1640, 1641, 1641, 1631, 1430, 1650),
+    "rms_norm_silu_pad-96": (687, 683, 683, 684, 686, 670),
+    "rms_norm_silu_pad-192": (691, 691, 691, 698, 698, 678),
+    "rms_norm_silu_pad-384": (713, 713, 713, 712, 714, 701),
+    "rms_norm_silu_pad-96-first": (678, 678, 678, 659, 659, 655),
     "layer_norm_modulate_quantize_block_by_frame": (1248, 1246, 1246, 1254, 1154, 1263),
 }
 
@@ -93,7 +100,21 @@ def _quantize_block(one_frame: bool) -> KernelCase:
     return _case(name, "layer_norm", function, signature, constexprs, divisible, warps, fused=False)
 
 
+def _silu(channels: int, past: bool) -> KernelCase:
+    """Of a chunk, channels last, at a width of the Wan VAE."""
+    strides = [f"{name}_{axis}" for name in ("x", "past", "y") for axis in "btp"]
+    padded = triton.next_power_of_2(channels)
+    signature = arguments(p_bf16="p_x p_weight p_y" + " p_past" * past, fp32="scale")
+    signature |= dict.fromkeys(("T", "PIXELS", *strides), "i32")
+    constexprs = {"C": channels, "C_PADDED": padded, "BLOCK": 4096 // padded, "MIN_NORM": 1e-12}
+    constexprs |= dict.fromkeys(("x_c", "past_c", "y_c"), 1) | ({} if past else {"p_past": None})
+    name = f"rms_norm_silu_pad-{channels}" + "-first" * (not past)
+    return _case(name, "rms_norm_silu", "rms_norm_silu_pad", signature, constexprs, tuple(strides), 4)
+
+
 CASES = [
+    *(_silu(channels, True) for channels in (96, 192, 384)),
+    _silu(96, False),
     _rope(12, 16),
     _rope(40, 64),
     *(_statistics(width) for width in (1536, 5120)),
