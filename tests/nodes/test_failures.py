@@ -14,14 +14,14 @@ DECODERS = {
     "video decode": "TurboDiffusionVAEDecodeVideo",
 }
 PHASES = ["text encode", "image encode", "load high", "sample high", "switch", "sample low", *DECODERS]
-# Where the fault strikes: at a call of a module, four steps of two blocks being high, high, low, low; or in loading an
-# expert.
+# Where the fault strikes: at a call of a module, four steps of two blocks being high, high, low, low, and a decoder's
+# first chunk three upsamplings; or in loading an expert.
 CALLS = {
     "text encode": ("T5Block", 1),
     "image encode": ("Encoder3d", 2),
     "sample high": ("TurboBlock", 2),
     "sample low": ("TurboBlock", 6),
-} | dict.fromkeys(DECODERS, ("Decoder3d", 2))
+} | dict.fromkeys(DECODERS, ("Upsample", 4))
 LOADS = {"load high": "model", "switch": "low"}
 TILED_INSTEAD = {"image encode", *DECODERS}  # ComfyUI's VAE goes on in tiles, and so do our nodes
 

@@ -83,7 +83,7 @@ class TestFailingVAE(TestNode):
             if next(chunks) >= at and max(args[0].shape[3:]) > above:
                 raise torch.OutOfMemoryError("Allocation on device failed (made by a test node)")
 
-        vae.first_stage_model.decoder.register_forward_pre_hook(refuse)
+        vae.first_stage_model.decoder.conv1.register_forward_pre_hook(refuse)
         return io.NodeOutput(vae)
 
 

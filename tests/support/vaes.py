@@ -77,5 +77,5 @@ def out_of_memory(vae: comfy.sd.VAE, at: int, above: int) -> list[int]:
         if len(seen) >= at and seen[-1] > above:
             raise torch.OutOfMemoryError("Allocation on device failed (made by a test)")
 
-    vae.first_stage_model.decoder.register_forward_pre_hook(refuse)
+    vae.first_stage_model.decoder.conv1.register_forward_pre_hook(refuse)
     return seen

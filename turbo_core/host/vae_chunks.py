@@ -15,12 +15,15 @@ from comfy.ldm.wan import vae2_2 as wan22
 from comfy.taesd import taehv
 from torch.nn.functional import pixel_shuffle
 
+from .wan_decoder import WanDecoder, is_known, memory_format
+
 # Latent channels of Wan models: 16, and 48 (Wan 2.2 5B).
 WAN_CHANNELS = (16, 48)
 
 
 class ChunkDecoder(ABC):
-    """Decodes with `model`, a VAE's first_stage_model, in the order and with the bits of its own `decode`."""
+    """Decodes with `model`, a VAE's first_stage_model, in the order of its own `decode`: with its bits, unless an
+    operator of ours runs on a kernel."""
 
     size = 1  # latent frames of each chunk after the first
 
@@ -59,7 +62,7 @@ class ChunkDecoder(ABC):
 
 
 class _Wan21(ChunkDecoder):
-    """The loop of comfy/ldm/wan/vae.py."""
+    """The loop of comfy/ldm/wan/vae.py, and its decoder's layers by ours."""
 
     size = 2
 
@@ -73,7 +76,11 @@ class _Wan21(ChunkDecoder):
 
     def _start(self, latent: torch.Tensor) -> Callable[[slice], torch.Tensor]:
         decoder, x = self.model.decoder, self.model.conv2(latent)
-        memory = [None] * wan21.count_cache_layers(decoder) if len(self.slices(latent.shape[2])) > 1 else None
+        remembers = len(self.slices(latent.shape[2])) > 1
+        if is_known(decoder):
+            ours = WanDecoder(decoder, remembers, memory_format(latent.device, latent.dtype))
+            return lambda part: ours(x[:, :, part])
+        memory = [None] * wan21.count_cache_layers(decoder) if remembers else None
         return lambda part: torch.cat(decoder(x[:, :, part], feat_cache=memory, feat_idx=[0]), 2)
 
 

@@ -1,5 +1,5 @@
-"""The tests marked `gpu` (tests/kernels/test_triton_*.py), unchanged, on a simulated device: a plain run takes a part of
-them on 8.0, `--simulated 90` all on 9.0, `--simulated all` all on each compute capability."""
+"""The tests marked `gpu`, unchanged, on a simulated device: a plain run takes a part of those of the kernels on 8.0,
+`--simulated 90` all on 9.0, `--simulated all` all on each compute capability."""
 
 import pytest
 
@@ -35,8 +35,9 @@ def test_the_gpu_tests_pass(capability, selected):
 
 
 @pytest.mark.parametrize(
-    "selected", [pytest.param("tiles", id="part"), pytest.param("", id="all", marks=pytest.mark.thorough)]
+    "selected", [pytest.param("tiles or decode", id="part"), pytest.param("", id="all", marks=pytest.mark.thorough)]
 )
-def test_a_step_takes_the_memory_that_is_accounted(selected):
+def test_the_memory_of_a_step_and_a_decode_in_16_bits(selected):
     require_device()
-    run_pytest(Devices(), "tests/turbo_core/host/test_step_memory.py", "-m", "gpu", "-k", selected)
+    files = [f"tests/turbo_core/host/test_{name}.py" for name in ("step_memory", "decode")]
+    run_pytest(Devices(), *files, "-m", "gpu", "-k", selected)

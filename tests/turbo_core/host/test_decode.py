@@ -1,5 +1,6 @@
 """The streaming decode: ComfyUI's bits, an honest estimate of its memory, and what happens when memory runs out."""
 
+import copy
 import functools
 
 import comfy.model_management
@@ -9,10 +10,13 @@ import torch
 from comfy.ldm.wan import vae as wan21_module
 from comfy.ldm.wan import vae2_2 as wan22_module
 from comfy.taesd.taehv import TAEHV
+from td_pack.kernels import use_backend
 from td_pack.tests.support import vaes
 from td_pack.tests.support.allocations import PeakBytes
+from td_pack.tests.support.traffic import decoder_traffic
 from td_pack.turbo_core.errors import TurboError
 from td_pack.turbo_core.host import decode as module
+from td_pack.turbo_core.host import vae_chunks
 from td_pack.turbo_core.host.decode import (
     chunk_memory,
     decode,
@@ -75,6 +79,53 @@ def test_the_bits_are_those_of_comfyui(make, kind, length, batch):
     scale = 16 if vae.latent_channels == 48 else 8
     assert images.shape == (batch * (4 * length - 3), 2 * scale, 3 * scale, 3) == decoded_shape(vae, z)
     assert torch.equal(images, stock_decode(vae, z)) and images.is_contiguous() and images.std() > 0
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_as_an_nvidia_gpu_decodes(wan21, backend, monkeypatch):
+    """Channels last, and by the kernel, which is interpreted here."""
+    z = latent(16, 5, batch=2)
+    monkeypatch.setattr(vae_chunks, "memory_format", lambda *_: torch.channels_last_3d)
+    with use_backend(backend):
+        images = decode_images(wan21, z)
+    # Thirty convolutions and sums in float32, in another order.
+    torch.testing.assert_close(images, stock_decode(wan21, z), rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel computes in 16 bits on a GPU alone")
+def test_on_a_gpu_16_bits_are_closer_to_float32_than_comfyuis():
+    """The kernel rounds once where ComfyUI's operators round five times."""
+    vae = vaes.wan21(torch.bfloat16)
+    z = latent(16, 3, 4, 4).bfloat16().float()
+    exact = vaes.wan21()
+    exact.first_stage_model = copy.deepcopy(vae.first_stage_model).cpu().float()
+    expected = exact.process_output(exact.first_stage_model.decode(z).movedim(1, -1)).flatten(0, 1)
+    ours, comfyuis = ((images.cpu() - expected).norm() for images in (decode_images(vae, z), stock_decode(vae, z)))
+    assert ours < comfyuis < 2e-2 * expected.norm()
+
+
+def test_a_decoder_with_other_layers_is_run_by_comfyui():
+    """As a later ComfyUI may have them."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, x, feat_cache=None, feat_idx=None):
+            return x * 2
+
+    vae, z, runs = vaes.wan21(), latent(16, 3), []
+    vae.first_stage_model.decoder.register_forward_hook(lambda *_: runs.append(1))
+    decode_images(vae, z)
+    assert not runs
+    vae.first_stage_model.decoder.upsamples.append(Layer())
+    images = decode_images(vae, z)
+    assert len(runs) == 2 and torch.equal(images, stock_decode(vae, z))
+
+
+@pytest.mark.parametrize("size", [(480, 832), (720, 1280)])
+def test_a_chunk_moves_less_than_half_of_the_bytes(size):
+    """What a GPU moves between the convolutions, in less than half of the launches (docs/benchmarks/decode.md)."""
+    before, after = (decoder_traffic(*size, ours).without_convolutions() for ours in (False, True))
+    assert all(now < 0.45 * then for now, then in zip(after, before, strict=True))
 
 
 def test_another_vae_is_decoded_by_comfyui():
@@ -158,7 +209,7 @@ def test_when_nothing_fits_the_error_is_comfyuis():
 
 def test_another_error_is_not_taken_for_it():
     vae = vaes.wan21()
-    vae.first_stage_model.decoder.register_forward_pre_hook(lambda module, args: {}["missing"])
+    vae.first_stage_model.decoder.conv1.register_forward_pre_hook(lambda module, args: {}["missing"])
     with pytest.raises(KeyError):
         decode_images(vae, latent(16, 1, 2, 24))
 

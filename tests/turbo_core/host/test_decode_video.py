@@ -57,7 +57,7 @@ def test_a_decode_that_is_broken_off_leaves_no_file_and_no_thread(tmp_path):
         if len(seen) == 2:
             raise KeyboardInterrupt
 
-    vae.first_stage_model.decoder.register_forward_pre_hook(interrupt)
+    vae.first_stage_model.decoder.conv1.register_forward_pre_hook(interrupt)
     with torch.inference_mode(), pytest.raises(KeyboardInterrupt):
         decode_video(vae, torch.randn(1, 16, 3, 4, 6), tmp_path, ENCODE)
     assert not list(tmp_path.iterdir()) and threading.active_count() == before
