@@ -13,6 +13,7 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..turbo_core.host.decode import check_decodes_wan, decode_images, latent_of
 from ..turbo_core.host.decode_video import decode_video
+from ..turbo_core.host.kernels_ahead import compile_decoder_kernels
 from ..turbo_core.record import timed
 from ..turbo_core.video import FPS, LazyImages, frame_rate
 from .loader import CATEGORY
@@ -31,7 +32,8 @@ def _vae() -> io.Vae.Input:
 
 
 class _Decode(io.ComfyNode):
-    """Has the VAE evaluated first, so that one of another model is refused before a step is sampled."""
+    """Has the VAE evaluated first, so that one of another model is refused before a step is sampled, and its kernels
+    are compiled meanwhile."""
 
     @classmethod
     def check_lazy_status(cls, vae: VAE, samples: io.Latent.Type | None = None, **_: Any) -> list[str]:
@@ -39,6 +41,7 @@ class _Decode(io.ComfyNode):
             return []
         if _kind_of_source(cls.hidden.prompt, cls.hidden.unique_id, "samples") == "TurboDiffusionSample":
             check_decodes_wan(vae)
+        compile_decoder_kernels(vae)
         return ["samples"]
 
 
@@ -55,8 +58,8 @@ class TurboDiffusionVAEDecode(_Decode):
             node_id="TurboDiffusionVAEDecode",
             display_name="TurboDiffusion VAE Decode",
             category=CATEGORY,
-            description="Decodes a Wan video chunk by chunk: the same bits as VAE Decode, with the memory of one "
-            "chunk and of the frames.",
+            description="Decodes a Wan video chunk by chunk: what VAE Decode makes, with the memory of one chunk and "
+            "of the frames.",
             search_aliases=["decode latent", "latent to image", "VAE decode tiled", "low memory decode"],
             inputs=[_samples(), _vae()],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
@@ -78,8 +81,8 @@ class TurboDiffusionVAEDecodeVideo(_Decode):
             display_name="TurboDiffusion VAE Decode Video",
             category=CATEGORY,
             essentials_category="Video Generation",
-            description="Decodes a Wan video chunk by chunk into an mp4, for Save Video: the same file as with VAE "
-            "Decode and Create Video, without all frames in memory.",
+            description="Decodes a Wan video chunk by chunk into an mp4, for Save Video: the same file as with "
+            "TurboDiffusion VAE Decode and Create Video, without all frames in memory.",
             search_aliases=["decode latent", "latent to video", "create video", "low memory decode"],
             inputs=[
                 _samples(),

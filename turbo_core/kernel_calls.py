@@ -1,6 +1,7 @@
-"""The operators that a pass through a Wan network calls, so that their kernels can be compiled before it."""
+"""The operators that a pass through a Wan network or its VAE's decoder calls, so that their kernels can be compiled
+before it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -131,3 +132,13 @@ def _nf4(network: Network, packed: Packed4) -> Call:
             "dtype": network.dtype,
         },
     )
+
+
+def decoder_calls(widths: Iterable[int], dtype: torch.dtype) -> Iterator[Call]:
+    """What a Wan VAE's decoder calls whose norms have these widths, channels last: for the first frame and for those
+    that follow. Tensors are on "meta"."""
+    for width in widths:
+        x = torch.empty(1, 2, 60, 104, width, dtype=dtype, device="meta").movedim(-1, 1)
+        weight = torch.empty(width, dtype=dtype, device="meta")
+        for past in (x, None):
+            yield Call("rms_norm_silu_pad", {"x": x, "weight": weight, "past": past})

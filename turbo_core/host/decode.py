@@ -1,5 +1,5 @@
-"""Decodes with a Wan VAE or a TAEHV chunk by chunk, each chunk written to the result when it is decoded: bit-equal to
-ComfyUI's decode, in the memory of one chunk and the result."""
+"""Decodes with a Wan VAE or a TAEHV chunk by chunk, each chunk written to the result when it is decoded: what ComfyUI
+decodes, in the memory of one chunk and the result."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ import torch
 
 from ..errors import TurboError
 from ..strips import blend, counts, shared, strips
+from .kernels_ahead import wait_for_kernels
 from .vae_chunks import WAN_CHANNELS, can_stream, chunk_decoder
 
 logger = logging.getLogger("turbodiffusion")
@@ -84,6 +85,7 @@ def decode(
     decoded in strips with blended seams; so is the rest after running out of memory. Raises ComfyUI's out-of-memory
     error when the smallest strip does not fit either, and its interrupt between chunks."""
     run = _Decoding(vae, latent, out, on_frames)
+    wait_for_kernels(vae.device)
     with comfy.model_management.cuda_device_context(vae.device):
         comfy.model_management.load_models_gpu(
             [vae.patcher], memory_required=chunk_memory(vae, latent), force_full_load=vae.disable_offload

@@ -1,4 +1,5 @@
-"""Compiles a model's kernels while its file is read and the prompt is encoded, and has a pass wait for them."""
+"""Compiles the kernels of a model and of a VAE while files are read and the prompt is encoded, and has a pass wait for
+them."""
 
 import logging
 import time
@@ -6,14 +7,17 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.sd
 import torch
+from comfy.ldm.wan import vae as wan21
 
 from ...kernels import BackgroundCompiler, background_compiler, compile_ahead
-from ..kernel_calls import Network, Packed4, network_calls
+from ..kernel_calls import Network, Packed4, decoder_calls, network_calls
 from .features import show_on_running_node
 from .nf4 import is_nf4
 from .quant import is_block_int8, is_channel_int8
 from .side_paths import has_side_paths
+from .wan_decoder import is_known
 
 logger = logging.getLogger("turbodiffusion")
 
@@ -25,6 +29,14 @@ def compile_kernels(patcher: comfy.model_patcher.ModelPatcher) -> None:
     does not run, it does nothing."""
     network = network_of(patcher)
     compile_ahead(patcher.load_device, network_calls(network, patcher.load_device))
+
+
+def compile_decoder_kernels(vae: comfy.sd.VAE) -> None:
+    """`compile_kernels` for the decoder of a VAE, if it is one that launches kernels of ours."""
+    decoder = getattr(vae.first_stage_model, "decoder", None)
+    if is_known(decoder) and vae.vae_dtype in (torch.float16, torch.bfloat16):
+        widths = {norm.gamma.numel() for norm in decoder.modules() if type(norm) is wan21.RMS_norm}
+        compile_ahead(vae.device, decoder_calls(sorted(widths), vae.vae_dtype))
 
 
 def network_of(patcher: comfy.model_patcher.ModelPatcher) -> Network:
