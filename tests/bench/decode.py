@@ -2,7 +2,8 @@
 ComfyUI.
 
 Random VAEs: a Wan 2.1 VAE that is narrow (8 channels), one of the real width (96) on smaller frames, and a TAEHV,
-which has one width. The last line says how many times as fast the TAEHV decodes as the Wan VAE of the real width."""
+which has one width. The last line says how many times as fast the TAEHV decodes as the Wan VAE of the real width, and
+ours as ComfyUI's. `--traffic` counts what the two move through memory for a chunk, and computes nothing."""
 
 import argparse
 import json
@@ -33,11 +34,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench decode", description=__doc__)
     parser.add_argument("--narrow-only", action="store_true", help="leave out the VAEs of the real width")
     parser.add_argument("--speed-only", action="store_true", help="nothing but the last line")
+    parser.add_argument("--traffic", action="store_true", help="bytes and launches of a chunk, counted")
     parser.add_argument("--measure", nargs=4, metavar="N", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.measure:
         how, vae, *numbers = options.measure
         print(json.dumps(measure(how, vae, *map(int, numbers))))
+        return 0
+    if options.traffic:
+        print(traffic())
         return 0
     if options.speed_only:
         print(speed())
@@ -101,27 +106,62 @@ def measure(how: str, vae_name: str, side: int, frames: int) -> dict:
     return {"seconds": seconds, "peak": peak, "result": in_memory}
 
 
-def speed(side: int = 8, frames: int = 17) -> str:
-    """How many times as fast the TAEHV decodes to images: CPU seconds of this process, the better of two runs each, in
-    turn."""
+def traffic() -> str:
+    """The table of `--traffic`: GB, and launches in brackets."""
+    from td_pack.tests.support.host import load_host
+
+    load_host()
+    from td_pack.tests.support.traffic import decoder_traffic
+
+    lines = ["| operators | 832x480, ComfyUI | ours | 1280x720, ComfyUI | ours |", "|---|---|---|---|---|"]
+    runs = [decoder_traffic(*size, ours) for size in ((480, 832), (720, 1280)) for ours in (False, True)]
+    for title, names in GROUPS.items():
+        cells = [(sum(run.bytes[n] for n in names), sum(run.launches[n] for n in names)) for run in runs]
+        lines.append(_traffic_row(title, cells))
+    lines.append(_traffic_row("all but convolutions", [run.without_convolutions() for run in runs]))
+    return "\n".join(lines)
+
+
+GROUPS = {
+    "convolutions": ("convolution",),
+    "norm, SiLU and padding": (
+        "linalg_vector_norm", "clamp_min", "div", "mul", "silu", "zeros", "cat", "rms_norm_silu_pad",
+    ),
+    "sums (of residuals; in ComfyUI's norm)": ("add",),
+    "upsampling and copies": ("upsample_nearest_exact2d", "stack", "clone"),
+}  # fmt: skip
+
+
+def _traffic_row(title: str, cells: list[tuple[int, int]]) -> str:
+    return f"| {title} | " + " | ".join(f"{size / 1e9:.1f} ({count})" for size, count in cells) + " |"
+
+
+def speed(side: int = 8, frames: int = 17, runs: int = 3) -> str:
+    """How many times as fast the TAEHV decodes to images, and ours as ComfyUI's decode: CPU seconds of this process,
+    the best of some runs each, in turn."""
     from td_pack.tests.support.host import load_host
 
     load_host()
     import torch
-    from td_pack.turbo_core.host.decode import decode_images
+    from td_pack.turbo_core.host.decode import decode_images, stock_decode
 
     vaes = {name: made(name) for name, _ in (FULL, SMALL)}
-    seconds = {name: float("inf") for name in vaes}
+    ways = {
+        "ours": partial(decode_images, vaes[FULL[0]]),
+        "ComfyUI": partial(stock_decode, vaes[FULL[0]]),
+        "TAEHV": partial(decode_images, vaes[SMALL[0]]),
+    }
+    seconds = dict.fromkeys(ways, float("inf"))
     latent = torch.randn(1, 16, (frames + 3) // 4, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        for name in [*vaes] * 2:
+        for name in [*ways] * runs:
             start = time.process_time()
-            decode_images(vaes[name], latent)
+            ways[name](latent)
             seconds[name] = min(seconds[name], time.process_time() - start)
-    wan, small = seconds.values()
+    ours, stock, small = seconds.values()
     return (
-        f"{frames} frames of {side * 8}x{side * 8}: {FULL[0]} {wan:.2f} s, {SMALL[0]} {small:.2f} s of CPU time, "
-        f"{wan / small:.1f} times as fast"
+        f"{frames} frames of {side * 8}x{side * 8}: {FULL[0]} {ours:.2f} s of CPU time, {ours / stock:.3f} times "
+        f"ComfyUI's; {SMALL[0]} {small:.2f} s, {ours / small:.1f} times as fast"
     )
 
 
