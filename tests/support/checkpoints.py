@@ -25,6 +25,7 @@ I2V_LOW = "tiny_i2v_low.pth"
 I2V_21 = "tiny_i2v_2.1.safetensors"
 VACE = "tiny_vace.safetensors"
 VAE = "tiny_vae.safetensors"
+DRAFT_VAE = "lighttaew2_1.safetensors"  # of vaes.write_draft; ComfyUI knows such a file by its name
 
 
 # Trained models of a toy world (tests/tiny), by the folder under models/ they belong in.

@@ -1,5 +1,7 @@
 """Small random VAEs in this process, each a ComfyUI VAE."""
 
+from pathlib import Path
+
 import comfy.model_patcher
 import comfy.sd
 import torch
@@ -49,6 +51,13 @@ def taehv_state_dict(channels: int = 16, dtype: torch.dtype = torch.float32) -> 
         name: (torch.randn(shape, generator=generator) / max(1, shape[1:].numel()) ** 0.5).to(dtype)
         for name, shape in shapes.items()
     }
+
+
+def write_draft(models_dir: Path) -> None:
+    """The small VAE of the shared server where ComfyUI looks for it; one that is there stays."""
+    path = models_dir / "vae_approx" / checkpoints.DRAFT_VAE
+    if not path.exists():
+        checkpoints.write_safetensors(path, taehv_state_dict())
 
 
 def taehv(channels: int = 16, dtype: torch.dtype = torch.float32) -> comfy.sd.VAE:

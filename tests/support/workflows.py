@@ -20,6 +20,7 @@ TINY_FILES = {
     "high_noise_model*": lingbot.HIGH,
     "low_noise_model*": lingbot.LOW,
     "*vae*": checkpoints.VAE,
+    "lighttaew2_1*": checkpoints.DRAFT_VAE,
     "clip_vision*": clip_vision.FILE,
 }
 

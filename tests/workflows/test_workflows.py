@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from td_pack.nodes.decode import encode_mp4
+from td_pack.tests.support import vaes
 from td_pack.tests.support.graph import BYPASSED, NOTES
 from td_pack.tests.support.server import ROOT
 from td_pack.tests.support.workflows import TINY_FILES, api_name, fit, is_link, load
@@ -145,7 +146,7 @@ def test_loaders_and_the_note_say_where_every_model_file_comes_from(ui):
             url = urlsplit(model["url"])
             assert url.scheme == "https" and url.netloc == "huggingface.co"
             assert url.path.endswith(f"/{model['name']}")
-            assert model["directory"] in {"diffusion_models", "clip_vision", "text_encoders", "vae"}
+            assert model["directory"] in {"diffusion_models", "clip_vision", "text_encoders", "vae", "vae_approx"}
             assert f"[{model['name']}]({model['url']})" in note and f"models/{model['directory']}/" in note
 
 
@@ -259,6 +260,7 @@ def test_it_makes_a_video_on_tiny_models(api, server):
     Image.new("RGB", (96, 64), "orange").save(server.input_dir / "example.png")
     encode_mp4(LazyImages(torch.zeros(5, 48, 64, 3, dtype=torch.uint8)), server.input_dir / "example.mp4", Fraction(16))
     length = 9 if any(node["class_type"] == "TurboDiffusionJoinVideo" for node in api.values()) else 5
+    vaes.write_draft(server.models_dir)
     prompt = fit(api, models=TINY_FILES, width=64, height=48, length=length)
     for node in prompt.values():
         if node["class_type"] == "BasicScheduler":

@@ -7,7 +7,12 @@ from typing import Any
 from ..errors import TurboError
 
 # ComfyUI's own folders under models/, the one for new files first, and older names of a folder in the configuration.
-OWN = {"diffusion_models": ("diffusion_models", "unet"), "text_encoders": ("text_encoders", "clip"), "vae": ("vae",)}
+OWN = {
+    "diffusion_models": ("diffusion_models", "unet"),
+    "text_encoders": ("text_encoders", "clip"),
+    "vae": ("vae",),
+    "vae_approx": ("vae_approx",),
+}
 OLDER_NAMES = {"unet": "diffusion_models", "clip": "text_encoders"}
 CONFIGURATION = "extra_model_paths.yaml"
 

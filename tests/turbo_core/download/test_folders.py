@@ -1,7 +1,10 @@
 """Where files are looked for and where new ones go, compared with ComfyUI's own reading of its configuration."""
 
+from pathlib import Path
+
 import folder_paths
 import pytest
+from td_pack.turbo_core.download.catalog import TEMPLATES, files_of
 from td_pack.turbo_core.download.folders import Folders
 from td_pack.turbo_core.errors import TurboError
 from utils.extra_config import load_extra_path_config
@@ -20,6 +23,7 @@ def test_folders_are_those_of_comfyui(tmp_path, monkeypatch, first):
             ("diffusion_models", ("unet", "diffusion_models")),
             ("text_encoders", ("text_encoders", "clip")),
             ("vae", ("vae",)),
+            ("vae_approx", ("vae_approx",)),
         )
     }
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", own)
@@ -34,6 +38,13 @@ def test_folders_are_those_of_comfyui(tmp_path, monkeypatch, first):
     file.parent.mkdir(parents=True)
     file.touch()
     assert ours.find("diffusion_models", "x.pth") == file and ours.find("vae", "x.pth") is None
+
+
+@pytest.mark.parametrize("model", TEMPLATES)
+def test_the_files_of_a_template_go_where_comfyui_looks(model):
+    ours = Folders(Path(folder_paths.models_dir))
+    for file in files_of(model):
+        assert str(ours.new(file.folder, "x").parent) in folder_paths.get_folder_paths(file.folder)
 
 
 @pytest.mark.parametrize("text", ["a: [", "a: 3", "a:\n  vae: 3"])
