@@ -3,13 +3,16 @@
 import itertools
 import pathlib
 import time
+import types
 import zlib
+from typing import ClassVar
 
 import comfy.model_management
 import comfy.sd
 import folder_paths
 import safetensors.torch
 import torch
+from comfy.text_encoders import z_image
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
@@ -33,6 +36,29 @@ class TestTextEmbedding(TestNode):
     def execute(cls, text: str, width: int) -> io.NodeOutput:
         generator = torch.Generator("cpu").manual_seed(zlib.crc32(text.encode()))
         return io.NodeOutput([[torch.randn(1, TOKENS, width, generator=generator), {}]])
+
+
+class TestLanguageModel(TestNode):
+    """A CLIP that can generate: ComfyUI's Qwen 3 with random weights, 64 wide and of three layers."""
+
+    OUTPUTS = [io.Clip.Output()]
+    SIZES: ClassVar[dict] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        target = types.SimpleNamespace(clip=z_image.te(), tokenizer=z_image.ZImageTokenizer, params={})
+        clip = comfy.sd.CLIP(target, model_options={"qwen3_4b_model_config": cls.SIZES})
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for value in clip.cond_stage_model.parameters():
+                value.data.normal_()
+        return io.NodeOutput(clip)
 
 
 class TestTensorConditioning(TestNode):
@@ -145,6 +171,7 @@ class TestNodes(ComfyExtension):
             TestTrouble,
             TestFirstTokens,
             TestTextEmbedding,
+            TestLanguageModel,
             TestTensorConditioning,
             TestRandomLatent,
             TestFailingVAE,

@@ -58,9 +58,10 @@ def fit(
     """A copy of the prompt with other file names and another size.
 
     With `text_node` a TestTextEmbedding replaces the text encoder, or, with `toy_text`, the encoder of the toy world
-    with that text. `models` maps patterns of the shipped file names to test files; the first match is used. A linked
-    width or height becomes a number (it would be the size of a full picture). A linked length stays, and the camera
-    path that it comes from becomes as short. Raises ValueError for a file that no pattern matches.
+    with that text; a language model becomes a TestLanguageModel. `models` maps patterns of the shipped file names to
+    test files; the first match is used. A linked width or height becomes a number (it would be the size of a full
+    picture). A linked length stays, and the camera path that it comes from becomes as short. Raises ValueError for a
+    file that no pattern matches.
     """
     prompt = copy.deepcopy(prompt)
     if text_node:
@@ -88,7 +89,10 @@ def _replacement(file: str, models: dict[str, str]) -> str:
 
 def _without_text_encoder(prompt: dict, toy_text: str | None) -> dict:
     nodes = {}
+    writers = {node["inputs"]["clip"][0] for node in prompt.values() if node["class_type"] == "TextGenerate"}
     for key, node in prompt.items():
+        if key in writers:
+            node = node | {"class_type": "TestLanguageModel", "inputs": {}}
         if node["class_type"] in TEXT_ENCODERS:
             if toy_text is None:
                 stand_in, inputs = "TestTextEmbedding", {"text": node["inputs"]["text"], "width": 4096}

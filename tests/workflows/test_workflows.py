@@ -14,6 +14,7 @@ from td_pack.tests.support import vaes
 from td_pack.tests.support.graph import BYPASSED, NOTES
 from td_pack.tests.support.server import ROOT
 from td_pack.tests.support.workflows import TINY_FILES, api_name, fit, is_link, load
+from td_pack.turbo_core.batch.node_info import parse_node_infos
 from td_pack.turbo_core.camera.actions import path_from_actions
 from td_pack.turbo_core.video import LazyImages
 
@@ -90,9 +91,9 @@ def test_ids_are_unique_and_links_are_the_same_at_both_ends(path):
             said_by_sources |= {link: (node["id"], slot, output["type"]) for link in output["links"] or ()}
         for slot, socket in enumerate(node["inputs"]):
             if socket["link"] is not None:
-                # A socket may take several types, "IMAGE,MASK"; its link carries one of them.
+                # A socket may take several types, "IMAGE,MASK", or any, "*"; its link carries one of them.
                 kind = kinds.get(socket["link"])
-                taken = kind if kind in socket["type"].split(",") else socket["type"]
+                taken = kind if kind in socket["type"].split(",") or socket["type"] == "*" else socket["type"]
                 said_by_targets[socket["link"]] = (node["id"], slot, taken)
 
     assert said_by_sources == {link: (s, slot, kind) for link, s, slot, _, _, kind in links}
@@ -225,17 +226,18 @@ def test_thumbnail_is_a_small_square_jpeg(name):
         assert image.width == image.height
 
 
-def assert_declared(names: set[str], info: dict) -> None:
+def assert_declared(class_type: str, given: dict, object_info: dict) -> None:
     """Each required input is given, and each that is given is one of the node's; "upload" is a button of the page."""
-    required, optional = (info["input"].get(section, {}).keys() for section in ("required", "optional"))
-    assert required <= names - {"upload"} <= required | optional, info["name"]
+    declared = parse_node_infos(object_info, [class_type])[class_type].inputs_of(given)
+    required = {name for name, spec in declared.items() if spec.required}
+    assert required <= given.keys() - {"upload"} <= declared.keys(), class_type
 
 
 @pytest.mark.server
 def test_the_server_has_its_nodes_and_their_inputs(api, server):
     object_info = server.client.object_info()
     for node in api.values():
-        assert_declared(node["inputs"].keys(), object_info[node["class_type"]])
+        assert_declared(node["class_type"], node["inputs"], object_info)
 
 
 @pytest.mark.server
@@ -246,7 +248,7 @@ def test_the_server_lists_a_blueprint_and_has_its_nodes(blueprint, server):
     assert json.loads(json.loads(server.client.get(f"/global_subgraphs/{entry}"))["data"]) == read(blueprint)
     object_info = server.client.object_info()
     for node in subgraph_of(blueprint)["nodes"]:
-        assert_declared({i["name"] for i in node["inputs"]}, object_info[node["type"]])
+        assert_declared(node["type"], {i["name"]: None for i in node["inputs"]}, object_info)
 
 
 @pytest.mark.server

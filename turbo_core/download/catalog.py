@@ -13,6 +13,7 @@ PACK = Path(__file__).resolve().parents[2]
 TEMPLATES = {
     "T2V-1.3B": "Turbo Wan 1.3B fast video from text",
     "T2V-1.3B-draft": "Turbo Wan 1.3B fast video draft from text",
+    "T2V-1.3B-short-prompt": "Turbo Wan 1.3B fast video from a short prompt",
     "T2V-14B": "Turbo Wan 14B fast video from text",
     "I2V-A14B": "Turbo Wan A14B fast video from an image",
     "LingBot-World": "LingBot World (Wan 2.2) camera move through an image",
