@@ -2,6 +2,8 @@
 where their models come from. tests/browser compares their two formats."""
 
 import json
+import re
+from collections import Counter
 from fractions import Fraction
 from itertools import combinations
 from urllib.parse import urlsplit
@@ -111,13 +113,16 @@ def test_one_node_stands_for_a_blueprints_subgraph(blueprint):
         assert widget in names or widget == "control_after_generate"
 
 
-def test_no_node_covers_another(ui):
-    def box(node):
-        (x, y), (width, height) = node["pos"], node["size"]
-        return x, y - TITLE, x + width, y + height
+def box(node: dict) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a node with its title bar, which is all that a collapsed one has."""
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE, x + width, y if node["flags"].get("collapsed") else y + height
 
+
+def test_no_node_covers_another(ui):
     for one, other in combinations(ui["nodes"], 2):
-        (a0, b0, a1, b1), (c0, d0, c1, d1) = box(one), box(other)
+        # The Chinese note does so neither collapsed nor opened.
+        (a0, b0, a1, b1), (c0, d0, c1, d1) = box(one | {"flags": {}}), box(other | {"flags": {}})
         assert a1 <= c0 or c1 <= a0 or b1 <= d0 or d1 <= b0, f"nodes {one['id']} and {other['id']} overlap"
 
 
@@ -135,8 +140,25 @@ def test_every_node_but_the_note_is_inside_a_group(ui):
         assert len(around) == (0 if node["type"] in NOTES else 1), f"node {node['id']} is in groups {around}"
 
 
+def notes_of(ui: dict) -> tuple[dict, dict]:
+    """The English note and the Chinese one."""
+    english, chinese = (node for node in ui["nodes"] if node["type"] in NOTES)
+    return english, chinese
+
+
+def test_the_note_is_there_in_chinese_too_and_says_the_same(ui):
+    english, chinese = notes_of(ui)
+    assert (english["title"], chinese["title"]) == ("Read me", "中文说明")
+    assert not english["flags"] and chinese["flags"] == {"collapsed": True}
+    lines = [note["widgets_values"][0].split("\n") for note in (english, chinese)]
+    for here, there in zip(*lines, strict=True):
+        assert not here or here.startswith("- `ComfyUI/") or re.search(r"[\u4e00-\u9fff]", there), there
+        for part in (r"^(?:#+ |- )?", r"\]\(\S+?\)", r"`[^`]+`", r"\d+(?:[.,]\d+)*(?:x\d+)?"):
+            assert Counter(re.findall(part, here)) == Counter(re.findall(part, there)), (here, there)
+
+
 def test_loaders_and_the_note_say_where_every_model_file_comes_from(ui):
-    (note,) = (node["widgets_values"][0] for node in ui["nodes"] if node["type"] in NOTES)
+    note = notes_of(ui)[0]["widgets_values"][0]
     for node in ui["nodes"]:
         files = {v for v in node.get("widgets_values", ()) if isinstance(v, str) and v.endswith(MODEL_FILES)}
         models = node["properties"].get("models", [])
@@ -212,9 +234,10 @@ def test_a_lora_waits_behind_every_model(ui):
 def test_a_workflow_is_readable_as_a_whole_on_a_laptop(ui):
     """It opens fitted to three quarters of the canvas, and the page draws no text below 8 px: 14 px at a scale of
     0.57."""
-    boxes = [(*node["pos"], *node["size"]) for node in ui["nodes"]] + [group["bounding"] for group in ui["groups"]]
-    width = max(x + w for x, _, w, _ in boxes) - min(x for x, *_ in boxes)
-    height = max(y + h for _, y, _, h in boxes) - min(y for _, y, *_ in boxes)
+    boxes = [(x, y + TITLE, right, bottom) for x, y, right, bottom in map(box, ui["nodes"])]
+    boxes += [(x, y, x + width, y + height) for x, y, width, height in (group["bounding"] for group in ui["groups"])]
+    width = max(right for *_, right, _ in boxes) - min(left for left, *_ in boxes)
+    height = max(bottom for *_, bottom in boxes) - min(top for _, top, *_ in boxes)
     assert 0.75 * min(1440 / width, 864 / height) > 0.57
 
 
