@@ -4,7 +4,7 @@ Every clip is a pure function of its seed. It is small on purpose: models that a
 whole, and simple vision can tell from the frames whether a video is what its prompt says."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ TWO_SHAPES = 0.25  # the part of the clips that hold two
 RADIUS = 20.0  # of a disc; the other kinds have about its area
 ACROSS = 36.0  # how far a path may lie from the center
 LANE, LANE_SPREAD = 30.0, 5.0  # the same for two shapes, which keep to a half each
+DRIFT = 0.25  # how far `elsewhere` moves the end of a path along and across it, as a part of its length
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Shape:
     kind: str
     color: str
     center: tuple[float, float]  # x and y in pixels halfway through the clip
+    drift: tuple[float, float] = (0.0, 0.0)  # pixels that it moves in a whole clip beside its scene's motion
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,22 @@ def place(words: Scene, seed: int) -> Scene:
     return Scene(tuple(shapes), words.direction, words.speed, words.background)
 
 
+def elsewhere(scene: Scene, seed: int) -> Scene:
+    """The same scene, its words and its first frame, with its shapes ending elsewhere, all in the picture."""
+    random = np.random.RandomState(seed ^ 0xE15E)
+    length = SPEEDS[scene.speed]
+    travel = np.multiply(DIRECTIONS[scene.direction], length)
+    while True:
+        drift = random.uniform(-1, 1, 2) * DRIFT * length
+        shapes = tuple(
+            replace(shape, center=tuple((shape.center + drift / 2).tolist()), drift=tuple(drift.tolist()))
+            for shape in scene.shapes
+        )
+        ends = np.array([shape.center for shape in shapes]) + (travel + drift) / 2
+        if (np.abs(ends - SIZE / 2) <= SIZE / 2 - RADIUS).all():
+            return replace(scene, shapes=shapes)
+
+
 def render(
     what: Scene,
     size: int = SIZE,
@@ -109,8 +127,9 @@ def render(
     pixel = torch.arange(size, dtype=torch.float32) + 0.5
     clip = torch.tensor(palette[what.background]).expand(frames, size, size, 3)
     for shape in what.shapes:
-        x = (pixel[None] + origin[0] - shape.center[0] - (traveled * dx)[:, None])[:, None, :]
-        y = (pixel[None] + origin[1] - shape.center[1] - (traveled * dy)[:, None])[:, :, None]
+        moved_x, moved_y = (traveled * d + time * drift for d, drift in zip((dx, dy), shape.drift, strict=True))
+        x = (pixel[None] + origin[0] - shape.center[0] - moved_x[:, None])[:, None, :]
+        y = (pixel[None] + origin[1] - shape.center[1] - moved_y[:, None])[:, :, None]
         inside = (0.5 - distance(shape.kind, x, y, RADIUS)).clamp(0, 1)[..., None]
         clip = clip + inside * (torch.tensor(palette[shape.color]) - clip)
     return clip
