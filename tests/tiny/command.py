@@ -10,7 +10,7 @@ import torch
 from ..support.environment import cache_dir
 from ..support.host import load_host
 
-STAGES = ("vae", "t2v_where", "t2v", "i2v_high", "i2v_low", "t2v_sla", "lora", "teacher", "fine_tune")
+STAGES = ("vae", "t2v_where", "t2v", "i2v_high", "i2v_low", "i2v_last", "t2v_sla", "lora", "teacher", "fine_tune")
 PARTS = ("t2v", "int8", "attention", "i2v", "lora", "last", "long", "delta")
 
 
@@ -56,7 +56,7 @@ def train(stages, work: Path) -> None:
     """Runs or resumes the stages in order. Each one's weights are written as they are committed, and the next starts
     from those of this run."""
     from . import models
-    from .training import canvases, train_delta, train_dit, train_more, train_vae
+    from .training import canvases, train_delta, train_dit, train_last_frame, train_more, train_vae
 
     def vae() -> torch.nn.Module:
         return models.load_vae()
@@ -75,9 +75,14 @@ def train(stages, work: Path) -> None:
         elif stage == "t2v":
             models.write("t2v_dense.pth", train_dit.run(train_dit.T2V, data(), work, load("t2v_where.pth", work)), work)
         elif stage == "i2v_high":
-            models.write(models.I2V_HIGH, train_dit.run(train_dit.HIGH, data(), work))
+            models.write("i2v_high.pth", train_dit.run(train_dit.HIGH, data(), work), work)
         elif stage == "i2v_low":
-            models.write(models.I2V_LOW, train_dit.run(train_dit.LOW, data(), work))
+            models.write("i2v_low.pth", train_dit.run(train_dit.LOW, data(), work), work)
+        elif stage == "i2v_last":
+            clips = train_last_frame.load(vae(), work / "last_frames.pt")
+            high, low = (load(name, work) for name in ("i2v_high.pth", "i2v_low.pth"))
+            models.write(models.I2V_HIGH, train_last_frame.run(train_last_frame.HIGH, high, clips, work))
+            models.write(models.I2V_LOW, train_last_frame.run(train_last_frame.LOW, low, clips, work))
         elif stage == "t2v_sla":
             models.write(models.T2V, train_more.run_sla(load("t2v_dense.pth", work), data(), work))
         elif stage == "lora":

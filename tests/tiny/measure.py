@@ -24,8 +24,9 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 @dataclass(frozen=True)
 class Row:
     """Shares of clips that show what the prompt says; PSNR in dB and SSIM against the reference of the table, where
-    there is one; `first`, `last`: PSNR of the first and the last frame against the given ones (I2V); `persists`: share
-    of videos whose segments all have the right color and direction; `turquoise`: share of clips in that color."""
+    there is one; `first`, `last`: PSNR of the first and the last frame against the given ones (I2V), `worst` the least
+    of the last ones; `persists`: share of videos whose segments all have the right color and direction; `turquoise`:
+    share of clips in that color."""
 
     name: str
     color: float
@@ -36,6 +37,7 @@ class Row:
     ssim: float | None = None
     first: float | None = None
     last: float | None = None
+    worst: float | None = None
     persists: float | None = None
     turquoise: float | None = None
 
@@ -188,17 +190,20 @@ class Table:
         return (models.load(self.weights / name, dtype="fp32") for name in (models.I2V_HIGH, models.I2V_LOW))
 
     def last(self) -> None:
-        """Whether a last frame that is given is shown, against the same without it."""
+        """Whether a last frame that is given is shown: of scenes that end where prompt and first frame say, and of
+        those that end elsewhere."""
         high, low = self._experts()
-        wanted = [scene for scene in scenes(2 * self.count) if len(scene.shapes) == 1][: self.count]
-        whole = [world.render(scene) for scene in wanted]
-        for last, name in ((False, "the first frame given"), (True, "first and last frame given")):
-            clips = tasks.first_and_last(high, low, self.vae, wanted, SEED, last)
-            psnr = {
-                part: mean(vision.psnr(clip[i], shown[i]) for clip, shown in zip(clips, whole, strict=True))
-                for part, i in (("first", 0), ("last", -1))
-            }
-            self.add(judge(f"{name}, another motion in the prompt", clips, wanted, **psnr), clips)
+        straight = [scene for scene in scenes(2 * self.count) if len(scene.shapes) == 1][: self.count]
+        elsewhere = [world.elsewhere(scene, SEED + i) for i, scene in enumerate(straight)]
+        for name, wanted in (("", straight), (", ends elsewhere", elsewhere)):
+            whole = torch.stack([world.render(scene) for scene in wanted])
+            for last, given in ((False, "first frame given"), (True, "first and last frame given")):
+                clips = tasks.first_and_last(high, low, self.vae, wanted, SEED, last)
+                first, end = (
+                    [vision.psnr(clip[i], shown[i]) for clip, shown in zip(clips, whole, strict=True)] for i in (0, -1)
+                )
+                row = judge(given + name, clips, wanted, whole, first=mean(first), last=mean(end), worst=min(end))
+                self.add(row, clips)
 
     def long(self) -> None:
         """Three segments as the long-video template chains them."""
@@ -246,6 +251,7 @@ COLUMNS = {
     "everything": ("all three", "{:.0%}"),
     "first": ("first frame", "{:.1f} dB"),
     "last": ("last frame", "{:.1f} dB"),
+    "worst": ("worst last frame", "{:.1f} dB"),
     "persists": ("all segments", "{:.0%}"),
     "turquoise": ("turquoise", "{:.0%}"),
     "psnr": ("PSNR", "{:.1f} dB"),

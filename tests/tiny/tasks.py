@@ -15,26 +15,11 @@ from . import models, vision, world
 OVERLAP = 5  # frames that two segments share, as in the long-video template
 
 
-def motion_told_otherwise(scenes: list[world.Scene]) -> list[world.Scene]:
-    """The scenes with another direction and speed in their prompts than in their pictures."""
-    directions, speeds = list(world.DIRECTIONS), list(world.SPEEDS)
-    return [
-        replace(
-            scene,
-            direction=directions[(directions.index(scene.direction) + 1 + i % 3) % 4],
-            speed=speeds[i % 2],
-        )
-        for i, scene in enumerate(scenes)
-    ]
-
-
 def first_and_last(high, low, vae, scenes: list[world.Scene], seed: int, last: bool) -> torch.Tensor:
-    """Clips from the first frame of each scene, and from its last one too or not; their prompts name another motion."""
+    """Clips from the prompt and the first frame of each scene, and from its last frame too or not."""
     whole = torch.stack([world.render(scene) for scene in scenes])
     end = whole[:, -1:] if last else None
-    latents = models.sample(
-        high, motion_told_otherwise(scenes), seed, mode="ode", low=low, vae=vae, start=whole[:, :1], end=end
-    )
+    latents = models.sample(high, scenes, seed, mode="ode", low=low, vae=vae, start=whole[:, :1], end=end)
     return models.decode(vae, latents)
 
 

@@ -31,6 +31,17 @@ def test_color_and_direction_persist_over_three_segments(experts, vae, tmp_path,
             assert vision.psnr(one[-1], following[tasks.OVERLAP - 1]) >= 20
 
 
+def test_a_last_frame_that_prompt_and_first_frame_do_not_tell_is_shown(experts, vae):
+    straight = of_one_shape(2)
+    wanted = [world.elsewhere(scene, measure.SEED + i) for i, scene in enumerate(straight)]
+    clips = tasks.first_and_last(*experts, vae, wanted, measure.SEED, last=True)
+    for clip, scene, told in zip(clips, wanted, straight, strict=True):
+        first, *_, last = world.render(scene)
+        assert vision.psnr(world.render(told)[-1], last) < 20  # where the clip would end without its last frame
+        assert vision.psnr(clip[-1], last) >= 24 and vision.psnr(clip[0], first) >= 25  # 26.6 and 35 measured
+        assert vision.score(clip, scene).all
+
+
 def test_a_fine_tune_made_turbo_by_delta_keeps_its_color(vae, tmp_path):
     *_, made = tasks.by_delta(models.WEIGHTS, tmp_path)
     palette = world.COLORS | {"turquoise": world.TURQUOISE}
