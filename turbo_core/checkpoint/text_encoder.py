@@ -26,9 +26,9 @@ _GET = "use umt5_xxl_fp8_e4m3fn_scaled.safetensors or umt5_xxl_fp16.safetensors 
 
 
 def encoder_sizes(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, int]:
-    """The sizes of the encoder in a file, under the names of the T5 configuration; the published file's and those of
-    one with, say, a trimmed vocabulary. Raises CheckpointError for any other file and for an incomplete one. `name` is
-    for the message only."""
+    """The sizes of the encoder in a file, under the names of the T5 configuration. Some may differ from the published
+    file's, for example those of a trimmed vocabulary. Raises CheckpointError for a file that is not a umT5-XXL encoder,
+    and for an incomplete one. `name` is for the message only."""
     if "blocks.0.attn.q.weight" in tensors and "token_embedding.weight" in tensors:
         raise CheckpointError(
             f"{name} is umT5 in Wan's own format, without the tokenizer ComfyUI needs in the file; {_GET}."
@@ -55,8 +55,8 @@ def encoder_sizes(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, int]
         raise CheckpointError(f"{name} lacks its tokenizer (the tensor {TOKENIZER}); {_GET}.")
     vocabulary, width = tensors[_TABLE].shape
     heads = tensors[_BIAS.format(0)].shape[1]
-    head_width = tensors["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0] // heads
-    return {"vocab_size": vocabulary, "d_model": width, "num_heads": heads, "d_kv": head_width}
+    head_dim = tensors["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0] // heads
+    return {"vocab_size": vocabulary, "d_model": width, "num_heads": heads, "d_kv": head_dim}
 
 
 def _expected() -> list[str]:

@@ -25,7 +25,7 @@ from .self_attention import build_linear
 
 SHIFT = 10.0
 CHUNK_TOKENS = 32768  # a scale or shift of so many tokens takes 335 MB in 14B's width, less than the feed-forward
-PIXELS_PER_TOKEN = 4  # latent cells in a token, as for the video
+CELLS_PER_TOKEN = 4  # latent cells, as for the video
 
 
 class Span(NamedTuple):
@@ -45,7 +45,7 @@ class CameraTokens(NamedTuple):
     start: int = 0
 
     def cut(self, start: int, stop: int) -> Iterator["CameraTokens"]:
-        """Those of a range of the video's tokens, which need not begin or end with a frame."""
+        """The camera tokens of a range of the video's tokens, which need not begin or end with a frame."""
         size = self.tokens.shape[2]
         cameras = [i for i, count in enumerate(self.repeats) for _ in range(count)]  # of each frame of the video
         at, stop = start, min(stop, len(cameras) * size)
@@ -61,12 +61,12 @@ class CameraTokens(NamedTuple):
 
 
 class Camera(NamedTuple):
-    """What every block's `inject` is given."""
+    """The camera as `inject` of every block takes it."""
 
     parts: tuple[CameraTokens, ...]
 
     def cut(self, start: int, stop: int) -> "Camera":
-        """For blocks that are given a range of the video's tokens."""
+        """The camera for blocks that run on a range of the video's tokens."""
         return Camera(tuple(piece for part in self.parts for piece in part.cut(start, stop)))
 
 
@@ -137,7 +137,7 @@ class LingBotWanModel(TurboWanModel):
     ):
         super().__init__(*args, operations=operations, device=device, dtype=dtype, **kwargs | {"turbo": True})
         settings = {"operations": operations, "device": device, "dtype": dtype}
-        self.patch_embedding_wancamctrl = build_linear(camera_channels * PIXELS_PER_TOKEN, self.dim, settings)
+        self.patch_embedding_wancamctrl = build_linear(camera_channels * CELLS_PER_TOKEN, self.dim, settings)
         self.c2ws_hidden_states_layer1 = build_linear(self.dim, self.dim, settings)
         self.c2ws_hidden_states_layer2 = build_linear(self.dim, self.dim, settings)
 
@@ -220,7 +220,7 @@ class CONDCamera(comfy.conds.CONDRegular):
         return self.cond is other.cond or torch.equal(self.cond, other.cond)
 
     def concat(self, others: list["CONDCamera"]) -> CameraFrames:
-        """The frames of all, which `can_concat`, without repeats."""
+        """The frames of all conditions, for which `can_concat` holds, without repeats."""
         if len(self.cond) > 1:
             return without_repeats(super().concat(others))
         return self._frames

@@ -1,4 +1,4 @@
-"""What ranks send each other, by torch.distributed in a process group of our own: another pack may hold the global
+"""The collectives between ranks, by torch.distributed, in a process group of our own: another pack may hold the global
 one."""
 
 import os
@@ -42,18 +42,18 @@ class Group:
         return tensor
 
     def to_heads(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shares: Sequence[slice]) -> torch.Tensor:
-        """Of q, k and v [B, tokens of this rank, H, D] makes [3, B, all tokens, H / ranks, D]."""
-        batch, own, heads, width = q.shape
-        buffer = q.new_empty(self.size, 3, batch, own, heads // self.size, width)
+        """q, k and v [B, tokens of this rank, H, D] -> [3, B, all tokens, H / ranks, D]."""
+        batch, own, heads, head_dim = q.shape
+        buffer = q.new_empty(self.size, 3, batch, own, heads // self.size, head_dim)
         for i, each in enumerate((q, k, v)):
             buffer[:, i] = each.unflatten(2, (self.size, -1)).movedim(2, 0)
-        row = 3 * batch * (heads // self.size) * width
+        row = 3 * batch * (heads // self.size) * head_dim
         received = self._all_to_all(buffer, [own * row] * self.size, [_length(share) * row for share in shares])
-        parts = [part.view(3, batch, -1, heads // self.size, width) for part in received]
+        parts = [part.view(3, batch, -1, heads // self.size, head_dim) for part in received]
         return torch.cat(parts, dim=2)
 
     def to_tokens(self, x: torch.Tensor, shares: Sequence[slice]) -> torch.Tensor:
-        """Of x [B, all tokens, H / ranks * D] makes [B, tokens of this rank, H * D]."""
+        """x [B, all tokens, H / ranks * D] -> [B, tokens of this rank, H * D]."""
         batch, _, width = x.shape
         own = _length(shares[self.rank])
         parts = [x[:, share] for share in shares]
@@ -65,7 +65,7 @@ class Group:
         return torch.cat([part.view(batch, own, width) for part in received], dim=2)
 
     def gather(self, x: torch.Tensor, shares: Sequence[slice]) -> torch.Tensor:
-        """Of x [B, tokens of this rank, C] makes [B, all tokens, C], on every rank."""
+        """x [B, tokens of this rank, C] -> [B, all tokens, C], on every rank."""
         batch, _, width = x.shape
         received = self._all_to_all(
             x.flatten().repeat(self.size),
@@ -99,7 +99,7 @@ class Group:
 
 
 def create_store(host: str, size: int) -> Any:
-    """Where the ranks of a new group find each other; on rank 0. Its `port` is one that is free."""
+    """The store by which the ranks of a new group find each other, on rank 0; its `port` is a free one."""
     return _TCPStore(host, 0, size, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
 
 
@@ -112,7 +112,7 @@ def connect(store: Any, host: str, rank: int, size: int, backend: Backend) -> Gr
     """Joins a group, and returns when every rank has. `host` is this machine's address. Raises GroupError."""
     try:
         if backend == "nccl":
-            # After an abort or a timeout the process goes on: the default ends it, which would be ComfyUI's.
+            # The default ends the process after an abort or a timeout, and this one may be ComfyUI's.
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = TIMEOUT

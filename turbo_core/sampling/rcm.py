@@ -22,8 +22,9 @@ def sample(
     denoise(x, sigma) -> x0, all [B, C, T, H, W]; `sigmas` [steps + 1] falling; `draw_noise()` gives standard noise of
     x's shape, on any device, and is called once per step in mode "sde"; `on_step(i, x, sigma, x0)` is called after each
     estimate. The state is float64, as upstream:
-        sde: x <- (1 - s') x0 + s' noise
-        ode: x <- x + (s' - s) (x - x0) / s
+
+        sde: x <- (1 - sigma_next) x0 + sigma_next noise
+        ode: x <- x + (sigma_next - sigma) (x - x0) / sigma
 
     The state is on the CPU whatever x's device: Apple's MPS and Intel Arc have no float64. Each step copies x to the
     device before `denoise`, and x0 and noise from there to the CPU, all three in their own dtype. `on_step`, and with
@@ -31,15 +32,15 @@ def sample(
     """
     levels = sigmas.tolist()  # Python floats are float64
     state = _on_cpu(x)
-    for i, (sigma, following) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
         rounded = state.to(x.dtype)
         given = rounded.to(x.device)
         x0 = denoise(given, sigma)
         on_step(i, given, sigma, x0)
         if mode == "sde":
-            state = (1 - following) * _on_cpu(x0) + following * _on_cpu(draw_noise())
+            state = (1 - sigma_next) * _on_cpu(x0) + sigma_next * _on_cpu(draw_noise())
         else:
-            state = state + (following - sigma) / sigma * (rounded.double() - _on_cpu(x0))
+            state = state + (sigma_next - sigma) / sigma * (rounded.double() - _on_cpu(x0))
     return state.to(x.dtype).to(x.device)
 
 
@@ -60,9 +61,11 @@ class NoiseStream:
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def draw(self) -> torch.Tensor:
+        """The next draw, on the stream's device."""
         return torch.randn(self._shape, generator=self._generator, device=self._device, dtype=torch.float32)
 
     def continue_after(self, initial: torch.Tensor | None) -> None:
+        """Skips the draw that `initial`, the noise a run starts from, was; takes another seed if it was not one."""
         seed = self._generator.initial_seed()
         for candidate in (seed, (seed + 1) % (1 << 64)):
             self._generator.manual_seed(candidate)

@@ -3,8 +3,9 @@
 
     scores: q and k (less its mean over L) in int8, one scale per block;  o = softmax(scores) v in one of `PV_FORMATS`
 
-Plain torch that rounds where the kernels round, so it can judge them: integer products are exact in float32, and the
-softmax walks the listed key blocks in the kernel's order, because weights are rounded relative to the running maximum.
+Plain torch that rounds where the kernels round, so that their results can be compared with it. Integer products are
+exact in float32. The softmax visits the listed key blocks in the kernel's order, because weights are rounded relative
+to the running maximum.
 Sequences are [B, L, H, D]; any L >= 1, any float dtype; computed in float32 with temporaries bounded by
 `_CHUNK_ELEMENTS`.
 """
@@ -22,7 +23,7 @@ _CHUNK_ELEMENTS = 1 << 26
 
 
 def _codes(x: torch.Tensor) -> torch.Tensor:
-    """Nearest integer, halves away from zero (the reference's rule)."""
+    """Nearest integer, halves away from zero, as upstream rounds."""
     return (x + torch.where(x >= 0, 0.5, -0.5)).trunc()
 
 
@@ -72,7 +73,7 @@ def sage_attention(
     D].
 
     `linear` = (values [B, H, D, D], k_sum [B, H, D], bias [D]) adds the linear branch, weights @ values + bias with
-    weights = phi(q) k_sum / (phi(q) . k_sum + 1e-5), phi = softmax over D. T = 0 gives no attention, 0."""
+    weights = phi(q) k_sum / (phi(q) . k_sum + 1e-5), phi = softmax over D. T = 0 gives zeros for the sparse branch."""
     b, l_q, h, d = q.shape
     block_k = k8.shape[2] // k_scale.shape[2]
     n_q, selected = blocks.shape[2:]
@@ -89,11 +90,11 @@ def sage_attention(
                 listed = blocks[item, head, start : start + step].long()
                 rows = slice(start * block_q, min((start + step) * block_q, l_q))
                 x = q[item, rows, head].float()
-                tiles = F.pad(x, (0, 0, 0, len(listed) * block_q - len(x))).unflatten(0, (len(listed), block_q))
-                q8, q_scale = _quantize_blocks(tiles)
+                q_blocks = F.pad(x, (0, 0, 0, len(listed) * block_q - len(x))).unflatten(0, (len(listed), block_q))
+                q8, q_scale = _quantize_blocks(q_blocks)
                 q_scale = q_scale * (d**-0.5 * math.log2(math.e))
-                acc = torch.zeros_like(tiles)
-                total = tiles.new_zeros(len(listed), block_q, 1)
+                acc = torch.zeros_like(q_blocks)
+                total = q_blocks.new_zeros(len(listed), block_q, 1)
                 top = torch.full_like(total, -torch.inf)
                 for t in range(selected):
                     i = listed[:, t]
@@ -101,15 +102,15 @@ def sage_attention(
                     scores.masked_fill_((i[:, None] * block_k + in_block >= length)[:, None], -torch.inf)
                     peak = torch.maximum(top, scores.amax(-1, keepdim=True) - math.log2(p_max))
                     weights = torch.exp2(scores - peak)  # the largest is p_max
-                    fade = torch.exp2(top - peak)
-                    total = total * fade + weights.sum(-1, keepdim=True)  # of unrounded weights
-                    acc = acc * fade + _round_weights(weights, pv) @ values[i]
+                    decay = torch.exp2(top - peak)
+                    total = total * decay + weights.sum(-1, keepdim=True)  # of unrounded weights
+                    acc = acc * decay + _round_weights(weights, pv) @ values[i]
                     top = peak
                 o = acc / total.masked_fill(total == 0, 1)
                 if v_scale is not None:
                     o = o * v_scale[item, head]
                 if linear is not None:
-                    o = o + _linear_branch(tiles, linear, item, head)
+                    o = o + _linear_branch(q_blocks, linear, item, head)
                 out[item, rows, head] = o.flatten(0, 1)[: len(x)].to(q.dtype)
     return out
 
@@ -120,9 +121,9 @@ def _round_weights(weights: torch.Tensor, pv: str) -> torch.Tensor:
     return weights.to(torch.float16 if pv == "fp16" else torch.float8_e4m3fn).float()
 
 
-def _linear_branch(tiles: torch.Tensor, linear: tuple, item: int, head: int) -> torch.Tensor:
+def _linear_branch(q_blocks: torch.Tensor, linear: tuple, item: int, head: int) -> torch.Tensor:
     values, k_sum, bias = linear
-    weights = tiles.softmax(-1) * k_sum[item, head]
+    weights = q_blocks.softmax(-1) * k_sum[item, head]
     weights = weights / (weights.sum(-1, keepdim=True) + 1e-5)
     return weights @ values[item, head].float() + bias.float()
 
@@ -157,7 +158,8 @@ def sage_sparse_linear_attention(
     block_q: int = BLOCK_Q,
     block_k: int = BLOCK_K,
 ) -> torch.Tensor:
-    """Both branches, the sparse one by sage attention; it alone where proj_weight [D, D] and proj_bias [D] are None."""
+    """Both branches, the sparse one by sage attention; only that one where proj_weight [D, D] and proj_bias [D] are
+    None. Returns [B, L, H, D] in q's dtype."""
     blocks = block_map(q, k, topk, block_q, block_k)
     out = sage_block_sparse_attention(q, k, v, blocks, pv=pv, block_q=block_q, block_k=block_k)
     if proj_weight is None:
