@@ -1,6 +1,6 @@
-"""Operators of TurboDiffusion on tensors, one folder each: `custom_ops` is the entry, `reference` says in plain torch
-what it computes, `self_test_cases` compare the two, and each other module is a backend (see `backends`; `dispatch`
-chooses)."""
+"""Operators of TurboDiffusion on tensors, one folder for each kind: `custom_ops` is the entry, `reference` defines the
+result in plain torch, `self_test_cases` has the calls on which a backend is compared with it. `backends` is the table
+of backends, modules of each folder; `dispatch` chooses one."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -30,7 +30,7 @@ from .nf4.custom_ops import nf4_dequantize
 from .norm import custom_ops as _norm
 from .norm.custom_ops import layer_norm_modulate, layer_norm_modulate_quantize, rms_norm_rope, rms_norm_silu_pad
 
-# What a status report asks about, by title.
+# The operators of the status report, by title.
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
         operator.title: operator

@@ -1,4 +1,4 @@
-"""Which kernels the calls of a model will launch, to be compiled in the background before the first of them."""
+"""Compiles the kernels that the calls of a model will launch, in the background, before the first call."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -34,21 +34,22 @@ class Call(NamedTuple):
 
 
 def attention_call(device: torch.device, pv: str, arguments: Mapping[str, object]) -> Call:
-    """Of sparse-linear attention, with `pv` as `sparse_linear_attention` takes it; "auto" is the format that the device
-    takes if its kernels pass their self-test."""
+    """The call of sparse-linear attention, with `pv` as `sparse_linear_attention` takes it. For "auto" it is the call
+    in the format that the device uses if its kernels pass their self-test."""
     pv = fastest_format(device).name if pv == AUTOMATIC else pv
     return Call(_attention.operator_for(pv).function, {**arguments, **({"pv": pv} if pv else {})})
 
 
 def compile_ahead(device: torch.device, calls: Iterable[Call]) -> None:
-    """Begins to compile the kernels that these calls launch on a device, those of their operators' self-tests
-    included. Returns at once; where Triton is not tried, it does nothing."""
+    """Begins to compile the kernels that these calls launch on a device, and those of their operators' self-tests.
+    Returns at once. Does nothing on a device that Triton cannot run on."""
     if _TRITON.unavailable(device) is None:
         background_compiler(device).add(listed(_TRITON, device, calls))
 
 
 def listed(backend: Backend, device: torch.device, calls: Iterable[Call]) -> list[Callable[[], object]]:
-    """What BackgroundCompiler.add takes: the self-tests' calls, once each, and these calls."""
+    """The argument of BackgroundCompiler.add: the calls of the self-tests, once each, then the given calls. Calls whose
+    operators `backend` declares unavailable are left out."""
     tests: dict[tuple[str, str], Callable[[], object]] = {}
     runs: list[Callable[[], object]] = []
     for call in calls:

@@ -1,6 +1,6 @@
-"""Which AMD GPUs the Triton kernels are compiled for, and why not others: decided by what the compiler made of them
-(the sweep in tests/kernels/test_aot.py), since none could be run on yet. The self-test on the user's own GPU has the
-last word.
+"""Which AMD GPUs the Triton kernels are tried on, and why not others. Chosen by compiling the kernels for each
+architecture (the sweep in tests/kernels/test_aot.py): none was available to run them on. On the user's GPU the
+self-test decides.
 """
 
 import torch

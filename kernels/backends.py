@@ -16,7 +16,7 @@ _MIN_CAPABILITY = (8, 0)  # bf16 and int8 tensor cores (NVIDIA)
 
 
 class Fixable(str):
-    """A reason why a backend does not run that the user can remove: by what `fix` says of the backend's package."""
+    """A reason why a backend does not run that the user can remove by what `fix` says to do with its package."""
 
     fix: Literal["install", "upgrade", "reinstall"]
 
@@ -94,7 +94,7 @@ REFERENCE = Backend("torch", "reference", lambda device: None, in_torch=True)
 BACKENDS = (
     Backend("triton", "triton", triton_unavailable),
     Backend("comfy_kitchen", "comfy_kitchen", _comfy_kitchen_unavailable),
-    # int8 weights multiplied in 16 bits, for a GPU that multiplies int8 no faster or has no kernel for it
+    # multiplies int8 weights in 16 bits, on a GPU that multiplies int8 no faster or has no kernel for it
     Backend("dequantized", "dequantized", _dequantized_unavailable),
     # the same function as the definition in a few large operations
     Backend("batched", "batched", lambda device: None, in_torch=True),

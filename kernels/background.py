@@ -2,8 +2,8 @@
 
 Triton compiles a kernel for each combination of types, constants and launch config at its first launch, in seconds. One
 thread lists the kernels, by calls of the operators' implementations within `launch.compiling_for`; a few others compile
-them (`triton.AsyncCompileMode`), outside of Python's lock for most of the time. What fails here is compiled again, and
-its error raised, by the launch that needs it. On disk the results are in Triton's own cache, for the next start."""
+them (`triton.AsyncCompileMode`), most of the time without holding the GIL. A kernel that fails here is compiled again
+by the launch that needs it, which raises the error. Triton's own cache on disk keeps the results for the next start."""
 
 import atexit
 import contextlib
@@ -39,8 +39,8 @@ def thread_count() -> int:
 
 
 class _Workers(Executor):
-    """Daemon threads, which end when nothing is left to do: a process ends without waiting for all that it was given,
-    unlike with concurrent.futures' own."""
+    """Daemon threads that end when the queue is empty. Unlike with the executors of concurrent.futures, a process exits
+    without working off the queue."""
 
     def __init__(self, count: int):
         self._count = count
@@ -63,7 +63,7 @@ class _Workers(Executor):
 
     def _work(self) -> None:
         while True:
-            with self._lock:  # or a job could come between the look into the queue and the end of the thread
+            with self._lock:  # so that no job is added between the check of the queue and the end of the thread
                 if self._jobs.empty():
                     self._threads.remove(threading.current_thread())
                     return
@@ -77,7 +77,7 @@ class _Workers(Executor):
                 self.finished += 1
 
     def stop(self) -> None:
-        """Drops what has not begun, and waits for the rest, but not for long."""
+        """Drops what has not begun, and waits for the rest for at most `_EXIT_SECONDS`."""
         with self._lock:
             while not self._jobs.empty():
                 self._jobs.get()[0].cancel()
@@ -108,13 +108,13 @@ class BackgroundCompiler:
                 threading.Thread(target=self._run, name="turbodiffusion-list-kernels", daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Waits until all is compiled, or for so many seconds; returns whether it is."""
+        """Waits until everything is compiled, for at most `seconds`; returns whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._busy, seconds)
 
     @property
     def progress(self) -> Progress:
-        """Kernels that were compiled, or read from Triton's cache, and that were asked for, since the start."""
+        """Kernels that were compiled or read from Triton's cache, and kernels that were requested, since the start."""
         return Progress(self._workers.finished, self._workers.submitted)
 
     def _run(self) -> None:
@@ -149,5 +149,5 @@ class BackgroundCompiler:
 
 @functools.cache
 def background_compiler(device: torch.device) -> BackgroundCompiler:
-    """The one of a device, which must be one that Triton reaches."""
+    """The compiler of a device, which must be one that Triton runs on."""
     return BackgroundCompiler(device, chip_at(device))

@@ -29,8 +29,8 @@ class Choice(NamedTuple):
 
 
 class NoBackendError(RuntimeError):
-    """No backend can run the request, or not the one that was demanded. `rejected` has the reason of each, `reasons`
-    all as a text."""
+    """No backend can run the request, or the demanded one cannot. `rejected` has the reason by backend, `reasons` all
+    of them as a text."""
 
     def __init__(self, function: str, rejected: Mapping[str, str]):
         self.rejected = dict(rejected)
@@ -44,7 +44,7 @@ class Operator:
 
     function: str  # its name in each of these modules
     folder: str
-    title: str = ""  # in a status report; without one it is not reported
+    title: str = ""  # in the status report, which leaves out operators without one
     self_test: str = ""  # the function in the folder's `self_test_cases` that covers it; the folder's name if empty
     never: Mapping[str, str] = field(default_factory=dict)  # by backend, the reason that holds on every device
 
@@ -79,7 +79,7 @@ class Operator:
         return getattr(row.load(self.folder), self.function)
 
     def find(self, device: torch.device, unfit: Mapping[str, str] | None = None) -> Callable:
-        """The implementation for a request, as `choose`."""
+        """The implementation of the backend that `choose` gives, with the same arguments and errors."""
         return self.load(self.choose(device, unfit).backend)
 
 
@@ -89,7 +89,7 @@ _demanded: ContextVar[str | None] = ContextVar("turbodiffusion_demanded_backend"
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Within the block every operator runs on backend `name` or raises NoBackendError: for tests and benchmarks.
-    "triton" then also takes CPU tensors, for Triton's interpreter."""
+    "triton" then also takes CPU tensors, which need Triton's interpreter."""
     token = _demanded.set(name)
     try:
         yield
@@ -106,7 +106,7 @@ def unavailable(backend: Backend, folder: str, cases: str, device: torch.device)
         reason = declared_unavailable(backend, folder, device)
         if reason is not None:
             return reason
-        if device.type == "cuda":  # or what is compiled ahead, the self-test's kernels too, would be compiled twice
+        if device.type == "cuda":  # otherwise kernels of the self-test that are being compiled would be compiled twice
             background_compiler(device).wait()
         fault = self_test.fault(backend, folder, cases, device)
         return None if fault is None else Fixable(fault, "reinstall")
@@ -121,7 +121,7 @@ def unavailable(backend: Backend, folder: str, cases: str, device: torch.device)
 
 
 def declared_unavailable(backend: Backend, folder: str, device: torch.device) -> str | None:
-    """Why a backend does not try a folder's operators on a device, or None; tests nothing."""
+    """Why a backend declares that it cannot run a folder's operators on a device, or None. Runs no self-test."""
     reason = backend.unavailable(device)
     if reason is None and hasattr(module := backend.load(folder), "unavailable"):
         reason = module.unavailable(device)
@@ -129,8 +129,8 @@ def declared_unavailable(backend: Backend, folder: str, device: torch.device) ->
 
 
 def unfit_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why kernels made for 16-bit tensors cannot take a dtype, or None. On a CPU they run in Triton's interpreter, in
-    any."""
+    """Why kernels made for 16-bit tensors cannot take a dtype, or None. On a CPU they run in Triton's interpreter,
+    which takes any."""
     if dtype in (torch.float16, torch.bfloat16) or device.type == "cpu":
         return None
     return f"its kernels compute in float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"

@@ -1,4 +1,4 @@
-"""Launches of Triton kernels: on the chip of their tensors or, ahead of the first one, only their compilation."""
+"""Launches Triton kernels on the device of their tensors or, ahead of the first launch, only compiles them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,8 +9,8 @@ import torch
 
 
 class Chip(NamedTuple):
-    """What a launch config depends on. `capability`: of an NVIDIA GPU its compute capability, of an AMD one its
-    generation (`hip`), (0, 0) of a CPU, which runs Triton's interpreter."""
+    """What a launch config depends on. `capability`: the compute capability of an NVIDIA GPU, the generation of an AMD
+    one (`hip`), or (0, 0) for a CPU, which runs Triton's interpreter."""
 
     capability: tuple[int, int]
     hip: bool = False
@@ -48,8 +48,8 @@ def chip_at(device: torch.device | None) -> Chip:
 
 
 def launch(kernel: Any, grid: Sequence[int], x: torch.Tensor, *arguments: Any, **options: Any) -> None:
-    """Starts a kernel on the device of its first argument x; within `compiling_for`, compiles it for these arguments:
-    for tensors of their dtypes that begin at a multiple of 16 bytes, as torch's do."""
+    """Starts a kernel on the device of its first argument x. Within `compiling_for`, only compiles it for these
+    arguments, with tensors assumed to be aligned to 16 bytes, as torch allocates them."""
     if _compiled_for.get() is not None:
         dtypes = (value.dtype if isinstance(value, torch.Tensor) else value for value in (x, *arguments))
         kernel.warmup(*dtypes, grid=grid, **options)

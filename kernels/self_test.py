@@ -1,4 +1,5 @@
-"""Small ragged inputs on which a backend is compared with the definitions, before it runs anything else on a device."""
+"""The self-test: compares a backend with the definitions on small ragged inputs, before it runs anything else on a
+device."""
 
 import copy
 import importlib
@@ -15,23 +16,23 @@ _TOLERANCE = 2e-2
 
 
 class Case(NamedTuple):
-    """One call. Tensors are float32 on the CPU; they are rounded to the dtype that the backend is tested in, but for
-    those of the arguments in `exact`, which are float32 in a bf16 model too. A result of integers must be equal, one of
-    floats close."""
+    """One call of the self-test. Tensor arguments are float32 on the CPU. They are rounded to the dtype that the
+    backend is tested in, except those named in `exact`, which are float32 in a bf16 model too. Integer results must be
+    equal to the definition's, float results close."""
 
     function: str
     arguments: Mapping[str, object]
     exact: tuple[str, ...] = ()
-    decode: Callable = lambda result: result  # from what the function returns to the tensor that is compared
+    decode: Callable = lambda result: result  # gives the tensor that is compared from what the function returns
 
 
 def fault(backend: Backend, folder: str, cases: str, device: torch.device) -> str | None:
     """What a backend computes wrong on a device, or None. `cases` is the function in the folder's `self_test_cases`
-    that makes the calls. NaN is wrong too; what the backend raises is left to the caller."""
+    that makes the calls. NaN is wrong too. Exceptions of the backend are not caught."""
     if backend.in_torch and device.type in ("cpu", "meta"):
         return None  # the tests compare it with the definition there
     module, reference = backend.load(folder), REFERENCE.load(folder)
-    # Plain torch runs on devices that have no bf16, the kernels are made for it.
+    # Plain torch also runs on devices without bf16; the kernels are made for bf16.
     dtype = torch.float32 if backend.in_torch else torch.bfloat16
     for case in _cases_of(module, folder, cases, device):
         rounded = {name: _round(name, value, case, dtype) for name, value in case.arguments.items()}
@@ -61,7 +62,7 @@ def launch_all(backend: Backend, folder: str, cases: str, device: torch.device) 
 
 
 def _cases_of(module: ModuleType, folder: str, cases: str, device: torch.device) -> Iterator[Case]:
-    """Those that a backend's module can run."""
+    """The cases whose function a backend's module has."""
     make = getattr(importlib.import_module(f".{folder}.self_test_cases", __package__), cases)
     for case in make(torch.Generator().manual_seed(0), device):
         if hasattr(module, case.function):

@@ -1,5 +1,5 @@
-"""The entry of sparse-linear attention (SLA): which key blocks, attention to them, and the linear branch, in one
-call."""
+"""The entry of sparse-linear attention (SLA): the selection of key blocks, attention to them, and the linear branch, in
+one call."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ SAGE_SPARSE_LINEAR = Operator("sage_sparse_linear_attention", "attention", "sage
 
 
 def operator_for(pv: str) -> Operator:
-    """The operator that computes a format, which is not "auto"."""
+    """The operator that computes `pv`, which is any format but "auto"."""
     return SPARSE_LINEAR if pv == SIXTEEN_BITS else SAGE_SPARSE_LINEAR
 
 
@@ -45,7 +45,7 @@ def check_sparse_attention(device: torch.device, pv: str = SIXTEEN_BITS) -> None
 
 
 def _unfit(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
-    """Why the kernels cannot take these tensors."""
+    """By backend, the reason why it cannot take these tensors."""
     reason = unfit_dtype(q.dtype, q.device)
     if reason is None and q.shape[-1] not in HEAD_DIMS:
         reason = f"its kernels support a head_dim of {' or '.join(map(str, HEAD_DIMS))}, not {q.shape[-1]}"
@@ -56,7 +56,7 @@ def _unfit(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, topk: float, pv: str) -> None:
     """Raises ValueError unless q, k, v are [B, L, H, D] of one dtype and device, with equal B, H, D and at least one
-    token."""
+    token, `topk` is in (0, 1], and `pv` is the name of a format or "auto"."""
     if q.ndim != 4 or k.shape != v.shape or (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
         raise ValueError(f"q, k, v must be [B, L, H, D] with equal B, H and D: {[list(x.shape) for x in (q, k, v)]}.")
     if 0 in q.shape or 0 in k.shape:
@@ -82,13 +82,14 @@ def sparse_linear_attention(
     block_q: int = BLOCK_Q,
     block_k: int = BLOCK_K,
 ) -> torch.Tensor:
-    """Attention to the `topk` share of key blocks, plus the projected linear attention to all tokens where a projection
-    [D, D] and bias [D] are given. Returns a contiguous [B, L, H, D] in q's dtype.
+    """Attention of q [B, L, H, D] to the `topk` share of the key blocks of k, v [B, keys, H, D], plus the projected
+    linear attention to all tokens where a projection [D, D] and bias [D] are given. Returns a contiguous [B, L, H, D]
+    in q's dtype.
 
-    With `pv` ("fp16", "int8" or "fp8") the sparse branch is sage attention: q k^T in int8 and its product with v in
-    that format; without, in 16 bits (float32 in float32); with "auto", what `automatic_format` gives. Raises ValueError
-    for shapes, dtypes or options that do not fit together, and NoBackendError on a device that can run neither the
-    kernels nor the definition."""
+    With `pv` "fp16", "int8" or "fp8" the sparse branch is sage attention: q k^T in int8, and the product of the softmax
+    weights with v in that format. With "" it is in 16 bits, or in float32 for float32 tensors; with "auto" in the
+    format that `automatic_format` gives. Raises ValueError for shapes, dtypes or options that do not fit together, and
+    NoBackendError if no backend can run it."""
     _check(q, k, v, topk, pv)
     unfit = _unfit(q, k, v)
     if pv == AUTOMATIC:

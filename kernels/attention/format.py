@@ -1,4 +1,4 @@
-"""What the backends of sparse attention agree on: the size of a block of queries and keys, and how many blocks are
+"""What all backends of sparse attention share: the sizes of query and key blocks, and how many key blocks are
 selected."""
 
 BLOCK_Q = 128
@@ -13,5 +13,5 @@ def block_count(length: int, block: int) -> int:
 def selected_blocks(length: int, topk: float, block_k: int = BLOCK_K) -> int:
     """Key blocks that each query block attends to: floor(topk * blocks), and at least one.
 
-    The reference has no lower bound and returns NaN for short sequences."""
+    Upstream has no lower bound and returns NaN for short sequences."""
     return max(1, int(topk * block_count(length, block_k)))

@@ -11,26 +11,26 @@ from ..backends import triton_unavailable, triton_version
 
 
 class PVFormat(NamedTuple):
-    """`p_max` is the largest weight, `v_max` the largest |code| of v, None where v is cast and has no scale."""
+    """`p_max` is the largest softmax weight, `v_max` the largest |code| of v; None where v is cast and has no scale."""
 
     p_max: float
     v_max: float | None
     dtype: torch.dtype  # of v
 
 
-# From the most exact to the least. In "fp8" (e4m3) 448 * 2.25 * 64 keys stays below 65504, so a GPU may add up a key
-# block in float16; with 448 instead of 2.25 nothing measurable is gained.
+# From the most exact to the least. In "fp8" (e4m3) 448 * 2.25 * 64 keys stays below 65504, so a GPU may accumulate a
+# key block in float16; a `v_max` of 448 gave no measurable gain.
 PV_FORMATS = {
     "fp16": PVFormat(1.0, None, torch.float16),
     "int8": PVFormat(127.0, 127.0, torch.int8),
     "fp8": PVFormat(448.0, 2.25, torch.float8_e4m3fn),
 }
-SIXTEEN_BITS = ""  # sparse attention that is not sage attention, in the places that name a format
+SIXTEEN_BITS = ""  # names sparse attention that is not sage attention, where the name of a format is expected
 AUTOMATIC = "auto"  # what `automatic_format` chooses
 
 # Predicted seconds of the sparse branch over those in 16 bits, by compute capability and format: 14B at 720p, top-k
-# 0.1, quantizing k and v included. `dev.py bench predict` derives them from compiled code; none is measured. A
-# capability that is not listed has no prediction: 10.0 runs int8 products on units of unknown speed.
+# 0.1, quantizing k and v included. `dev.py bench predict` derives them from compiled code; none is measured. There is
+# none for 10.0, which runs int8 products on units of unknown speed.
 PREDICTED: Mapping[tuple[int, int], Mapping[str, float]] = MappingProxyType(
     {
         (8, 0): {"fp16": 0.85, "int8": 1.01},
@@ -40,8 +40,8 @@ PREDICTED: Mapping[tuple[int, int], Mapping[str, float]] = MappingProxyType(
         (12, 0): {"int8": 0.37, "fp8": 0.36},
     }
 )
-_EQUAL = 1.05  # predictions closer than this do not tell which is faster: the more exact format is taken
-_FP8_TRITON = (3, 5, 1)  # before, fp8 does not compile (8.9) or is multiplied in fp16 (12.0)
+_EQUAL = 1.05  # predictions within this factor do not tell which is faster: the more exact format is taken
+_FP8_TRITON = (3, 5, 1)  # older versions do not compile fp8 (8.9) or multiply it in fp16 (12.0)
 
 
 class Format(NamedTuple):
@@ -50,7 +50,8 @@ class Format(NamedTuple):
 
 
 def _predictions(capability: tuple[int, int], triton: tuple[int, ...]) -> dict[str, float]:
-    """Those of a compute capability, or of the earlier ones of its generation; without formats that do not run."""
+    """The predictions for a compute capability, else for the nearest lower one of its generation; without formats that
+    this Triton does not run."""
     known = [each for each in PREDICTED if each[0] == capability[0] and each <= capability]
     times = dict(PREDICTED[max(known)]) if known else {}
     if triton < _FP8_TRITON:
@@ -94,8 +95,8 @@ def sage_pv_format(device: torch.device) -> Format:
 
 
 def fastest_format(device: torch.device) -> Format:
-    """The format that a device should run by the predictions, 16 bits where there is none, and why. Whether its
-    kernels pass their self-test is another question (`custom_ops.automatic_format`)."""
+    """The format that is predicted to be the fastest on a device, and why; 16 bits where there is no prediction. Does
+    not run the self-test of its kernels, which `custom_ops.automatic_format` does."""
     reason = triton_unavailable(device)
     if reason is not None:
         return Format(SIXTEEN_BITS, f"Triton does not run: {reason}")

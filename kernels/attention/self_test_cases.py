@@ -8,14 +8,14 @@ from ..self_test import Case
 from .format import BLOCK_K, BLOCK_Q
 from .pv_format import sage_pv_format
 
-# Means of the blocks of q and k along one direction: their products are far enough apart that no rounding changes the
-# order of the blocks, and for each query block other key blocks are on top.
+# Means of the blocks of q and k along one direction. Their products are so far apart that no rounding changes the order
+# of the key blocks, and query blocks of opposite sign select different ones.
 _Q_MEANS = (4.0, -4.0, 4.0, -4.0)
 _K_MEANS = (3.0, -1.0, 2.0, 0.0, -3.0, 1.0, -2.0)
 
 
 def _inputs(generator: torch.Generator) -> tuple[dict, dict]:
-    """Arguments of `block_map`, which selects 3 of 7 key blocks, and those that attention has beside them."""
+    """Arguments of `block_map`, which selects 3 of 7 key blocks, and the further arguments of attention."""
     length = 3 * BLOCK_Q + 7
     q, k, v = torch.randn(3, 1, length, 1, 128, generator=generator)
     direction = torch.nn.functional.normalize(torch.randn(128, generator=generator), dim=0)

@@ -1,5 +1,5 @@
-"""The entries of int8 linear layers: quantizing an activation, the product, and the product with what follows it in a
-feed-forward or a residual branch.
+"""The entries of int8 linear layers: the quantization of an activation, the product, and the product fused with the
+GELU of a feed-forward or with a gated residual.
 
 A weight is int8 [N, K] in the block-scaled format (`format`), or with a scale for each channel [N]. An activation is
 quantized by "block" (as upstream), by "group" (finer) or, for a weight by channel, by "row"; the shape of its scales
@@ -23,7 +23,7 @@ GATE_RESIDUAL = Operator("int8_matmul_gate_residual", "int8", never=_NEVER)
 
 
 def _unfit(dtype: torch.dtype, device: torch.device, weight: torch.Tensor | None = None) -> dict[str, str]:
-    """Why the kernels cannot compute in `dtype` with this weight."""
+    """By backend, the reason why it cannot compute in `dtype` with this weight."""
     reason = unfit_dtype(dtype, device)
     if reason is not None:
         return {"triton": reason, "dequantized": reason.replace("its kernels compute", "it computes")}
@@ -34,7 +34,7 @@ def _unfit(dtype: torch.dtype, device: torch.device, weight: torch.Tensor | None
 
 @torch.compiler.assume_constant_result
 def multiplies_codes(device: torch.device) -> bool:
-    """Whether int8 linears on a device multiply int8 codes, so that quantizing ahead of them is of use."""
+    """Whether int8 linears on a device multiply int8 codes, so that quantizing before them is useful."""
     return LINEAR.choose(device).backend != "dequantized"
 
 
@@ -68,7 +68,7 @@ def _check_codes(codes: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor
 @torch.library.custom_op("turbodiffusion::int8_quantize", mutates_args=())
 def int8_quantize(x: torch.Tensor, by: str = "block") -> tuple[torch.Tensor, torch.Tensor]:
     """int8 codes of x [..., M, K] and float32 scales, by "block" (codes -128..127, scale amax/128), "group" or "row"
-    (-127..127, amax/127). Raises ValueError for another `by` or a vector."""
+    (-127..127, amax/127). Raises ValueError for another `by`, and for x with fewer than two dimensions."""
     check_kind(by)
     if x.ndim < 2:
         raise ValueError(f"x [..., M, K] is needed: {list(x.shape)}.")
@@ -90,11 +90,11 @@ def int8_linear(
     bias: torch.Tensor | None = None,
     activation: str = "block",
 ) -> torch.Tensor:
-    """x [..., M, K], quantized by "block", "group" or "row" on the way, times an int8 weight. Returns [..., M, N] in
-    x's dtype.
+    """x [..., M, K], quantized by "block", "group" or "row" (`activation`), times an int8 weight [N, K], plus a bias
+    [N]. Returns [..., M, N] in x's dtype.
 
-    Where int8 would be slower, the product is one in x's dtype, and counted as that. Raises ValueError for shapes or
-    dtypes that do not fit together."""
+    Where an int8 product would be slower, x is not quantized, the product is computed in x's dtype, and the call is not
+    counted as an int8 linear. Raises ValueError for shapes or dtypes that do not fit together."""
     _check_weight(x, weight, weight_scale)
     _check_by(weight_scale, activation)
     backend = LINEAR.choose(x.device, _unfit(x.dtype, x.device, weight)).backend
@@ -125,7 +125,8 @@ def int8_matmul(
     bias: torch.Tensor | None,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
-    """A quantized activation [..., M, K] times an int8 weight: [..., M, N] in `out_dtype`."""
+    """A quantized activation, int8 codes [..., M, K] with float32 scales, times an int8 weight [N, K], plus a bias [N]:
+    [..., M, N] in `out_dtype`. Raises ValueError for shapes or dtypes that do not fit together."""
     _check_codes(codes, scales, weight, weight_scale)
     count("int8 linear")
     if codes.numel() == 0:
@@ -157,7 +158,8 @@ def int8_matmul_gelu_quantize(
     by: str = "block",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tanh GELU of `int8_matmul`, quantized by "block", "group" or "row" for the layer that follows: codes
-    [..., M, N] and their scales. Product and GELU are rounded to `out_dtype` on the way, as if they were separate."""
+    [..., M, N] and their scales. Product and GELU are rounded to `out_dtype`, as separate operators would do. Raises
+    ValueError as `int8_matmul`, and for another `by`."""
     _check_codes(codes, scales, weight, weight_scale)
     check_kind(by)
     count("int8 linear")
@@ -194,7 +196,8 @@ def int8_matmul_gate_residual(
     residual: torch.Tensor,
     gate: torch.Tensor,
 ) -> torch.Tensor:
-    """residual [B, M, N] + gate [B, 1, N] * `int8_matmul` of codes [B, M, K], in the residual's dtype."""
+    """residual [B, M, N] + gate [B, 1, N] * `int8_matmul` of codes [B, M, K], in the residual's dtype. Raises
+    ValueError as `int8_matmul`, and for other shapes of residual and gate."""
     _check_codes(codes, scales, weight, weight_scale)
     b, n = residual.shape[0], weight.shape[0]
     if residual.shape != (*codes.shape[:-1], n) or residual.ndim != 3 or gate.shape != (b, 1, n):

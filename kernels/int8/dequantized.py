@@ -1,6 +1,6 @@
-"""An int8 linear layer for devices where an int8 product would be slower: the weight is dequantized for each product
-and the activation is not quantized. The product costs far more than reading the weight twice, and the result is the
-more exact one."""
+"""An int8 linear layer for devices where an int8 product would be slower: the weight is dequantized for each product,
+and the activation is not quantized. The product costs far more than reading the weight twice, and the result is more
+exact."""
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,8 @@ def int8_linear(
     *,
     activation: str = "block",
 ) -> torch.Tensor:
-    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)] or [N], in x's dtype; `activation`
-    has no effect."""
+    """x [..., M, K] times weight int8 [N, K] with scales [ceil(N/128), ceil(K/128)] or [N], plus bias [N] -> [..., M,
+    N] in x's dtype; `activation` has no effect."""
     if weight_scale.ndim == 1:
         weight = (weight * weight_scale[:, None]).to(x.dtype)
     else:

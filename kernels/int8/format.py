@@ -5,26 +5,26 @@ Tiles lie over the last two dimensions, so they never straddle the items of a ba
 may be ragged. By "block", codes are -128..127 and a scale is amax / 128.
 
 Activations may have finer scales, amax / 127 with codes -127..127: by "group", one for 1 x 128 channels of a row (the
-last group may be short), by "row", one for a whole row. 127 and not 128 because +amax has no code out of -128..127: it
-is off by a whole step, where all other values are off by 1/12 step^2 in the mean square. In a tile, that is one value
-of 16384. In a group it is one of 128 (of half the groups, and of nearly all after a GELU, whose largest value is
-positive), which costs more than the 1.6 % that a step is longer: the mean square is 3 % smaller with 127, and 7 % after
-a GELU. The largest value, which weighs most in a product, is then exact.
+last group may be short), by "row", one for a whole row. They use 127 and not 128 because with 128 +amax has no code: it
+is off by a whole step, while the mean square error of all other values is 1/12 step^2. In a tile that is one value of
+16384. In a group it is one of 128 (in half of the groups, and in nearly all after a GELU, whose largest value is
+positive), which costs more than the longer step, whose square is 1.6 % larger: with 127 the mean square error is 3 %
+smaller, and 7 % after a GELU. The largest value, which weighs most in a product, is then exact.
 
 A weight by channel has one scale for each row [N], as in ComfyUI's int8 files. Its products with an activation by row
-are integers summed over all of K; other activations do not fit it.
+are integers summed over all of K; other activations cannot be combined with it.
 
-The scales of groups are [..., ceil(K/128), M]: the rows that a program of the product multiplies lie side by side."""
+The scales of groups are [..., ceil(K/128), M], so that those of the rows that one program multiplies are contiguous."""
 
 from collections.abc import Sequence
 
 import torch
 
 TILE = 128
-MIN_AMAX = 1e-8  # a tile of zeros gets codes 0 and a scale that is not 0
+MIN_AMAX = 1e-8  # gives a tile of zeros a scale that is not 0
 KINDS = ("block", "group", "row")
 GROUP_LEVELS = 127  # of codes by group
-EXACT_K = 1024  # products of codes -128..127 and -127..127 whose sum float32 holds exactly
+EXACT_K = 1024  # so many products of codes -128..127 and -127..127 have a sum that float32 holds exactly
 
 assert EXACT_K * 128 * 127 < 2**24
 assert TILE == 128, "checkpoints have one scale per 128x128 tile"
@@ -54,9 +54,10 @@ def scale_shape(shape: Sequence[int], by: str) -> tuple[int, ...]:
 
 
 def scale_kind(codes: torch.Tensor, scales: torch.Tensor) -> str:
-    """How the scales of codes [..., M, K] divide them, by their shape: one of KINDS. Raises ValueError for others.
+    """The one of KINDS by which codes [..., M, K] are quantized, from the shape of their scales. Raises ValueError for
+    other shapes.
 
-    One row of one group has one scale by block too, which means the same."""
+    A single row of a single group has the shape of "block", which then means the same."""
     for by in KINDS:
         if scales.shape == scale_shape(codes.shape, by):
             return by

@@ -1,12 +1,13 @@
 """Int8 linear layers in plain torch: TurboDiffusion's quantizer and block-scaled product, and the epilogues around
 them.
 
-    y[m, n] = sum over tiles t of 128 along K of  float(sum_{k in t} codes[m, k] weight[n, k]) * (scales[m/128, t] *
-    weight_scale[n/128, t])
+    y[m, n] = sum over tiles t of 128 along K of
+        float(sum_{k in t} codes[m, k] weight[n, k]) * (scales[m/128, t] * weight_scale[n/128, t])
 
 The tiles and their scales are described in `format`. Activations may instead have one scale for each row, or for each
-row of a tile, which outlier tokens harm less. A weight may have one scale for each output channel, and an activation
-then one for each row: the sum of integers is over all of K. Every temporary is bounded by `_CHUNK_ELEMENTS`.
+row of a tile, so that an outlier token does not coarsen the codes of others. A weight may have one scale for each
+output channel, and an activation then one for each row: the sum of integers is over all of K. Temporaries have at most
+`_CHUNK_ELEMENTS` elements.
 """
 
 import math
@@ -20,7 +21,7 @@ _CHUNK_ELEMENTS = 1 << 26  # elements of a temporary: 256 MB in float32
 
 
 def _items(x: torch.Tensor, dims: int) -> torch.Tensor:
-    """x with its leading dims as one, before the last `dims`; a view where x allows one."""
+    """x with the dimensions before the last `dims` flattened to one; a view where x allows one."""
     return x.reshape(math.prod(x.shape[:-dims]), *x.shape[-dims:])
 
 
@@ -36,16 +37,16 @@ def _spread(scales: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _encode(x: torch.Tensor, amax: torch.Tensor, levels: int) -> torch.Tensor:
-    """Codes -levels..127 of x, half to even; NaN becomes 0."""
-    multiplier = torch.full_like(amax, levels) / amax  # a number / tensor would be a product with the reciprocal
+    """Codes -levels..127 of x, rounded half to even; NaN becomes 0."""
+    multiplier = torch.full_like(amax, levels) / amax  # torch computes number / tensor as number * reciprocal
     return (x * multiplier).round_().clamp_(-levels, 127).nan_to_num_(0).to(torch.int8)
 
 
 def quantize_block(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 codes of x [..., M, K] and the float32 scale amax/128 of each tile [..., ceil(M/128), ceil(K/128)].
 
-    The codes reach -128 but only 127. A tile that holds NaN or Inf has that as its scale and its finite elements have
-    code 0, so that its products are NaN; the reference drops some NaNs, depending on their order."""
+    The codes are -128..127. A tile that holds NaN or Inf has that as its scale and its finite elements have code 0, so
+    that its products are NaN; upstream drops some NaNs, depending on their order."""
     *batch, m, k = x.shape
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty((*batch, tile_count(m), tile_count(k)), dtype=torch.float32, device=x.device)
@@ -78,7 +79,7 @@ def quantize_row(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def quantize_group(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 codes -127..127 of x [..., M, K] and the float32 scale amax/127 of each 128 channels of a row
-    [..., ceil(K/128), M]. The scale of a group that holds NaN or Inf is that, its codes are of no consequence."""
+    [..., ceil(K/128), M]. A group that holds NaN or Inf has that as its scale; its codes then do not matter."""
     m, k = x.shape[-2:]
     codes, scales = empty_codes(x.shape, "group", x.device)
     for item, item_codes, item_scales in zip(_items(x, 2), _items(codes, 2), _items(scales, 2), strict=True):
@@ -121,7 +122,7 @@ def int8_matmul(
     """The product of quantized activations [..., M, K] and weight [N, K], as `out_dtype` [..., M, N].
 
     `scales` are those of a quantizer above; by row they multiply the whole sum. The bias [N] is added to the rounded
-    product, a second rounding, as in the reference."""
+    product and the sum is rounded again, as upstream does."""
     m, k = codes.shape[-2:]
     n = weight.shape[0]
     by = scale_kind(codes, scales)
@@ -156,7 +157,7 @@ def int8_matmul(
 
 
 def _integer_product(codes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """codes [M, K] times weight [N, K], summed in int32: float32 [M, N], each rounded once."""
+    """codes [M, K] times weight [N, K], summed in int32 and rounded once to float32 [M, N]."""
     total = torch.zeros((len(codes), len(weight)), dtype=torch.int32, device=codes.device)
     for start in range(0, codes.shape[1], EXACT_K):
         columns = slice(start, start + EXACT_K)
@@ -188,7 +189,8 @@ def int8_matmul_gelu_quantize(
     out_dtype: torch.dtype,
     by: str = "block",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tanh GELU of `int8_matmul`, quantized by "block", "group" or "row"; both round to `out_dtype` on the way."""
+    """The tanh GELU of `int8_matmul`, quantized by "block", "group" or "row"; product and GELU are rounded to
+    `out_dtype` before."""
     y = int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype)
     return QUANTIZERS[by](F.gelu(y, approximate="tanh"))
 

@@ -19,8 +19,8 @@ def _decode_groups(result: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
 
 
 def int8(generator: torch.Generator, device: torch.device) -> Iterator[Case]:
-    """Each product on few rows, and one on enough rows (2048) for the launch config of a video's layers; activations by
-    group, which is the default, and by block; and a weight by channel."""
+    """Each product on few rows, and one on enough rows (over 2048) for the launch config of a video's layers;
+    activations by group, which is the default, and by block; and a weight by channel."""
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)

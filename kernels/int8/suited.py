@@ -1,5 +1,5 @@
-"""Which int8 weights suit a GPU: with a scale for each 128x128 tile, beside activations by group, or for each output
-channel, beside activations by row."""
+"""Which int8 weights suit a GPU: those with a scale for each 128x128 tile, and activations by group, or those with a
+scale for each output channel, and activations by row."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,7 +16,7 @@ PREDICTED: Mapping[tuple[int, int], float] = MappingProxyType(
     {(8, 0): 0.86, (8, 6): 0.92, (8, 9): 0.94, (9, 0): 0.82, (12, 0): 0.94}
 )
 # By tile and group, outlier channels cost 2.4 % of a token's output instead of 6.6 % (tests/kernels/test_int8.py), so
-# by channel must be faster by more than this.
+# weights by channel are chosen only where a step takes less than this share of the time.
 _WORTH_IT = 0.9
 
 
@@ -33,7 +33,7 @@ def suited_weights(device: torch.device) -> Suited:
 
 
 def suited_to(capability: tuple[int, int]) -> Suited:
-    """The same for a compute capability of NVIDIA."""
+    """As `suited_weights`, for a compute capability of NVIDIA."""
     share = PREDICTED.get(capability)
     if share is None:
         return Suited(TILES, f"more exact than {CHANNELS}, and no prediction says that this GPU is faster with it")

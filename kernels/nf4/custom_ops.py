@@ -12,7 +12,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _unfit(codes: torch.Tensor, dtype: torch.dtype) -> dict[str, str]:
-    """Why the kernel cannot take this request."""
+    """By backend, the reason why it cannot take these codes or give this dtype."""
     if dtype not in _DTYPES:
         return {"triton": f"its kernel makes float32, float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"}
     if not codes.is_contiguous():
@@ -37,7 +37,7 @@ def nf4_dequantize(
     """A weight [rows, columns] in `dtype` from its 4-bit codes, uint8 [ceil(N / 2)] with N = rows * columns: each
     stands for a value of `quant_map` float32 [16], scaled by block. The scales `absmax` [B], B = ceil(N / blocksize),
     are float32, or uint8 with `nested_absmax` float32 [ceil(B / nested_blocksize)], `nested_quant_map` float32 [256]
-    and `nested_offset`.
+    and `nested_offset`. `blocksize` is a power of two, at least 32.
 
     Bit-equal to bitsandbytes' dequantization. Raises ValueError for shapes or types that do not fit together."""
     elements = rows * columns

@@ -1,10 +1,11 @@
 """Dequantizing bitsandbytes' 4-bit weights, in plain torch.
 
-    a[b] = nested_quant_map[absmax[b]] * nested_absmax[b // nested_blocksize] + nested_offset      (double quantization;
-    else absmax) w[i] = quant_map[code[i]] * a[i // blocksize]
+    a[b] = nested_quant_map[absmax[b]] * nested_absmax[b // nested_blocksize] + nested_offset    (double quantization)
+    a[b] = absmax[b]    (otherwise)
+    w[i] = quant_map[code[i]] * a[i // blocksize]
 
-in float32, row by row over the flat weight; two codes a byte, the first in the high half. The order of operations is
-that of bitsandbytes (`functional.dequantize_4bit`), so the results are bit-equal."""
+in float32, with the weight flattened row by row and two codes a byte, the first in the high half. The order of
+operations is that of bitsandbytes (`functional.dequantize_4bit`), so the results are bit-equal."""
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +26,12 @@ def nf4_dequantize(
     columns: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """codes uint8 [ceil(N/2)], absmax [ceil(N/blocksize)] uint8 (float32 without nested_*) -> [rows, columns], N = rows
-    * columns."""
+    """codes uint8 [ceil(N/2)], absmax [ceil(N/blocksize)] uint8 (float32 without nested_*) -> [rows, columns] in
+    `dtype`, N = rows * columns."""
     out = torch.empty(rows * columns, dtype=dtype, device=codes.device)
     byte = torch.arange(256, device=codes.device)
     pairs = torch.stack([quant_map[byte >> 4], quant_map[byte & 15]], dim=1)  # the values of the two codes of each byte
-    for start in range(0, len(out), CHUNK):  # a multiple of every block size
+    for start in range(0, len(out), CHUNK):  # a multiple of every block size of bitsandbytes
         stop = min(start + CHUNK, len(out))
         blocks = torch.arange(start // blocksize, -(-stop // blocksize), device=codes.device)
         scales = absmax[blocks]

@@ -1,6 +1,6 @@
 """Dequantizing bitsandbytes' 4-bit weights: `nf4_dequantize` of the reference.
 
-A program dequantizes some whole blocks, each of which has one scale. Products must not fuse with additions: a scale is
+A program dequantizes whole blocks, each of which has one scale. Products must not fuse with additions: a scale is
 rounded between the two, as in bitsandbytes, so that the results are bit-equal."""
 
 import torch
@@ -19,8 +19,8 @@ def _nf4_dequantize_kernel(
 ):  # fmt: skip
     """codes [BYTES] -> out [N], BYTES = ceil(N/2), B = ceil(N/BLOCKSIZE); a program for BLOCKS blocks.
 
-    N and BYTES are specialized: known to be multiples of 16, the masks against them keep loads and stores of 16 bytes
-    whole."""
+    N and BYTES are specialized: where they are known to be multiples of 16, masked loads and stores stay 16 bytes
+    wide."""
     HALF: tl.constexpr = BLOCKSIZE // 2
     o_b = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     m_b = o_b < B
@@ -52,8 +52,8 @@ def nf4_dequantize(
     columns: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """codes uint8 [ceil(N/2)], absmax [ceil(N/blocksize)] uint8 (float32 without nested_*) -> [rows, columns], N = rows
-    * columns."""
+    """codes uint8 [ceil(N/2)], absmax [ceil(N/blocksize)] uint8 (float32 without nested_*) -> [rows, columns] in
+    `dtype`, N = rows * columns."""
     out = torch.empty((rows, columns), dtype=dtype, device=codes.device)
     nested = nested_absmax is not None
     blocks = max(1, ELEMENTS // blocksize)

@@ -1,10 +1,10 @@
 """Sparse-linear attention in a few large torch operations: what runs where no kernel does (CPUs, Apple and Intel GPUs,
 older cards).
 
-The function is that of reference/sla.py. Query blocks of several heads are the batch of one
-scaled_dot_product_attention, over keys and values that are gathered, as whole blocks, into buffers used again by the
-next batch: fresh ones would be paged in each time, which took as long as the attention itself. Temporaries are bounded
-by `_CHUNK_ELEMENTS`, on a CPU by what its caches hold.
+Computes the function of reference/sla.py. Query blocks of several heads form the batch of one
+scaled_dot_product_attention. Their key and value blocks are gathered into buffers that every batch reuses: the system
+would map the pages of new buffers each time, which took as long as the attention itself. Temporaries have at most
+`_CHUNK_ELEMENTS` elements, and fewer on a CPU, so that they stay in its caches.
 """
 
 import torch

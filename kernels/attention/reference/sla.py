@@ -34,8 +34,8 @@ def block_map(
     """The key blocks each query block attends to, by the dot product of block means.
 
     Returns int64 [B, H, query blocks, T] with T = `selected_blocks(...)`, ascending and unique. Equal scores go to the
-    lower block, so the result does not depend on the device. The reference also subtracts the mean key, which adds
-    one constant per row and cannot change the order in float32."""
+    lower block, so the result does not depend on the device. Upstream also subtracts the mean key, which adds one
+    constant per row and cannot change the order in float32."""
     scores = _pool(q, block_q) @ _pool(k, block_k).transpose(-1, -2)
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     return order[..., : selected_blocks(k.shape[1], topk, block_k)].sort(dim=-1).values
@@ -65,7 +65,7 @@ def block_sparse_attention(
 def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """phi(q) (phi(k)^T v) / (phi(q) sum(phi(k)) + 1e-5) with phi = softmax over head_dim, over all tokens.
 
-    Computed in float32 (the reference rounds every step to bf16), returned in q's dtype as [B, L, H, D]."""
+    Computed in float32 (upstream rounds every step to bf16), returned in q's dtype as [B, L, H, D]."""
     b, length, h, d = q.shape
     out = torch.empty((b, length, h, d), dtype=q.dtype, device=q.device)
     compute = torch.promote_types(q.dtype, torch.float32)

@@ -1,8 +1,8 @@
 """The key blocks each query block attends to: the T largest dot products of block means, lowest block first at ties.
 
-The means and the scores are float32 in kernels of our own: torch.matmul would use TF32 wherever a user allowed it (a
-switch of the whole process), float64 is 64 times slower on a consumer GPU, and in bfloat16 a third of the rows tie at
-the cut.
+The means and the scores are computed in float32 by kernels of our own: torch.matmul would use TF32 wherever a user
+allowed it (a switch of the whole process), float64 is 64 times slower on a consumer GPU, and in bfloat16 a third of the
+rows tie at the cut.
 """
 
 import torch
@@ -45,8 +45,8 @@ def _top_kernel(p_scores, p_blocks, N_K, T, WIDTH: tl.constexpr):
     i_row = tl.program_id(0).to(tl.int64)
     o_k = tl.arange(0, WIDTH)
     b_x = tl.load(p_scores + i_row * N_K + o_k, mask=o_k < N_K, other=0)
-    # Unsigned integers in the order of the floats: both zeros equal, NaN highest as in torch.sort, 0 for no block at
-    # all.
+    # Unsigned integers in the order of the floats: both zeros are equal, NaN is highest as in torch.sort, and places
+    # past the last block are 0.
     b_bits = tl.where(b_x == 0, 0.0, b_x).to(tl.int32, bitcast=True)
     b_bits = tl.where(b_x == b_x, b_bits, 0x7FFFFFFF)
     b_key = tl.where(b_bits < 0, ~b_bits, b_bits ^ -0x80000000).to(tl.uint32, bitcast=True)

@@ -1,12 +1,12 @@
-"""Everything the attention needs of k and v beforehand, in one pass over them.
+"""What the attention kernels need of k and v, computed in one pass over both.
 
 With phi = softmax over head_dim, and sums over all keys of one head:
 
     linear branch = (phi(q) KV / (phi(q) . s + 1e-5)) W^T + bias,    KV = phi(k)^T v [D, D],    s = sum phi(k) [D]
 
 The weights phi(q)[d] s[d] / (phi(q) . s + 1e-5) add up to one, so the same branch is `weights @ values + bias` with
-values[d] = (KV W^T)[d] / s[d], a mean of projected value rows. Both factors are of ordinary size whatever the number of
-keys, so that they fit float16 and lose nothing to the cast. `linear_branch` is that product, for use in a kernel.
+values[d] = (KV W^T)[d] / s[d], a mean of projected value rows. Neither factor grows with the number of keys, so both
+fit float16. `linear_branch` is that product, for use in a kernel.
 
 The pass over the keys is split in at most SPLITS parts, whose partial sums a second kernel adds in order: no atomics,
 and a result that depends neither on the batch nor on torch's TF32 switch.
@@ -21,7 +21,7 @@ import triton.language as tl
 from ...launch import chip_of, launch
 from ..format import BLOCK_K
 
-SPLITS = 32  # fills the GPU from 5 heads on; 32 states of D x D floats are small beside k and v
+SPLITS = 32  # with it 5 heads fill a GPU; 32 states of D x D floats are small beside k and v
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -45,7 +45,7 @@ def linear_branch(acc, q, p_values, p_k_sum, p_bias, i_bh, D: tl.constexpr):
     o_d = tl.arange(0, D)
     b_phi = _exp_rows(q.to(tl.float32))
     b_weights = b_phi * tl.load(p_k_sum + i_bh * D + o_d)[None, :]
-    # phi's own normalizer cancels but for the 1e-5 of the denominator
+    # The normalizer of phi cancels, except for the 1e-5 of the denominator.
     b_weights *= (1.0 / (tl.sum(b_weights, axis=1) + 1e-5 * tl.sum(b_phi, axis=1)))[:, None]
     b_values = tl.load(p_values + i_bh * D * D + o_d[:, None] * D + o_d[None, :])
     acc = tl.dot(b_weights.to(b_values.dtype), b_values, acc, input_precision="ieee")
@@ -78,7 +78,7 @@ def _kv_partial_kernel(
         b_total = tl.sum(b_k, axis=0)
         tl.store(p_k_pooled + (i_bh * N_K + i_k) * D + o_d, b_total / count)
         b_phi = _exp_rows(b_k)
-        m_phi = i_k * BLOCK_K + o_l < L  # another comparison than m_l, which, held until here, would spill an address
+        m_phi = i_k * BLOCK_K + o_l < L  # compared anew: m_l, held until here, would make an address spill
         b_phi *= tl.where(m_phi, 1.0 / tl.sum(b_phi, axis=1), 0.0)[:, None]
         b_kv = tl.dot(tl.trans(b_phi.to(b_v.dtype)), b_v, b_kv, input_precision="ieee")
         b_k_sum += tl.sum(b_phi, axis=0)
@@ -132,7 +132,7 @@ def kv_prepare(k: torch.Tensor, v: torch.Tensor, proj_weight: torch.Tensor, *, b
     """k, v [B, L, H, D] with a contiguous last dimension, proj_weight [D, D] contiguous, D in {64, 128}."""
     b, length, h, d = k.shape
     n_k = triton.cdiv(length, block_k)
-    chunk = triton.cdiv(n_k, SPLITS)  # of the length alone: a batch must give what its members give
+    chunk = triton.cdiv(n_k, SPLITS)  # depends on the length only, so that batching does not change the result
     splits = triton.cdiv(n_k, chunk)
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """k and v as sage attention reads them (`kv_quantize` of the reference), in one pass over both.
 
 v is stored in its final type, and transposed where that has 8 bits, [B, H, D, tokens]: casting bf16 to fp16 in the
-attention loop, or turning an 8-bit v there, nearly doubles that loop.
+attention loop, or transposing an 8-bit v there, nearly doubles that loop.
 """
 
 import torch

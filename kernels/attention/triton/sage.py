@@ -48,7 +48,7 @@ def _attend_block(
         # The low byte of the sum is p, rounded half to even: p is 0..127, so nothing needs clamping as in `encode`.
         b_p8 = (b_p + ROUND).to(tl.int32, bitcast=True).to(tl.int8)
         b_acc += tl.dot(b_p8, b_v8).to(tl.float32)
-    else:  # not dot(..., acc): on Hopper that leaves the whole sum in its 14-bit fp8 accumulator
+    else:  # not dot(..., acc): on Hopper that would keep the whole sum in the 14-bit fp8 accumulator
         b_acc += tl.dot(b_p.to(tl.float8e4nv), b_v8, out_dtype=tl.float16 if SUM16 else tl.float32).to(tl.float32)
     return b_acc, b_new, b_sum
 
@@ -85,7 +85,7 @@ def _sage_kernel(
     n_whole = T - (i_last * BLOCK_K + BLOCK_K > L_K).to(tl.int32)
     i_next = tl.load(p_blocks, mask=T > 0, other=0).to(tl.int32)
     for i_t in tl.range(0, n_whole):
-        i_k = i_next  # loaded one step ahead, or each step would wait for its index before its keys
+        i_k = i_next  # loaded one step ahead, so that the load of the keys need not wait for it
         i_next = tl.load(p_blocks + i_t + 1, mask=i_t + 1 < T, other=0).to(tl.int32)
         b_acc, b_max, b_sum = _attend_block(
             b_acc, b_max, b_sum, b_q8, q_scale, p_k8, p_k_scale, p_v8, v_d, i_k, 0, p_shift,
@@ -100,7 +100,7 @@ def _sage_kernel(
     if PV != "fp16":
         b_acc *= tl.load(p_v_scale + i_bh * D + o_d)[None, :]
     if LINEAR:
-        # Loaded again, by another sum of the same addresses: queries or addresses held over the loop would spill in it.
+        # Loaded again, from addresses computed anew: queries or addresses held over the loop would spill in it.
         b_q = tl.load(p_q + (i_row + o_q)[:, None] * q_l + o_d[None, :], mask=m_q, other=0)
         b_acc = linear_branch(b_acc, b_q, p_values, p_k_sum, p_bias, i_bh, D)
     p_o += ((i_b * L_Q + i_row) * H + i_h) * D
@@ -111,7 +111,7 @@ def launch_config(chip: Chip, d: int) -> dict[str, int | bool]:
     """Launch config by GPU and head_dim: chosen from compiled code (registers, spills, shared memory), not timed."""
     if chip.hip:  # on RDNA 8 warps spill in the loop where D = 128
         return dict(SUM16=False, num_warps=16 if chip.rdna and d == 128 else 8, num_stages=1)
-    # Consumer chips multiply fp8 twice as fast when they add up in float16.
+    # Consumer chips multiply fp8 twice as fast when they accumulate in float16.
     sum16 = chip.capability == (8, 9) or chip.capability[0] == 12
     return dict(SUM16=sum16, num_warps=4 if d == 64 else 8, num_stages=3)
 
@@ -157,7 +157,8 @@ def sage_block_sparse_attention(
     block_q: int = BLOCK_Q,
     block_k: int = BLOCK_K,
 ) -> torch.Tensor:
-    """The sparse branch alone."""
+    """The sparse branch alone: q, k, v [B, L, H, D] with a contiguous last dimension, `blocks` as `sage_attention`
+    takes them -> a contiguous [B, L, H, D] in q's dtype."""
     quantized = kv_quantize(k, v, k.mean(1, dtype=torch.float32), v.abs().amax(1).float(), pv=pv, block_k=block_k)
     return sage_attention(q, *quantized, blocks, k.shape[1], pv=pv, block_q=block_q)
 
@@ -174,7 +175,8 @@ def sage_sparse_linear_attention(
     block_q: int = BLOCK_Q,
     block_k: int = BLOCK_K,
 ) -> torch.Tensor:
-    """Both branches; the sparse one alone where proj_weight [D, D] and proj_bias [D] are None."""
+    """Both branches; the sparse one alone where proj_weight [D, D] and proj_bias [D] are None. q, k, v [B, L, H, D]
+    with a contiguous last dimension -> a contiguous [B, L, H, D] in q's dtype."""
     if proj_weight is None:
         blocks = block_map(q, k, topk, block_q, block_k)
         return sage_block_sparse_attention(q, k, v, blocks, pv=pv, block_q=block_q, block_k=block_k)

@@ -66,7 +66,7 @@ def _attention_kernel(
     n_whole = T - (i_last * BLOCK_K + BLOCK_K > L_K).to(tl.int32)
     i_next = tl.load(p_blocks, mask=T > 0, other=0).to(tl.int32)
     for i_t in tl.range(0, n_whole * PARTS):
-        i_k = i_next  # loaded one step ahead, or each step would wait for its index before its keys
+        i_k = i_next  # loaded one step ahead, so that the load of the keys need not wait for it
         i_next = tl.load(p_blocks + (i_t + 1) // PARTS, mask=(i_t + 1) // PARTS < T, other=0).to(tl.int32)
         p_k_part, p_v_part = p_k + i_k * k_step, p_v + i_k * v_step
         if PARTS > 1:
@@ -87,9 +87,9 @@ def _attention_kernel(
                 )
     b_acc = b_acc / tl.where(b_sum == 0, 1.0, b_sum)[:, None]  # no block listed: zeros
     if LINEAR:
-        # Loaded again: held over the loop it would cost the registers that keep the loop free of spills.
+        # Loaded again: queries held over the loop would take registers, and the loop would spill.
         b_acc = linear_branch(b_acc, tl.load(p_q, mask=m_q, other=0), p_values, p_k_sum, p_bias, i_bh, D)
-    # Masked by another comparison: the one of the queries, held over the loop, would make addresses spill in it.
+    # Compared anew: the mask of the queries, held over the loop, would make addresses spill in it.
     m_o = (i_row + o_q < L_Q)[:, None]
     p_o += ((i_b * L_Q + i_row) * H + i_h) * D
     tl.store(p_o + (o_q[:, None] * (H * D) + o_d[None, :]), b_acc.to(p_o.dtype.element_ty), mask=m_o)
@@ -117,7 +117,8 @@ def attend(
     block_q: int,
     block_k: int,
 ) -> torch.Tensor:
-    """Attention to the listed blocks, plus the linear branch where `kv_prepare` and the projection's bias are given."""
+    """Attention to the listed blocks, plus the linear branch where the result of `kv_prepare` and the projection's bias
+    are given. Shapes as in `block_sparse_attention`."""
     b, length, h, d = q.shape
     o = torch.empty((b, length, h, d), dtype=q.dtype, device=q.device)
     config = launch_config(chip_of(q), d)
@@ -159,7 +160,8 @@ def sparse_linear_attention(
     block_q: int = BLOCK_Q,
     block_k: int = BLOCK_K,
 ) -> torch.Tensor:
-    """Both branches; the sparse one alone where proj_weight [D, D] and proj_bias [D] are None."""
+    """Both branches; the sparse one alone where proj_weight [D, D] and proj_bias [D] are None. q, k, v [B, L, H, D]
+    with a contiguous last dimension -> a contiguous [B, L, H, D] in q's dtype."""
     if proj_weight is None:
         return attend(q, k, v, block_map(q, k, topk, block_q, block_k), None, None, block_q, block_k)
     prepared = kv_prepare(k, v, proj_weight, block_k=block_k)

@@ -1,9 +1,9 @@
 """Int8 linear layers: the products of the reference.
 
 With weight scales by tile, the int32 sum over 128 of K is exact; it is converted, scaled and added to a float32 sum in
-ascending order of K, by the one fused multiply-add that is written out. By channel the int32 sum is over all of K, so
-that the loop is little but products: 73 instead of 213 instructions on 9.0 for as many products. Elsewhere nothing
-fuses, so that the codes of the epilogue round as the quantizer's.
+ascending order of K, by an explicit fused multiply-add. By channel the int32 sum is over all of K, so that the loop has
+few instructions beside the products: 73 instead of 213 on 9.0 for as many products. Only explicit multiply-adds fuse,
+so that the epilogue computes the codes that the quantizer would.
 """
 
 import math
@@ -60,8 +60,8 @@ def _matmul_kernel(
     GROUP_M: tl.constexpr, MAGIC: tl.constexpr,
 ):  # fmt: skip
     """x [B, M, K] with scales `BY`, w [N, K] with scales by tile or channel -> y [B, M, N]; a program for each
-    [BLOCK_M, BLOCK_N] of an item. With `Y_BY`, y is the GELU: its codes by "block" or "group", for "row" itself; with
-    residual, it is added."""
+    [BLOCK_M, BLOCK_N] of an item. With `Y_BY`, y is the GELU of the product, as codes by "block" or "group", or in
+    float for "row". With a residual, y is residual + gate * product."""
     n_m, n_n, n_k = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K)
     i_m, i_n = _output_block(tl.program_id(0), B * n_m, n_n, GROUP_M)
     i_b = i_m // n_m
@@ -69,7 +69,7 @@ def _matmul_kernel(
     first = i_b.to(tl.int64) * M + row  # row of x and y, as [B * M]
     o_m, o_n, o_k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     m_m, m_n = (o_m < M - row)[:, None], o_n < N - column
-    # rows and columns behind the last repeat it, so the loop needs no masks and a maximum stays what it is
+    # Rows and columns past the end repeat the last one, so that the loop needs no masks and maxima do not change.
     o_x, o_w = tl.minimum(o_m, M - row - 1), tl.minimum(o_n, N - column - 1)
     p_x += first * K + o_x[:, None] * K + o_k[None, :]
     p_w += column.to(tl.int64) * K + o_w[:, None] * K + o_k[None, :]
@@ -88,7 +88,7 @@ def _matmul_kernel(
             m_k = (o_k < K - i_k * BLOCK_K)[None, :]
             b_x = tl.load(p_x + i_k * BLOCK_K, mask=m_k, other=0)
             b_w = tl.load(p_w + i_k * BLOCK_K, mask=m_k, other=0)
-        # loading [N, K] and transposing is what every version compiles well, unlike a [K, N] tile of pointers
+        # Every version of Triton compiles a load of [N, K] and a transposition well, unlike a [K, N] block of pointers.
         if BY_CHANNEL:
             b_y = tl.dot(b_x, b_w.T, b_y, out_dtype=tl.int32)
         else:
@@ -124,7 +124,7 @@ def _matmul_kernel(
             b_amax = find_amax(b_y, MIN_AMAX, 1)
             tl.store(p_y_scale + (i_b.to(tl.int64) * n_n + i_n) * M + row + o_m, b_amax * (1 / 127), mask=o_m < M - row)
             tl.store(p_y + o_y, encode_symmetric(b_y, b_amax[:, None]), mask=m_y)
-        elif Y_BY == "row":  # has values of several programs
+        elif Y_BY == "row":  # quantized by another kernel, since several programs compute a row
             tl.store(p_y + o_y, b_y.to(DTYPE), mask=m_y)
         else:
             amax = find_amax(b_y, MIN_AMAX)
@@ -176,7 +176,7 @@ def int8_matmul(
     *,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
-    """codes int8 [..., M, K] with block, group or row scales, weight int8 [N, K] -> [..., M, N]."""
+    """codes int8 [..., M, K] with block, group or row scales, weight int8 [N, K] -> [..., M, N] in `out_dtype`."""
     y = torch.empty((*codes.shape[:-1], weight.shape[0]), dtype=out_dtype, device=codes.device)
     _launch(codes, scales, weight, weight_scale, bias, y, None, None, None, out_dtype)
     return y
@@ -190,7 +190,7 @@ def int8_linear(
     *,
     activation: str = "block",
 ) -> torch.Tensor:
-    """x [..., M, K], quantized by "block", "group" or "row", times weight int8 [N, K]."""
+    """x [..., M, K], quantized by "block", "group" or "row", times weight int8 [N, K] -> [..., M, N] in x's dtype."""
     codes, scales = QUANTIZERS[activation](x)
     return int8_matmul(codes, scales, weight, weight_scale, bias, out_dtype=x.dtype)
 
@@ -205,8 +205,8 @@ def int8_matmul_gelu_quantize(
     out_dtype: torch.dtype,
     by: str = "block",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tanh GELU of `int8_matmul`, quantized by "block" or "group", of which a program's output has whole ones, or,
-    in a second launch, by "row"."""
+    """The tanh GELU of `int8_matmul`, quantized in the same kernel by "block" or "group", which lie within a program's
+    output, or in a second kernel by "row": codes int8 [..., M, N] and their scales."""
     if by == "row":
         y = torch.empty((*codes.shape[:-1], weight.shape[0]), dtype=out_dtype, device=codes.device)
         _launch(codes, scales, weight, weight_scale, bias, y, None, None, None, out_dtype, by)
@@ -226,7 +226,7 @@ def int8_matmul_gate_residual(
     residual: torch.Tensor,
     gate: torch.Tensor,
 ) -> torch.Tensor:
-    """residual [B, M, N] + gate [B, N] or [B, 1, N] times `int8_matmul` of codes [B, M, K]."""
+    """residual [B, M, N] + gate [B, N] or [B, 1, N] times `int8_matmul` of codes [B, M, K], in the residual's dtype."""
     y = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
     gate, residual = gate.to(residual.dtype).contiguous(), residual.contiguous()
     _launch(codes, scales, weight, weight_scale, bias, y, None, residual, gate, residual.dtype)

@@ -1,8 +1,8 @@
 """Int8 quantizers: `quantize_block`, `quantize_group` and `quantize_row` of the reference.
 
 A program encodes one 128x128 tile, the groups of a part of one, or one row, and reads it once. Multiplications must not
-fuse with additions here: x times the multiplier is rounded before it is rounded to an integer, which a bfloat16 x that
-is amax / 2 would show.
+fuse with additions here: x times the multiplier must be rounded before it is rounded to an integer, else a bfloat16 x
+that is amax / 2 would get another code.
 """
 
 import math
@@ -83,7 +83,7 @@ def quantize_block(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, scales
 
 
-ROWS = 32  # of a program that quantizes by group: 32 elements a thread of 4 warps
+ROWS = 32  # for each program that quantizes by group: 32 elements for each thread of 4 warps
 
 
 def quantize_group(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
