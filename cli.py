@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts this may have an older one, which fails on what follows
+if sys.version_info < (3, 10):  # noqa: UP036 - an older Python may run this file and would fail on what follows
     sys.exit("cli.py: Python 3.10 or newer is needed: run it with the Python that ComfyUI runs in.")
 
 ROOT = Path(__file__).resolve().parent
@@ -49,20 +49,20 @@ def load_pack() -> ModuleType:
 
 
 def usage(program: str, commands: dict[str, tuple[str, str]]) -> str:
-    """The list of commands."""
+    """The text that lists the commands."""
     lines = "\n".join(f"  {name:8}  {what}" for name, (_, what) in commands.items())
     return f"usage: python {program} COMMAND ...\n\ncommands:\n{lines}\n"
 
 
 def unknown(program: str, name: str, commands: dict[str, tuple[str, str]]) -> str:
-    """The sentence for a command that there is not, with the nearest one."""
+    """The message for an unknown command; suggests the one with the nearest name."""
     near = difflib.get_close_matches(name, commands, n=1)
     instead = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}."
     return f"{program}: there is no command {name!r}; {instead}"
 
 
 def main(argv: list[str]) -> int:
-    """Runs a command and returns its exit code: 2 for a command that there is not, or whose packages are missing."""
+    """Runs a command and returns its exit code: 2 for an unknown command, or one whose packages are missing."""
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in ("-h", "--help", "help"):
         print(f"{usage('cli.py', COMMANDS)}\n{EXAMPLES}", end="")

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts this may have an older one, which fails on what follows
+if sys.version_info < (3, 10):  # noqa: UP036 - an older Python may run this file and would fail on what follows
     sys.exit("dev.py: Python 3.10 or newer is needed.")
 
 ROOT = Path(__file__).resolve().parent
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Our own options, wherever they stand, and the rest, which is the command's."""
+    """dev.py's own options, at any position, and the remaining arguments, which are the command's."""
     from cli import unknown, usage
 
     parser = argparse.ArgumentParser(
@@ -60,7 +60,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def run_installed(options: argparse.Namespace, rest: list[str]) -> int:
-    """A copy from the registry has no tests and makes no environment; the two commands of cli.py work there."""
+    """Runs a command of cli.py in a copy from the registry, which has no tests and makes no environment. Returns the
+    exit code, 2 for any other command."""
     import cli
 
     if options.command in cli.COMMANDS:

@@ -1,4 +1,4 @@
-"""What ComfyUI-Manager runs after installing the pack. It installs nothing: it says what is here and what is
+"""Run by ComfyUI-Manager after it has installed the pack. Installs nothing: reports what is present and what is
 missing."""
 
 from pathlib import Path
@@ -7,7 +7,7 @@ PACK = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    """Prints the report on this machine, a fact a line."""
+    """Prints the report on this machine, one fact per line."""
     from cli import load_pack
 
     load_pack()

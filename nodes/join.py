@@ -68,8 +68,8 @@ def _described(images: LazyImages, rate: Fraction) -> str:
 
 
 def images_of(video: Input.Video) -> tuple[LazyImages, Fraction]:
-    """The frames of a VIDEO and its frame rate. Those of another node's are put into a file of ComfyUI's temp folder,
-    in 8 bits, and its sound is left out."""
+    """The frames of a VIDEO and its frame rate. The frames of a video from another node are stored in 8 bits in a file
+    of ComfyUI's temp folder; its sound is dropped."""
     if isinstance(video, (DecodedVideo, JoinedVideo)):
         return video.lazy_images, video.frame_rate
     components = video.get_components()
@@ -87,7 +87,7 @@ class JoinedVideo(InputImpl.VideoFromComponents):
         """All frames in float32, 0 to 1."""
         return Types.VideoComponents(images=self.lazy_images[:], frame_rate=self.frame_rate)
 
-    # ComfyUI's own read these from all frames.
+    # ComfyUI's implementations of the methods below read all frames.
 
     def get_dimensions(self) -> tuple[int, int]:
         _, height, width, _ = self.lazy_images.shape

@@ -69,8 +69,8 @@ def _run_inputs(
 
 
 def _video(graph: GraphBuilder, vae: Link, use_ode: bool, **inputs: Any) -> io.NodeOutput:
-    """The frames of a run, with noise drawn on the GPU as in those packs. `inputs` are the other ones of TurboDiffusion
-    Sample."""
+    """The frames of a run, with noise drawn on the GPU as in those packs. `inputs` are the remaining inputs of
+    TurboDiffusion Sample."""
     mode = "ode" if use_ode else "sde"
     sampled = graph.node("TurboDiffusionSample", mode=mode, noise_device="gpu", **inputs)
     frames = graph.node("TurboDiffusionVAEDecode", samples=sampled.out(0), vae=vae).out(0)

@@ -1,10 +1,10 @@
-"""The links in a prompt that ComfyUI follows without a check.
+"""The values in a prompt that ComfyUI takes for links without a check.
 
-ComfyUI refuses a link to a missing node or output, but takes three things for links, or for the objects that links
-carry, without a check: a literal in an input that has no widget (MODEL, IMAGE, ...), a list in `{"__value__": list}`,
-and a list in an input that the node does not have. The first is an error inside the node; a link to nothing in the
-others ends ComfyUI's worker, which then runs no prompt until it is restarted. `with_plain_links` turns them into what
-ComfyUI refuses or ignores, for the nodes of this pack and for those that they replace."""
+ComfyUI refuses a link to a missing node or output, but does not check three kinds of values: a literal in an input that
+has no widget (MODEL, IMAGE, ...), a list in `{"__value__": list}`, and a list in an input that the node does not have.
+The first raises an error inside the node. With the others, a link to a missing node ends ComfyUI's worker thread, which
+then runs no prompt until ComfyUI is restarted. `with_plain_links` turns them into values that ComfyUI refuses or
+ignores, for the nodes of this pack and for those that they replace."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -32,8 +32,9 @@ def known_inputs(nodes: Iterable[type[io.ComfyNode]]) -> dict[str, Inputs]:
 
 
 def with_plain_links(request: dict[str, Any], known: Mapping[str, Inputs]) -> dict[str, Any]:
-    """Puts each value that must be a link and is none into a list of one, which ComfyUI refuses ("must be a length-2
-    list of [node_id, slot_index]"), and drops the links of inputs that the node does not have."""
+    """The request, changed in place: each value that should be a link and is not is wrapped in a list of one element,
+    which ComfyUI refuses ("must be a length-2 list of [node_id, slot_index]"), and lists in inputs that the node does
+    not have are dropped."""
     of_others = {old_id for old in OLD for old_id in old.ids}.intersection(execution.nodes.NODE_CLASS_MAPPINGS)
     for node in nodes_of(request):
         kind, inputs = node["class_type"], node["inputs"]
@@ -49,7 +50,7 @@ def with_plain_links(request: dict[str, Any], known: Mapping[str, Inputs]) -> di
 
 
 def _is_refused(given: io.Input | None, value: object) -> bool:
-    """Whether this value, which is no list, is none for that input."""
+    """Whether a value, which is not a list, must be refused for an input."""
     if given is None or isinstance(given, io.WidgetInput):
         return isinstance(value, dict) and isinstance(value.get(_WRAPPED), list)
     return not (given.optional and value is None)

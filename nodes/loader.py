@@ -37,7 +37,7 @@ def file_status(name: str, folder: str = _FOLDER) -> tuple[tuple[int, int], ...]
 
 
 def _is_second(prompt: Mapping[str, Any], loader: str | None) -> bool:
-    """Whether a loader's model, with what other nodes make of it, is used as the low expert only, whose file is read
+    """Whether a loader's model, directly or through other nodes, is used only as the low expert, whose file is read
     while the high expert runs."""
     reached, names = [loader], set()
     for each in reached:

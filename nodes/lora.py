@@ -25,7 +25,7 @@ class TurboDiffusionLoRA(io.ComfyNode):
             node_id="TurboDiffusionLoRA",
             display_name="TurboDiffusion LoRA",
             category=CATEGORY,
-            has_intermediate_output=True,  # what it shows stays when the page is loaded again
+            has_intermediate_output=True,  # its text stays when the page is reloaded
             description="Applies a LoRA of any common key style, and says how many of its layers fit and why others "
             "do not. It runs beside the weights, which stay as they are, so nothing is lost to rounding; give each "
             "expert its own.",

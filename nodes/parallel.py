@@ -19,7 +19,7 @@ class TurboDiffusionParallel(io.ComfyNode):
             node_id="TurboDiffusionParallel",
             display_name="TurboDiffusion Parallel",
             category=CATEGORY,
-            has_intermediate_output=True,  # what it shows stays when the page is loaded again
+            has_intermediate_output=True,  # its text stays when the page is reloaded
             description="Runs every step of a model on several GPUs: each has all weights and a share of the video. "
             "The video is the same on any number of them. Needs Ray (pip install ray).",
             search_aliases=["multi gpu", "multiple GPUs", "sequence parallel", "Ulysses", "context parallel"],
