@@ -76,7 +76,7 @@ class HistoryEntry(_Answer):
 
 
 class Queued(_Answer):
-    """POST /prompt with 200."""
+    """The answer of POST /prompt with status 200."""
 
     prompt_id: str
 
@@ -96,14 +96,14 @@ class NodeErrors(_Answer):
 
 
 class Rejection(_Answer):
-    """POST /prompt with 400."""
+    """The answer of POST /prompt with status 400."""
 
     error: dict[str, Any]
     node_errors: Annotated[dict[str, NodeErrors], BeforeValidator(_none_as_empty)] = {}
 
 
 class Uploaded(_Answer):
-    """POST /upload/image."""
+    """The answer of POST /upload/image."""
 
     name: Text
     subfolder: Text = ""

@@ -60,7 +60,7 @@ class Checker:
 
 
 def named(servers: list[str]) -> str:
-    """The servers' names, of which a message holds a few."""
+    """The names of the first `_MOST_NAMED` servers, and how many more there are."""
     more = f" and {len(servers) - _MOST_NAMED} more" if len(servers) > _MOST_NAMED else ""
     return ", ".join(servers[:_MOST_NAMED]) + more
 

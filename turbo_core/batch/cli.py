@@ -37,7 +37,7 @@ _Value = TypeVar("_Value")
 
 
 class _Faulty(Exception):
-    """The plan has faults; nothing of it is entered."""
+    """The plan has faults, so that none of its jobs are added to the manifest."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     try:
         options = parse_options(arguments)
         with contextlib.ExitStack() as stack:
-            # Ray prints what happens in the cluster; stdout is for what machines read.
+            # Ray prints to stdout, which is for machine-readable output.
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             return _batch(options, stack, stdout)
     except Stopped as error:
@@ -97,7 +97,7 @@ def _batch(options: argparse.Namespace, stack: contextlib.ExitStack, stdout: Tex
 
 
 def _request(options: argparse.Namespace) -> _Request | None:
-    """None to go on with what the manifest holds. Raises TurboError, also where it is for more than --max-jobs."""
+    """What the options ask for; None: the manifest's jobs alone. Raises TurboError, also for more than --max-jobs."""
     fixed = dict(map(table.parse_setting, options.set))
     varied: dict[str, Sequence[object]] = dict(map(table.parse_choices, options.vary))
     if options.seeds and (options.repeat > 1 or "seed" in varied):
@@ -130,7 +130,7 @@ def _workers(options: argparse.Namespace, stack: contextlib.ExitStack) -> Sequen
 
 
 async def _stoppable(work: Coroutine[Any, Any, int], workers: Sequence[Worker]) -> int:
-    """The work, cancelled by SIGTERM as by Ctrl-C; the workers are stopped at its end."""
+    """Awaits `work`, which SIGTERM cancels as Ctrl-C does, and stops the workers at its end."""
     task = asyncio.ensure_future(work)
     with contextlib.suppress(NotImplementedError):  # Windows
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -141,7 +141,7 @@ async def _stoppable(work: Coroutine[Any, Any, int], workers: Sequence[Worker]) 
 
 
 async def _in_thread(work: Callable[[Callable[[], bool]], _Value]) -> _Value:
-    """What `work` returns, off the event loop so that signals are heard; its argument says when it is to stop."""
+    """The result of `work`, run in a thread so that the event loop handles signals; its argument tells it to stop."""
     stopped = threading.Event()
     try:
         return await asyncio.to_thread(work, stopped.is_set)
@@ -207,7 +207,7 @@ def _fill(
     manifest: Manifest,
     is_stopped: Callable[[], bool],
 ) -> Planner:
-    """Enters the jobs as they are planned; none of them if there is a fault. Raises TurboError if there is no job."""
+    """Adds the jobs to the manifest as they are planned, none if there is a fault. Raises TurboError for no job."""
     planner = _planner(options, request, infos, is_stopped)
 
     def jobs() -> Iterator[Job]:
@@ -230,7 +230,7 @@ def _report(planner: Planner, stdout: TextIO, *more: str) -> int:
 
 
 async def _work(options: argparse.Namespace, workers: Sequence[Worker], output: _Output) -> None:
-    """Runs what is not done."""
+    """Runs the jobs that are not done."""
     results, manifest = output.results, output.manifest
     jobs: list[Job] = []
     running_on: dict[str, str] = {}

@@ -18,9 +18,9 @@ from .connection import Connection, Limits, TooLarge
 PREVIEW_MESSAGES = (1, 4)  # a preview image, without and with metadata
 REQUEST_ERRORS = (aiohttp.ClientError, OSError, asyncio.TimeoutError, BadAnswer, TooLarge)
 _SILENCE = 30.0  # seconds without an event of the prompt after which the server is asked whether it still knows it
-_JOINED = 5.0  # the same for a prompt that another client queued, which gets its events
-_HEARTBEAT = 60.0  # a server whose machine vanished answers no ping
-_PAUSE = 0.5  # seconds before a connection is made again; the first times are shorter, for a history that lags
+_JOINED = 5.0  # the same for a prompt that another client queued, which receives its events instead
+_HEARTBEAT = 60.0  # seconds between pings, which a server whose machine has vanished does not answer
+_PAUSE = 0.5  # seconds before a connection is made again; the first pauses are shorter, because the history may lag
 
 EventHandler = Callable[[str, dict[str, Any]], None]
 
@@ -78,7 +78,7 @@ class Result:
 
     @property
     def files(self) -> list[dict[str, Any]]:
-        """Every saved file, to be given to `Client.view`; not the pictures that nodes show of themselves."""
+        """Every saved file, as `Client.view` takes it, without the previews that nodes show."""
         return [item for item in answers.saved_items(self.outputs) if item.get("type") != "temp"]
 
 
@@ -109,7 +109,7 @@ class Client:
         return await self._connection.is_answering("/system_stats")
 
     async def object_info(self, node: str | None = None) -> dict[str, Any]:
-        """What the server knows of every node, or of one."""
+        """The server's description of every node class, or of one."""
         path = "/object_info" + (f"/{quote(node)}" if node else "")
         info = await self._connection.get_json(path, self.limits.info_seconds)
         if not isinstance(info, dict):
@@ -196,7 +196,7 @@ class Client:
                         await self.queue(prompt, client_id, result.prompt_id)
                         silence = _SILENCE
                     queued = True
-                    # All events of a prompt queued here are still to come; one that was joined may have had its last.
+                    # All events of a prompt queued here are still to come; a joined one may have sent its last.
                     listening = not joined or await self.history(result.prompt_id) is None
                     if listening:
                         await self._listen(socket, result, on_event, silence)
@@ -219,8 +219,8 @@ class Client:
         on_event: EventHandler,
         silence: float,
     ) -> None:
-        """Collects the prompt's events until its end (`executing` without a node), or until there is cause to look: the
-        connection ended, or nothing is said of this prompt."""
+        """Collects the prompt's events until its end (`executing` without a node), or until its state must be asked
+        for: the connection ended, or no event of this prompt came for `silence` seconds."""
         until = time.monotonic() + silence
         while (left := until - time.monotonic()) > 0:
             try:
@@ -243,7 +243,7 @@ class Client:
                 return
 
     async def history(self, prompt_id: str) -> HistoryEntry | None:
-        """The entry of a prompt that ended."""
+        """The entry of a prompt that has ended, else None."""
         return answers.parse_history(await self._connection.get_json(f"/history/{prompt_id}"), prompt_id)
 
     async def _knows(self, prompt_id: str) -> bool:

@@ -13,12 +13,12 @@ from .answers import BadAnswer, decode
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10)
 _CLOSE_SECONDS = 2.0  # for the other end to agree that a websocket is closed
-_REFUSING = (401, 403, 405, 407)  # statuses by which a server or its proxy keeps us out, whatever the job
+_REFUSING = (401, 403, 405, 407)  # statuses with which a server or its proxy refuses us, whatever the job
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server may take. An answer has `seconds`, and a second more for each `slowest` bytes of it."""
+    """The limits of a server's answers. Each has `seconds`, and one second more for every `slowest` bytes."""
 
     seconds: float = 60.0
     start_seconds: float = 30.0  # until GET /system_stats is answered
@@ -40,7 +40,7 @@ class TooLarge(Exception):
 class Connection:
     """An asynchronous context manager around a session with one server.
 
-    Answers are asked for uncompressed, and compressed ones are not unpacked: a small body cannot become a large one."""
+    It asks for uncompressed answers and does not decompress others, so that a small body cannot become a large one."""
 
     def __init__(self, url: str, limits: Limits):
         self.url, self.limits = url.rstrip("/"), limits

@@ -1,4 +1,4 @@
-"""Jobs to workers: which job goes where, what is tried again, when the batch ends."""
+"""Gives jobs to workers, tries failed ones again, and decides when the batch ends."""
 
 import asyncio
 from collections import Counter, deque
@@ -16,11 +16,10 @@ from .results import DiskFull, Results
 from .worker import Outcome, Worker, WorkerFailed, WorkerUnusable
 
 _LOSSES = 4  # times in a row that a worker may be lost or not start
-_RESET_AFTER = 2  # failed jobs in a row after which a worker is cleaned: its server may be what is broken
+_RESET_AFTER = 2  # failed jobs in a row after which a worker is reset, since its server may be the cause
 _PAUSE = 2.0  # seconds before a lost worker is started again, times the losses
-_SHORT = (
-    5.0  # seconds of a job, below which its server gets the next one ahead: there the way to it and back would count
-)
+# Seconds. A server whose jobs take less gets the next one ahead, because the time between two jobs would count.
+_SHORT = 5.0
 
 
 class Stopped(TurboError):
@@ -57,7 +56,7 @@ class JobQueue:
             return job
 
     async def give_back(self, job: Job, worker: str | None) -> None:
-        """The worker could not do it; without one, nobody tried."""
+        """Puts back a job that `worker` could not do, or, for None, that no worker has tried."""
         async with self._changed:
             if worker is not None:
                 self._tried.setdefault(job.id, set()).add(worker)
@@ -65,7 +64,7 @@ class JobQueue:
             self._changed.notify_all()
 
     async def finish(self) -> None:
-        """One job is done, or failed for good."""
+        """Counts one job as done, or failed for good."""
         async with self._changed:
             self._open -= 1
             self._changed.notify_all()
@@ -105,7 +104,7 @@ class _Attempt:
     job: Job
     number: int
     free: Callable[[], None]
-    began: bool = False  # whether the server said anything of the prompt
+    began: bool = False  # whether the server has sent an event of the prompt
 
 
 class Dispatcher:
@@ -165,9 +164,9 @@ class Dispatcher:
         return False
 
     async def _work(self, worker: Worker) -> None:
-        """Jobs until the queue ends. The next one is sent as soon as the server is free: while it runs, the last one's
-        files are fetched and written. Short ones are sent when the one before has begun, so that the server never
-        waits; a long one would be kept from a worker that is free sooner."""
+        """Runs jobs until the queue ends. The next job is sent as soon as the server is free, and the files of the last
+        one are fetched while it runs. After a short job it is sent as soon as the job has begun, so that the server
+        never waits; sent ahead of a long one it could not go to a worker that is free sooner."""
         failures = 0
         last: asyncio.Future[bool] | None = None
         try:
@@ -186,7 +185,7 @@ class Dispatcher:
             if last is not None:
                 await last
         except WorkerFailed:
-            if last is not None:  # what was lost with the other attempt ends by itself, and gives its job back
+            if last is not None:  # the other attempt fails with the same worker, and gives its job back itself
                 (ended,) = await asyncio.gather(last, return_exceptions=True)
                 if isinstance(ended, Stopped):
                     raise ended from None
@@ -197,7 +196,7 @@ class Dispatcher:
                 await asyncio.gather(last, return_exceptions=True)
 
     async def _send(self, worker: Worker, job: Job) -> "asyncio.Future[bool]":
-        """The attempt at a job, which goes on when the worker can take another."""
+        """Starts an attempt at a job, and returns it when the worker can take another; the attempt then goes on."""
         free = asyncio.Event()
         attempt = asyncio.ensure_future(self._attempt(worker, job, free.set))
         attempt.add_done_callback(lambda _: free.set())
@@ -211,7 +210,7 @@ class Dispatcher:
 
     async def _attempt(self, worker: Worker, job: Job, free: Callable[[], None]) -> bool:
         """Whether the job was done; calls `free` when the worker can take another. Raises WorkerFailed if the worker is
-        lost, Stopped if nothing can be kept."""
+        lost, Stopped if results or the manifest cannot be written."""
         try:
             attempt = _Attempt(worker, job, self._manifest.begin(job.id, worker.name), free)
         except ManifestError as fault:
@@ -244,9 +243,9 @@ class Dispatcher:
         return not error
 
     def _is_charged(self, attempt: _Attempt, lost: WorkerFailed | None) -> bool:
-        """Whether a failed attempt counts for the job. A server that is not tried again costs the job nothing, nor does
-        one that is lost before it begins; the latter only as often as there are workers, since the prompt itself may be
-        the cause."""
+        """Whether a failed attempt counts against the job's retries. Not if the server is not tried again, nor if it
+        was lost before it began with the prompt; the latter at most as often as there are workers, since the prompt
+        itself may be the cause."""
         if isinstance(lost, WorkerUnusable):
             return False
         if lost is None or attempt.began:
@@ -295,6 +294,6 @@ class Dispatcher:
 
 
 def _named(attempt: _Attempt) -> dict[str, Any]:
-    """What every event of an attempt says."""
+    """The fields that every event of an attempt has."""
     job = attempt.job
     return {"job": job.id, "row": job.row, "worker": attempt.worker.name, "attempt": attempt.number}

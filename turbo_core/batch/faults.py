@@ -14,7 +14,7 @@ class Faults:
         self.count = 0
 
     def add(self, row: int, fault: str) -> None:
-        """Enters a fault of a row; rows come in order, and one row may be expanded to several jobs with the same
+        """Adds a fault of a row; rows come in order, and one row may be expanded to several jobs with the same
         fault."""
         rows = self._rows.setdefault(fault, [])
         if not rows or rows[-1] != row:

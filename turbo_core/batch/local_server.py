@@ -22,9 +22,9 @@ _LOG_LIMIT = 64 * 1024
 _PREFIX = "turbodiffusion-batch-"
 _LOCK, _LOG = ".lock", "server.log"
 
-# ComfyUI's main.py with a watch on its input, a pipe from the process that started it: when that one is gone, killed or
-# not, the pipe ends, and with it the server. Given as text, since the machines of a cluster need not have this file at
-# this path.
+# Runs ComfyUI's main.py and watches its stdin, a pipe from the process that started it: when that process has ended,
+# killed or not, the pipe is closed, and the server exits. Passed as text, since the machines of a cluster need not have
+# this file at this path.
 _MAIN = """
 import os, runpy, sys, threading
 def watch():
@@ -97,7 +97,7 @@ class LocalServer:
                 await asyncio.sleep(0.2)
 
     def is_running(self) -> bool:
-        """Whether the process is there; whether it answers is another question."""
+        """Whether the process has not ended; it may not answer yet."""
         return self._process.poll() is None
 
     @property
@@ -106,7 +106,7 @@ class LocalServer:
         return self._process.pid
 
     def log_size(self) -> int:
-        """Bytes that the server wrote so far."""
+        """Bytes of log that the server has written."""
         return 0 if self._log.closed else os.fstat(self._log.fileno()).st_size
 
     def log(self, start: int = 0) -> str:

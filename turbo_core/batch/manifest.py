@@ -49,7 +49,7 @@ class Record:
 
 
 class ManifestError(TurboError):
-    """The manifest cannot be read or written; what it held before the call it still holds."""
+    """The manifest cannot be read or written; it still holds what it held before the call."""
 
 
 class Manifest:
@@ -80,8 +80,8 @@ class Manifest:
             self._db.close()
 
     def add(self, jobs: Iterable[Job]) -> None:
-        """Makes these the jobs of the last table, in this order, and enters those that are not there yet: all, or none
-        if the iteration raises."""
+        """Makes these the jobs of the last table, in this order, and adds those that are not there yet: all, or none if
+        the iteration raises."""
         with self._transaction():
             self._db.execute("UPDATE jobs SET place = NULL")
             for place, job in enumerate(jobs):
@@ -104,8 +104,8 @@ class Manifest:
             ) from error
 
     def reopen(self, ids: Iterable[str]) -> None:
-        """Makes jobs wait again: failed ones, and those whose result was removed. An attempt that a killed run left
-        gets its number again, and with it its prompt's id, by which its server may still know it."""
+        """Makes jobs wait again: failed ones, and those whose result was removed. The next attempt at a job that a
+        killed run left running gets the same number and prompt id, by which its server may still know it."""
         with self._transaction():
             self._db.executemany(
                 "UPDATE jobs SET attempts = attempts - (state = 'running'), state = 'pending', error = NULL WHERE id "
@@ -114,7 +114,7 @@ class Manifest:
             )
 
     def begin(self, job: str, worker: str) -> int:
-        """Enters an attempt and returns its number."""
+        """Records the beginning of an attempt and returns its number."""
         with self._transaction():
             self._db.execute(
                 "UPDATE jobs SET state = 'running', worker = ?, attempts = attempts + 1 WHERE id = ?",
@@ -128,8 +128,8 @@ class Manifest:
         return number
 
     def end(self, job: str, number: int, state: str, error: str | None = None, seconds: float | None = None) -> None:
-        """Closes an attempt: the job is done, failed for good, or waits for another one. `seconds` is the attempt's
-        length."""
+        """Records the end of an attempt: the job is done, failed for good, or waits for another one. `seconds` is the
+        attempt's length."""
         now, error = time.time(), encodable(error) if error else None
         with self._transaction():
             self._db.execute(
@@ -141,7 +141,7 @@ class Manifest:
             )
 
     def adopt(self, job: str, seconds: float | None) -> None:
-        """Marks a job done whose result was stored by a run that was killed before it could say so."""
+        """Marks a job as done whose result was stored by a run that was killed before it could record that."""
         with self._transaction():
             self._db.execute("UPDATE jobs SET state = 'done', error = NULL, seconds = ? WHERE id = ?", (seconds, job))
 

@@ -10,10 +10,8 @@ from .text import brief, encodable
 
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a COMBO whose options bring inputs of their own
 _UPLOADS = ("image_upload", "video_upload", "audio_upload")
-_EXPANDED = (
-    "COMFY_DYNAMIC",
-    "COMFY_AUTOGROW",
-)  # types that ComfyUI replaces by the inputs which are given: none is missed
+# Types that ComfyUI replaces by the inputs that are given, so that none of them can be missing.
+_EXPANDED = ("COMFY_DYNAMIC", "COMFY_AUTOGROW")
 _MOST_LEVELS = 8  # of dynamic combos within each other
 
 
@@ -129,5 +127,5 @@ def _object(value: object, where: str) -> dict[str, Any]:
 
 
 def _number(value: object) -> int | float | None:
-    """A limit; what is not a finite number limits nothing."""
+    """The value as a limit, or None for no limit if it is not a finite number."""
     return value if isinstance(value, int) or isinstance(value, float) and math.isfinite(value) else None

@@ -28,7 +28,7 @@ class Notes:
         self._log(f"attempt {task.attempt}, prompt {task.prompt_id}")
 
     def take(self, kind: str, data: dict[str, Any]) -> None:
-        """Enters an event of the server, parsed by `answers`."""
+        """Records an event of the server, parsed by `answers`."""
         now = time.monotonic()
         if kind == "execution_start":
             self._began = now
@@ -51,7 +51,7 @@ class Notes:
             self._log("\n".join((f"{data['exception_type']}: {data['exception_message']}", *data["traceback"])))
 
     def ended(self) -> None:
-        """Enters the end of the prompt; what follows is fetching its files."""
+        """Records the end of the prompt; its files are fetched after it."""
         self._ended = time.monotonic()
         self._close_node(self._ended)
 

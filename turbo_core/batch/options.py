@@ -46,7 +46,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
 
 
 def _address(server: str) -> str:
-    """The address of a server, of which each has one spelling: a worker is known by it."""
+    """The address of a server in its one spelling, by which its worker is known. Raises TurboError."""
     scheme, _, rest = server.strip().rpartition("://")
     scheme, rest = scheme.lower() or "http", rest.strip("/")
     if not rest or scheme not in ("http", "https"):

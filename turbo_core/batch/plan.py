@@ -118,8 +118,8 @@ class Planner:
         return self._repeated(draft, row, settings, uploads, faults)
 
     def _apart(self, first: Target, other: Target, seed: object) -> object:
-        """What another seed becomes when the first one is set: as far from it as in the workflow, where the segments of
-        a long video have one each."""
+        """The value of another seed when the first one is set: it keeps its difference from the first in the workflow,
+        where each segment of a long video has a seed."""
         seeds = [self._plain.workflow.prompt[key]["inputs"][name] for key, name in (first, other)]
         if not all(isinstance(each, int) for each in (*seeds, seed)):
             return seed
@@ -139,7 +139,7 @@ class Planner:
     def _repeated(
         self, draft: _Draft, row: Row, settings: dict[str, object], uploads: dict[str, str], faults: list[str]
     ) -> Iterable[Job]:
-        """The job with its seed, and with the seeds that follow."""
+        """The job with its seed, and copies of it with the seeds that follow."""
         try:
             seeds = {
                 (key, name): draft.prompt[key]["inputs"][name] for key, name in draft.base.workflow.targets("seed")
@@ -170,7 +170,8 @@ class Planner:
             yield Job(job_id(copied.prompt), row.number, copied.prompt, settings | {"seed": first}, uploads)
 
     def _uploads(self, draft: _Draft, faults: list[str]) -> dict[str, str]:
-        """The local files that the prompt names, and in the prompt the names they will have on a server."""
+        """The local files that the prompt names, by the names that they will have on a server, which are put into the
+        prompt."""
         uploads = {}
         for key in draft.prompt:
             node = draft.prompt[key]

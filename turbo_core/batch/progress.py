@@ -24,7 +24,7 @@ class JsonLines:
         self._file.flush()
 
     def close(self) -> None:
-        """Nothing: the file stays open."""
+        """Does nothing: the file stays open."""
 
 
 class Bars:

@@ -25,7 +25,7 @@ _OBJECT_STORE = 200 << 20  # bytes; only results on their way pass through it
 
 
 class _Actor:
-    """A LocalWorker in a process that Ray placed; what crosses the wire is plain data."""
+    """A LocalWorker in a process that Ray placed; its methods take and return plain data only."""
 
     def __init__(self, name: str, settings: ServerSettings):
         self._worker = LocalWorker(name, settings)
@@ -134,7 +134,7 @@ class RayCluster:
         self._address, self._wanted = address, workers
 
     def __enter__(self) -> "RayCluster":
-        # The actors' code goes along by value: the machines of a cluster need ComfyUI and this pack in it, at any path.
+        # The actors' code is pickled by value: the machines of a cluster need ComfyUI with this pack, at any path.
         self._package = sys.modules[__name__.partition(".")[0]]
         cloudpickle.register_pickle_by_value(self._package)
         options: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.WARNING, "log_to_driver": False}

@@ -1,4 +1,4 @@
-"""The folder of results: each job's own folder appears whole or not at all, and never twice."""
+"""The folder of results: each job's own folder appears complete or not at all, and never twice."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ class DiskFull(TurboError):
 
 
 class Results:
-    """The open folder of a batch; holding it keeps a second batch out."""
+    """The folder of a batch, locked against a second batch until it is closed."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -45,7 +45,7 @@ class Results:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def close(self) -> None:
-        """Lets another batch have the folder."""
+        """Releases the folder for another batch."""
         self._lock.release()
 
     def record(self, job: str) -> dict[str, Any] | None:

@@ -1,5 +1,5 @@
-"""A value made to fit a node's input, and what the server would refuse about it. Faults are one sentence without a full
-stop."""
+"""Converts a value to the type of a node's input, and says why the server would refuse it. Faults are one sentence
+without a full stop."""
 
 import difflib
 import math
@@ -66,7 +66,7 @@ def _choice(value: object, spec: Spec) -> object:
     for choice in choices:
         if str(choice) == str(value).strip():
             return choice
-    return value  # `fault` names it
+    return value  # `fault` reports it
 
 
 def fault(value: object, spec: Spec) -> str | None:

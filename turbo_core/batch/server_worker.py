@@ -212,7 +212,7 @@ class LocalWorker(ServerWorker):
 
 
 def _strip(files: list[tuple[str, bytes]]) -> bytes | None:
-    """A strip of the first file that has frames; a result without a picture is not a failure."""
+    """A strip of frames of the first file that has any; a result without one is not a failure."""
     for _, data in files:
         with contextlib.suppress(av.FFmpegError, OSError, IndexError, ValueError, ZeroDivisionError):
             return jpeg_strip(data)

@@ -1,4 +1,4 @@
-"""What the workers' servers know, asked of all at once."""
+"""Asks the servers of all workers for their node types at the same time."""
 
 import asyncio
 from collections.abc import Collection, Sequence
@@ -13,8 +13,8 @@ GRACE_SECONDS = 20.0  # after the first answer; a slow server does not hold the 
 
 @dataclass
 class Known:
-    """The node types of each server that answered, by its worker's name; what went wrong with the others, of which
-    `unusable` must not be asked for anything again."""
+    """The node types of each server that answered, by its worker's name, and what went wrong with the others. The
+    workers in `unusable` must not be asked again."""
 
     infos: dict[str, NodeInfos] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -22,8 +22,8 @@ class Known:
 
 
 async def ask_servers(workers: Sequence[Worker], types: Collection[str], only_one: bool, grace: float) -> Known:
-    """Starts the workers and asks them for these node types, until all or `grace` seconds after the first answered.
-    `only_one`: the servers are equal, and the first that is up speaks for all."""
+    """Starts the workers and asks them for these node types, until all have answered or `grace` seconds after the first
+    did. `only_one`: the servers are equal, so that the first answer holds for all."""
     known = Known()
 
     async def ask(worker: Worker) -> None:

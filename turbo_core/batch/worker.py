@@ -23,8 +23,8 @@ class WorkerUnusable(WorkerFailed):
 
 @dataclass
 class Outcome:
-    """How an attempt ended: files as (server's name, content), or an error. `lost` puts it on the worker, not the job;
-    `unusable` says that the worker must not be tried again."""
+    """How an attempt ended: files as (server's name, content), or an error. `lost`: the worker was lost, and the job
+    may not be at fault; `unusable`: the worker must not be tried again."""
 
     prompt: Prompt
     files: list[tuple[str, bytes]] = field(default_factory=list)
@@ -38,8 +38,8 @@ class Outcome:
 
 class Worker(Protocol):
     """A worker. `run` yields events and at last an Outcome; it may raise WorkerFailed. An event with `began` says that
-    the server has begun with the prompt, one with `free` that it is done with it, while its files are still on their
-    way."""
+    the server has begun with the prompt, one with `free` that it has finished it, while its files are still being
+    fetched."""
 
     name: str
 

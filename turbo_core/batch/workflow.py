@@ -1,4 +1,4 @@
-"""An API-format workflow: which inputs a name of the table means, and a copy with other values."""
+"""An API-format workflow: which inputs a column of the table sets, and a copy with another attention node."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ KNOWN = ("prompt", "negative", "image", "seed", "width", "height", "length", "to
 _ROLE = {"prompt": "positive", "negative": "negative"}
 _SEEDS = ("seed", "noise_seed")
 _TEXTS = ("text", "prompt")
-_BESIDE = {"width": "height", "height": "width"}  # a width without a height is not a picture's
+_BESIDE = {"width": "height", "height": "width"}  # a width without a height is not the width of a picture
 _LOADER, ATTENTION = "TurboDiffusionLoader", "TurboDiffusionSLA"
 
 Target = tuple[str, str]  # node id, input name
@@ -75,8 +75,8 @@ class Workflow:
         return specs(self.prompt[node_id], self.infos)
 
     def with_attention(self) -> "Workflow":
-        """This workflow with a TurboDiffusionSLA after every TurboDiffusionLoader, unless it has one: the place of
-        `topk`."""
+        """This workflow with a TurboDiffusionSLA after every TurboDiffusionLoader, unless it has one: the node that
+        takes `topk`."""
         kinds = {node["class_type"] for node in self.prompt.values()}
         if ATTENTION in kinds or _LOADER not in kinds:
             return self
@@ -140,13 +140,14 @@ class Workflow:
         if not found:
             raise RowFault(f"this workflow has no input for {name!r}; name one as NODE.INPUT")
         values = {json.dumps(self.prompt[key]["inputs"].get(field)) for key, field in found}
-        # Equal values were meant to be one; the seeds of several samplers move together.
+        # Inputs with equal values are set together, and so are the seeds of several samplers.
         if len(values) > 1 and name != "seed" or len(found) > 1 and name == "image":
             raise self._ambiguous(name, found)
         return found
 
     def _source(self, target: Target) -> Target:
-        """Where a linked value is written: the primitive node it comes from. What another node computes is replaced."""
+        """The input to write for a linked value: that of the primitive node it comes from. A link to a value that
+        another node computes is overwritten."""
         passed = []
         while target not in passed:  # primitive nodes may be linked in a circle
             passed.append(target)
