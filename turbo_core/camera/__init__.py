@@ -1,1 +1,1 @@
-"""Camera control of LingBot-World: paths, and what its network is given of them."""
+"""Camera control of LingBot-World: camera paths, and the embedding of them that its network takes."""

@@ -8,7 +8,7 @@ from ..errors import TurboError
 from .path import FRAMES_PER_LATENT, MAX_FRAMES, CameraPath, shortened
 
 KEYS = "wasdijkl"
-MOVE = 0.05  # per frame; LingBot normalizes it away
+MOVE = 0.05  # per frame, in a unit that LingBot's normalization removes
 TURN = math.radians(2.0)  # per frame
 PITCH_LIMIT = math.radians(85.0)
 _SHOWN = 40  # characters of a wrong segment
@@ -35,7 +35,7 @@ def parse_actions(text: str) -> np.ndarray:
                 "of frames, "
                 f"for example {EXAMPLE}."
             )
-        # Python reads no number of thousands of digits.
+        # int() refuses numbers of thousands of digits.
         if len(number) > len(str(MAX_FRAMES)) or len(rows) + int(number) > MAX_FRAMES:
             raise TurboError(f"actions is longer than {MAX_FRAMES} frames: choose fewer.")
         rows += [[key in keys for key in KEYS]] * int(number)
@@ -62,8 +62,8 @@ def walk(keys: np.ndarray) -> np.ndarray:
 
 
 def path_from_actions(text: str, max_length: int = 0, fov: float = 0.0) -> CameraPath:
-    """The path of an action string: cut to `max_length` frames if that is not 0, and to 4n + 1 frames by idling at the
-    end, as upstream does. Raises TurboError for a string that `parse_actions` refuses."""
+    """The path of an action string: cut to `max_length` frames if that is not 0, then extended to 4n + 1 frames by
+    idling at the end, as upstream does. Raises TurboError for a string that `parse_actions` refuses."""
     keys = parse_actions(text)
     if max_length:
         keys = keys[: shortened(max_length)]

@@ -1,4 +1,4 @@
-"""The camera embedding: for every pixel where its ray starts and where it points, packed to the latent's grid."""
+"""The camera embedding: the direction of every pixel's ray, with its origin or the keys held, on the latent's grid."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from .pose import relative_poses
 
 Control = Literal["cam", "act"]
 CONTROLS: tuple[Control, ...] = ("cam", "act")
-CELL = 8  # pixels to a latent cell, each way
+CELL = 8  # pixels of a latent cell along each axis
 # Numbers for each pixel: ray origin and direction, or ray direction and the four keys
 CHANNELS = {"cam": 6 * CELL * CELL, "act": 7 * CELL * CELL}
 

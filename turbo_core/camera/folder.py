@@ -25,7 +25,7 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     tokenize.TokenError,
 )
-FARTHEST = 1e12  # of a camera from its world's origin, in any unit; beyond, differences lose their digits
+FARTHEST = 1e12  # of a camera from its world's origin, in any unit; differences of larger numbers lose their digits
 LARGEST = 1e6  # pixels of a focal length or center
 ROTATION_TOLERANCE = 0.01  # estimated poses in float32 are within 1e-3
 
@@ -79,7 +79,7 @@ def _read(root: Path, folder: Path, name: str) -> np.ndarray | None:
     if not path.is_file():  # a FIFO or a device may never end
         raise TurboError(f"{name} is not a file: save an array of numbers with numpy.save.")
     try:
-        # Mapped, so that a header that promises more than there is costs no memory.
+        # Mapped, so that a header that declares more data than the file has takes no memory.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except _UNREADABLE as error:
         raise TurboError(f"{name} is not a plain numpy file: save it with numpy.save, without objects.") from error
@@ -126,7 +126,7 @@ def _first_intrinsics(intrinsics: np.ndarray) -> tuple[float, float, float, floa
         raise TurboError(
             f"{INTRINSICS} has the shape {list(intrinsics.shape)}: it must be [frames, 4] with fx, fy, cx, cy."
         )
-    # Less than a pixel is not a lens but intrinsics as shares of the picture's size.
+    # Focal lengths below a pixel are intrinsics as shares of the picture's size.
     if min(first[:2]) < 1 or np.abs(first).max() > LARGEST:
         raise TurboError(
             f"{INTRINSICS} has fx, fy, cx, cy of {', '.join(f'{value:g}' for value in first)}: they must be pixels "

@@ -1,4 +1,4 @@
-"""A camera's way through the scene, frame by frame."""
+"""A camera path: the pose, the lens and the keys of a camera in every frame."""
 
 import dataclasses
 import math
@@ -22,8 +22,8 @@ class CameraPath:
     `frames`, or one more when the poses come from keys (a pose before the first key and one after each). `intrinsics`:
     fx, fy, cx, cy in pixels of REFERENCE_SIZE. `fov`: horizontal degrees at the generated size with square pixels,
     instead of `intrinsics`; 0 for none. `zoom` [frames]: what the focal length is multiplied by. `keys` [frames, 4]: w,
-    a, s, d, each 0 or 1, or None if unknown. `speed` scales what is left of the moves after LingBot's normalization (1:
-    as upstream)."""
+    a, s, d, each 0 or 1, or None if unknown. `speed` scales the translations after LingBot's normalization (1: as
+    upstream)."""
 
     poses: np.ndarray
     frames: int

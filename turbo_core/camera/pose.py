@@ -36,5 +36,5 @@ def relative_poses(path: CameraPath) -> np.ndarray:
     moves = (inverse @ np.diff(poses[:, :3, 3], axis=0)[..., None])[..., 0]
     longest = np.linalg.norm(moves, axis=1).max(initial=0.0)
     relative[1:, :3, 3] = moves / longest * path.speed if longest > 0 else moves
-    # Steady motion repeats the same pose but for rounding; without that the model computes repeated frames once.
+    # In steady motion all poses are equal except for rounding errors; without these the model computes them once.
     return relative.round(9) + 0.0

@@ -24,7 +24,7 @@ EASES = ("linear", "smooth")
 ORBIT = math.radians(60)  # around a point one unit ahead
 PAN = math.radians(60)
 TILT = math.radians(30)
-# The keys that a model driven by them would be held down, by preset
+# The key that is held down in each preset, for models driven by keys
 _HELD = {"forward": "w", "back": "s", "orbit_left": "a", "orbit_right": "d", "dolly_zoom": "w"}
 
 
@@ -32,8 +32,8 @@ def path_from_preset(preset: str, amount: float, ease: str, length: int, fov: fl
     """A move of `length` frames (4n + 1). `ease` smooth starts and stops gently.
 
     `amount` 1 pans or orbits 60 degrees, tilts 30, and halves the distance in a dolly zoom, whose focal length follows
-    so that what is one unit ahead keeps its size. Straight moves have no length of their own, LingBot normalizes it:
-    `amount` scales them after that. Raises TurboError for values out of range."""
+    so that what is one unit ahead keeps its size. LingBot normalizes the length of straight moves: `amount` scales them
+    after that. Raises TurboError for values out of range."""
     check_length(length)
     if preset not in PRESETS or ease not in EASES:
         raise TurboError(f"There is no preset {preset!r} with ease {ease!r}: choose one of {', '.join(PRESETS)}.")

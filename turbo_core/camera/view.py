@@ -19,7 +19,7 @@ _LEAST = 1e-100  # of a path's extent; a smaller one is not a move, and its squa
 _CHARTS = (120, 932)  # left and right end of the charts' time axis
 _BACKGROUND, _PANEL, _GRID = (16, 20, 28), (22, 27, 37), (38, 45, 58)
 _TEXT, _FAINT = (226, 230, 238), (128, 138, 156)
-# Time runs through these, from the first frame to the last.
+# The colors of time, from the first frame to the last.
 _COLORS = np.array([(64, 196, 255), (124, 108, 255), (255, 92, 168), (255, 178, 64)], dtype=float)
 
 

@@ -1,4 +1,4 @@
-"""Whether a state dict is all of the model it looks like, and nothing else."""
+"""Checks that a state dict has every tensor of the model that it looks like, and no others."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from .layout import PROJ_L, TILED, WanSpec, count_layers, tile_layers, tile_shap
 from .packed import Packed, as_unpacked, packed_problems
 
 _LISTED = 10
-_ATTENTION = ".comfy_attention.config"  # which attention ComfyUI is to use for a layer; an older one leaves it out
+_ATTENTION = ".comfy_attention.config"  # the attention that ComfyUI uses for a layer; older versions ignore it
 
 
 def check_complete(

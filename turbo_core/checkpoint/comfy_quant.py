@@ -24,7 +24,7 @@ _FORMATS = {
     "convrot_w4a4": ((torch.int8, torch.uint8), False),
 }
 _NOT_COMFYUI_S = ("int8_block", "int8_rowwise", "fp8_e4m3fn", *KINDS)  # this pack's names of formats
-_SCALE_PER_ROW = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")  # at most; mostly one for the whole weight
+_SCALE_PER_ROW = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")  # one scale for each row or for the whole weight
 
 
 def quantized_layers(tensors: Collection[str]) -> set[str]:

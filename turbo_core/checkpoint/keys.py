@@ -30,8 +30,8 @@ def has_linear_patch_embedding(tensors: dict[str, torch.Tensor]) -> bool:
 
 
 def refuse_two_spellings(name: str, tensors: Collection[str]) -> None:
-    """Raises CheckpointError if two tensor names of the file `name` are spellings of one, of which one would replace
-    the other."""
+    """Raises CheckpointError if two tensor names of the file `name` are spellings of the same name, so that one tensor
+    would replace the other."""
     spelled: dict[str, str] = {}
     for key in tensors:
         one = _unwrapped(key)

@@ -22,9 +22,8 @@ _CAMERA_LAYERS = ("c2ws_hidden_states_layer1", "c2ws_hidden_states_layer2")
 _CAMERA_BLOCK_LAYERS = ("cam_injector_layer1", "cam_injector_layer2", "cam_scale_layer", "cam_shift_layer")
 PROJ_L = "self_attn.attn_op.local_attn.proj_l"
 TILED = ("blocks.", "vace_blocks.")  # where linears may be int8 in tiles
-_BLOCK = re.compile(
-    r"blocks\.(\d{1,3})\."
-)  # a number no model has makes a name unexpected, not a model of so many layers
+# At most three digits: a larger number makes a name unexpected instead of a model with that many layers.
+_BLOCK = re.compile(r"blocks\.(\d{1,3})\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +71,7 @@ class WanSpec:
         return self.trained_as or self.task
 
     def describe(self) -> str:
+        """The model in a few words, for example "TurboWan T2V 1.3B int8 with SLA"."""
         kind = "TurboWan" if self.turbo else "Wan"
         if self.camera:
             kind = f"LingBot-World {self.camera}"

@@ -1,4 +1,4 @@
-"""What a safetensors file says of itself in its metadata: never more than a hint, since the tensors decide.
+"""The metadata of a safetensors file. It adds what the tensors cannot tell, and is refused where it contradicts them.
 
 Two keys of ComfyUI's are read, `config` (its own loader takes sizes of the network from it) and
 `_quantization_metadata` (which layers are quantized), and one of ours, `turbodiffusion` (how our converter made the

@@ -24,7 +24,7 @@ from ..errors import CheckpointError
 STATE = ".quant_state.bitsandbytes__"
 KINDS = ("nf4", "fp4")
 _STATE_LIMIT = 1 << 16  # bytes; a real one has 170
-_LONGEST = 1 << 24  # rows or columns; far beyond any layer, and their product still counts bytes
+_LONGEST = 1 << 24  # rows or columns; far beyond any layer, and their product fits in 64 bits
 _BLOCKS = tuple(1 << power for power in range(5, 13))  # 32 to 4096, what bitsandbytes makes
 
 

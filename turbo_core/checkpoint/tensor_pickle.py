@@ -31,15 +31,8 @@ _STORAGES = {
     "ComplexDoubleStorage": torch.complex128,
 }
 _UNTYPED = ("torch UntypedStorage", "torch.storage UntypedStorage")
-_VALUES = (
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG1",
-    "BINFLOAT",
-    "BINUNICODE",
-    "SHORT_BINSTRING",
-)  # on the stack as they are
+# Operations whose argument is pushed on the stack as it is
+_VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING")
 _MOST_AXES, _LONGEST = 64, 1 << 62
 _MALFORMED = (ValueError, IndexError, KeyError, TypeError, struct.error)
 _WITHOUT_VALUES = ("torch._utils _rebuild_sparse_tensor", "torch._utils _rebuild_meta_tensor_no_storage")
@@ -100,7 +93,7 @@ class _Global:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """`dtype` None: untyped, bytes whose tensor says what they are."""
+    """`dtype` None: untyped bytes, whose dtype the tensor that uses them has."""
 
     record: Record
     dtype: torch.dtype | None
@@ -135,9 +128,8 @@ class _Interpreter:
             "APPENDS": lambda _: self._append(self._since_mark()),
             "SETITEM": lambda _: self._set_items(self._pop(2)),
             "SETITEMS": lambda _: self._set_items(self._since_mark()),
-            "BUILD": lambda _: self._pop(
-                1
-            ),  # attributes of a dictionary, such as a state dict's `_metadata`, are not needed
+            # Attributes of a dictionary, such as a state dict's `_metadata`, are not needed.
+            "BUILD": lambda _: self._pop(1),
             "GLOBAL": lambda name: push(self._named(name)),
             "REDUCE": lambda _: push(self._call(*self._pop(2))),
             "BINPERSID": lambda _: push(self._storage(*self._pop(1))),
@@ -195,7 +187,7 @@ class _Interpreter:
         return _Global(name)
 
     def _call(self, function: object, arguments: object) -> object:
-        """What the few functions return that `torch.save` writes calls of."""
+        """The result of a call of one of the few functions that `torch.save` writes calls of."""
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
             self._refuse()
         match function.name, arguments:

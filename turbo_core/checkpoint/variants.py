@@ -97,7 +97,7 @@ VARIANTS = (
 )
 _BY_NAME = {variant.name: variant for variant in VARIANTS}
 
-_NUMBER = re.compile(r"\.\d{4}")  # of a layer that no model has; ComfyUI would build as many
+_NUMBER = re.compile(r"\.\d{4}")  # the number of a layer that no model has: ComfyUI would build that many layers
 
 # Tensors of Wan models that ComfyUI knows and this pack has no entry for: they run as ComfyUI runs them.
 _COMFYUI_ONLY = (

@@ -129,7 +129,7 @@ def stored_tensors(stored: Format, name: str, shape: tuple[int, ...]) -> list[Te
 
 
 def encode(stored: Format, name: str, shape: tuple[int, ...], rows: Rows) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of `stored_tensors` from the weight's rows: their names, each with the next part of its elements."""
+    """The tensors of `stored_tensors` from the weight's rows, in parts: (name, the next rows of that tensor)."""
     if isinstance(stored, torch.dtype):
         for slab in slabs(shape):
             yield name, rows(slab).to(stored)
@@ -154,7 +154,6 @@ def encode(stored: Format, name: str, shape: tuple[int, ...], rows: Rows) -> Ite
     for scale in scales:
         yield f"{layer}.weight_scale", scale
     if stored in _COMFY_NAMES:
-        config = (
-            json.dumps({"format": _COMFY_NAMES[stored]}).encode().ljust(_CONFIG_SIZE)
-        )  # JSON allows trailing spaces
+        # JSON allows trailing spaces.
+        config = json.dumps({"format": _COMFY_NAMES[stored]}).encode().ljust(_CONFIG_SIZE)
         yield f"{layer}.comfy_quant", torch.tensor(list(config), dtype=torch.uint8)

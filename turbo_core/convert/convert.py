@@ -21,9 +21,8 @@ from .container import Container
 from .merge import Addition, Delta, Lora
 from .source import Source, is_block_linear, sha256, size
 
-Progress = Callable[
-    [str, int, int], None
-]  # (what is going on, bytes done, bytes in all); may raise to end the conversion
+# Takes the stage, the bytes done and the bytes in all; may raise to end the conversion.
+Progress = Callable[[str, int, int], None]
 _STRONGEST = 1e6
 _PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
@@ -52,7 +51,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of a conversion."""
+    """The result of a conversion."""
 
     path: Path
     description: str
@@ -109,7 +108,7 @@ def _check(request: Request) -> None:
     if (request.base is None) != (request.teacher is None):
         raise TurboError(BASE_AND_TEACHER)
     for name, value in (("lora_strength", request.lora_strength), ("delta", request.delta)):
-        if not abs(value) <= _STRONGEST:  # NaN is not either
+        if not abs(value) <= _STRONGEST:  # true for NaN too
             raise TurboError(f"{name} is {value}: give a number; 1 is the usual strength.")
     for role, path in request.inputs.items():
         parts = files_of(path) if path.exists() and request.output.exists() else []
@@ -181,7 +180,7 @@ class _Item:
 
 
 def _format(source: Source, name: str, weights: str, additions: list[Addition]) -> codec.Format | None:
-    """How a tensor is stored in the new file; None when that is how it is."""
+    """How a tensor is stored in the new file; None to copy it as it is."""
     stored = source.format(name)
     wanted = stored
     if weights != "keep" and is_block_linear(name, source.shape(name)):
@@ -203,7 +202,7 @@ def _notes(additions: list[Addition]) -> list[str]:
 
 
 def _record(request: Request, turbo: bool, trained_as: str, notes: list[str]) -> dict:
-    """What the metadata says of a conversion, but for the hashes. `turbo` false: the file is a stock Wan model."""
+    """The record of a conversion in the metadata, without the hashes. `turbo` false: the file is a stock Wan model."""
     record = {
         "version": _version(),
         "turbo": turbo,
@@ -220,7 +219,7 @@ def _record(request: Request, turbo: bool, trained_as: str, notes: list[str]) ->
 
 
 def _version() -> str:
-    """Of this pack."""
+    """The version of this pack."""
     return "".join(re.findall(r'(?m)^version = "(.+)"', _PYPROJECT.read_text(encoding="utf-8"))[:1])
 
 

@@ -39,7 +39,7 @@ class FileTensors:
 
 
 def _read(path: Path, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor:
-    """`count` elements from a byte of a file on."""
+    """`count` elements that begin at a byte offset of a file."""
     data = bytearray(count * dtype.itemsize)
     view, done = memoryview(data), 0
     try:

@@ -17,7 +17,7 @@ _LISTED = 3
 
 
 class Addition(Protocol):
-    """A change of weights. `notes` says in sentences what it did and left alone."""
+    """A change of weights. `notes` says in sentences what it changes and what it leaves unchanged."""
 
     notes: list[str]
 

@@ -1,4 +1,4 @@
-"""Where a converted file goes: its name, its place, and that it appears there whole or not at all."""
+"""The output file of a conversion: checks its name and place, and makes it appear complete or not at all."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ from ..errors import TurboError
 
 SUFFIX = ".safetensors"
 PARTIAL = ".partial"  # not a suffix that ComfyUI lists
-_LONGEST, _LONGEST_PATH = 200, 1000  # bytes; most systems allow 255 to a name, of which the partial file needs some
+_LONGEST, _LONGEST_PATH = 200, 1000  # bytes; most systems allow 255 for a name, and the partial file's is longer
 _LEFTOVER = re.compile(rf".+{re.escape(SUFFIX)}\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
 _FORBIDDEN = re.compile(r'[<>:"|?*]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows' own, whatever the suffix
@@ -52,7 +52,7 @@ def check_name(name: str) -> str:
 
 
 def _is_portable(part: str) -> bool:
-    """Whether Linux, macOS and Windows all take it as the name of a file or folder. What is not printable hides in a
+    """Whether Linux, macOS and Windows all take it as the name of a file or folder, and every character is visible in a
     list."""
     return (
         part.isprintable()
@@ -92,7 +92,7 @@ def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     anything.
 
     What killed runs left behind in that folder is removed first. Raises TurboError when the disk is full or the file
-    cannot be written, and when another one has come to be at `path` meanwhile."""
+    cannot be written, and when another file has appeared at `path` meanwhile and `overwrite` is false."""
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
             yield file
             check_free(path, overwrite)
             if os.name == "nt":
-                file.close()  # Windows moves no open file
+                file.close()  # Windows cannot move an open file
             os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -110,14 +110,14 @@ def replacing(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
         if error.errno in _FULL:
             raise TurboError(f"The disk became full while writing {path.name}; make room and try again.") from error
         raise TurboError(f"{path.name} could not be written ({error.strerror or error}); check the folder.") from error
-    except BaseException:  # an interrupt of ComfyUI's too
+    except BaseException:  # also ComfyUI's interrupt
         _remove(partial)
         raise
 
 
 def _new_partial(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside `path`, locked while it is written. Before it is locked, another process may take it for a
-    leftover and remove it: then there is another."""
+    """A new file beside `path`, locked while it is written. If another process takes it for a leftover and removes it
+    before it is locked, a new one is made."""
     while True:
         partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
         file = partial.open("x+b")

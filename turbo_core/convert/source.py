@@ -65,6 +65,7 @@ class Source:
         return [name for name in self.tensors if name not in sides]
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, of a 4-bit weight that of its values."""
         return self.packed[name].shape if name in self.packed else tuple(self.tensors[name].shape)
 
     def format(self, name: str) -> codec.Format:
@@ -110,7 +111,7 @@ class Source:
         return [name, *(f"{layer}.{side}" for side in SIDES if f"{layer}.{side}" in self.tensors)]
 
     def _unpacked(self, name: str, rows: slice) -> torch.Tensor:
-        """Rows of a 4-bit weight in float32: all that shares a scale of scales with them is unpacked."""
+        """Rows of a 4-bit weight in float32. All values that share a scale of scales with them are dequantized too."""
         state = self.packed[name]
         width = state.shape[1]
         unit = state.blocksize * max(state.nested_blocksize, 1)
@@ -153,9 +154,9 @@ def is_block_linear(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def sha256(path: Path, advance: Advance) -> str:
-    """Of a checkpoint: of its file, or of its files one after the other; each is read once from its beginning.
+    """The SHA-256 of a checkpoint's file, or of its files one after the other; each is read once from its beginning.
 
-    Raises CheckpointError where the checksum that a `.pth` file holds of a record is another."""
+    Raises CheckpointError if a record of a `.pth` file differs from the checksum that the file holds."""
     digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
     for part in files_of(path):
         checksums = _Checksums([] if part.suffix.lower() in SAFETENSORS_SUFFIXES else records(part))
@@ -171,13 +172,13 @@ def sha256(path: Path, advance: Advance) -> str:
 
 
 class _Checksums:
-    """The CRC-32 of each record of an archive that goes by from its beginning. A record without one, as torch writes on
-    request (`torch.serialization.set_crc32_options`), is not checked."""
+    """Computes the CRC-32 of each record of an archive, whose bytes `update` takes in order. A record without one, as
+    torch writes on request (`torch.serialization.set_crc32_options`), is not checked."""
 
     def __init__(self, listed: list[Record]):
         self._records = sorted((record for record in listed if record.crc), key=lambda record: record.start)
         self._found = dict.fromkeys(self._records, 0)
-        self._first = self._place = 0  # the first record that is not past, and the bytes that went by
+        self._first = self._place = 0  # the first record that is not complete, and the bytes taken so far
 
     def update(self, data: memoryview) -> None:
         begin, self._place = self._place, self._place + len(data)

@@ -50,7 +50,7 @@ def _files_in(workflow: dict[str, Any]) -> list[HubFile]:
 
 
 def _parse(url: str, folder: str, name: str) -> HubFile:
-    """Of https://huggingface.co/OWNER/NAME/resolve/REVISION/PATH."""
+    """The file at https://huggingface.co/OWNER/NAME/resolve/REVISION/PATH."""
     owner, repo, _, revision, *path = unquote(urlsplit(url).path).strip("/").split("/")
     return HubFile(f"{owner}/{repo}", revision, "/".join(path), folder, name)
 

@@ -1,4 +1,4 @@
-"""One file from Hugging Face, whole or not at all.
+"""Downloads a file from Hugging Face, completely or not at all.
 
 huggingface_hub's own hf_hub_download begins anew after a kill and compares no hash, so the part that arrived is kept
 here, under a name that ComfyUI does not list, and the file gets its own name after its SHA-256 was compared.
@@ -22,7 +22,7 @@ READ = 8 << 20  # bytes
 
 @dataclass(frozen=True)
 class Remote:
-    """What the hub says of a file."""
+    """The hub's metadata of a file."""
 
     url: str
     size: int
@@ -37,7 +37,7 @@ class Remote:
 
 def hub() -> ModuleType:
     """huggingface_hub, which transformers brings to ComfyUI. Raises TurboError where it is missing."""
-    # Its chunk protocol keeps no file that a killed download could go on with.
+    # Xet, its chunk protocol, keeps no partial file from which a killed download could resume.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     try:
         import huggingface_hub
@@ -51,7 +51,7 @@ def hub() -> ModuleType:
 
 
 def look_up(file: HubFile) -> Remote:
-    """The size and hash of a file. Raises TurboError if it cannot be had."""
+    """The size and hash of a file. Raises TurboError if the hub does not give them."""
     library = hub()
     url = library.hf_hub_url(file.repo, file.path, revision=file.revision)
     try:
@@ -64,7 +64,7 @@ def look_up(file: HubFile) -> Remote:
 
 
 def part_of(target: Path, remote: Remote) -> Path:
-    """Where a file is while it arrives: beside its place, and another for each version of it."""
+    """The path of the partial file, beside the target; each version of the file has another one."""
     version = hashlib.sha256(remote.etag.encode()).hexdigest()[:8]
     return target.with_name(f"{target.name}.{version}.part")
 
@@ -102,8 +102,8 @@ def receive(file: HubFile, remote: Remote, target: Path) -> None:
 
 
 def finish(file: HubFile, remote: Remote, target: Path, compared: Callable[[int], object]) -> None:
-    """Gives a file that has arrived its name, if it is what the hub states; `compared` hears how many more bytes were
-    read. Raises TurboError, and removes a damaged file."""
+    """Gives a file that has arrived its name, if it is what the hub states; `compared` is called with the number of
+    bytes just read. Raises TurboError, and removes a damaged file."""
     part = part_of(target, remote)
     found = hashlib.sha256()
     with _disk_faults(file, target):
