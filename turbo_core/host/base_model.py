@@ -36,8 +36,8 @@ logger = logging.getLogger("turbodiffusion")
 
 
 class _OurNetwork(comfy.model_base.BaseModel):
-    """Stands between ComfyUI's Wan models and its BaseModel: their constructors name a network class, and this one puts
-    ours in its place."""
+    """A class between ComfyUI's Wan models and its BaseModel: replaces the network class that their constructors name
+    by a subclass of ours."""
 
     network_class: type[TurboWanModel]
 

@@ -1,8 +1,7 @@
-"""The private or optional parts of ComfyUI that the pack uses. Only this module looks them up, and none of them is
-required:
+"""The private or optional parts of ComfyUI that the pack uses. Only this module looks them up, and none is required:
 private attributes of layers, whose absence means the default, and functions that not every supported version has.
 
-Older versions are refused before anything is imported (`environment.check_comfyui`)."""
+Unsupported versions are refused before anything is imported (`environment.check_comfyui`)."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -114,8 +113,8 @@ def nodes_of(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def show_on_node(node: Any, text: str) -> None:
-    """Has the page draw a text on a running node, given as the class that ComfyUI executes and with `unique_id` among
-    its hidden inputs; the page does not draw a `ui.PreviewText`. Outside of a prompt it does nothing."""
+    """Shows a text on a running node in the page, which does not show a `ui.PreviewText`. `node` is the class that
+    ComfyUI executes, with `unique_id` among its hidden inputs. Does nothing outside of a prompt."""
     node_id = getattr(node.hidden, "unique_id", None)
     if node_id:
         server = PromptServer.instance

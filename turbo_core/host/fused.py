@@ -33,7 +33,7 @@ def own_forward(cls: type[torch.nn.Module]) -> Callable[..., torch.Tensor] | Non
     return cls.forward if code is not None and code.co_filename == inspect.getfile(cls) else None
 
 
-_CROSS_ATTENTION = own_forward(WanT2VCrossAttention)  # another one may replace it later
+_CROSS_ATTENTION = own_forward(WanT2VCrossAttention)  # another pack may replace the method later
 
 
 def norm_modulate(

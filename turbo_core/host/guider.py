@@ -92,8 +92,8 @@ class ExpertGuider(comfy.samplers.CFGGuider):
     def inner_set_conds(self, conds: Mapping[str, Conditioning]) -> None:
         """As the base class, for both experts."""
         super().inner_set_conds(conds)
-        # For conditioning with hooks the base class exchanges its patcher for one without dynamic VRAM: so must both
-        # experts.
+        # For conditioning with hooks the base class replaces its patcher by one without dynamic VRAM. Both experts must
+        # be replaced.
         if self.model_patcher is not self._high:
             self._high = self.model_patcher
             if self._low is not None and self._low.is_dynamic():
@@ -147,7 +147,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             result = super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             record.enter(None)
-            for expert in self.get_models():  # other samplers count on, and not into this run's record
+            for expert in self.get_models():  # a copy, so that other samplers do not count into this run's record
                 expert.model.calls = expert.model.calls.copy()
                 expert.model.stop_reading()
                 expert.model.ahead = None

@@ -1,5 +1,5 @@
-"""Compiles the kernels of a model and of a VAE while files are read and the prompt is encoded, and has a pass wait for
-them."""
+"""Compiles the kernels of a model and of a VAE while files are read and the prompt is encoded, and makes a pass wait
+for them."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ from .wan_decoder import is_known
 
 logger = logging.getLogger("turbodiffusion")
 
-_LOOK = 0.5  # seconds between two looks at the progress, and at whether the user interrupts
+_LOOK = 0.5  # seconds between two checks of the progress, and of an interrupt by the user
 
 
 def compile_kernels(patcher: comfy.model_patcher.ModelPatcher) -> None:

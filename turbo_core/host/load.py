@@ -1,4 +1,4 @@
-"""From a model file to a ModelPatcher, as ComfyUI's own diffusion model loader does it, for our model class."""
+"""Loads a model file as a ModelPatcher, as ComfyUI's diffusion model loader does, with our model class."""
 
 import contextlib
 import json
@@ -123,8 +123,8 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 @contextlib.contextmanager
 def _comfyui_reads(path: Path, fault: str) -> Iterator[None]:
-    """Around what ComfyUI reads of a file on its own, which raises whatever a damaged or newer one leads to. `fault`
-    says in the CheckpointError what is then wrong with the file."""
+    """For a block in which ComfyUI reads a file by itself: turns the errors that a damaged or newer file leads to into
+    a CheckpointError, in which `fault` says what is wrong with the file."""
     try:
         yield
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RuntimeError) as error:

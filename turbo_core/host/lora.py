@@ -71,8 +71,7 @@ def lora_lines(patcher: comfy.model_patcher.ModelPatcher) -> list[str]:
 
 def refuse_hooks_on_quantized(patcher: comfy.model_patcher.ModelPatcher) -> None:
     """Makes a model and its clones raise TurboError for a weight hook of the conditioning on a quantized weight, before
-    a step runs:
-    ComfyUI overwrites weights in place for hooks, which a quantized one does not allow."""
+    a step runs. ComfyUI overwrites weights in place for hooks, which a quantized one does not allow."""
     patcher.add_callback_with_key(CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES, "turbodiffusion", _refuse_hooks)
 
 

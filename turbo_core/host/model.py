@@ -1,10 +1,10 @@
-"""What is put into ComfyUI's Wan networks: blocks, self-attention and head of our own.
+"""Our blocks, self-attention and head for ComfyUI's Wan networks.
 
-A network of ours is one of ComfyUI's classes with TurboWanModel before it (`subclass_of`), so that ComfyUI's own
+A network of ours is a subclass of TurboWanModel and of one of ComfyUI's classes (`subclass_of`), so that ComfyUI's own
 forward runs, of whichever variant and version it is. In a stock Wan file only the self-attention is replaced. For a
 TurboWan file time embedding, modulation and head are computed in float32, as in its training. `fused` has the operators
 around the linears of its blocks and decides when they are fused. Cross-attention is ComfyUI's class, which other packs
-patch: `fused` takes its place only where nobody has."""
+patch: `fused` replaces it only where none has."""
 
 from typing import Any, NamedTuple
 
@@ -29,14 +29,14 @@ INPUTS = "turbodiffusion"  # the key of BlockInputs in `transformer_options`
 
 
 class BlockInputs(NamedTuple):
-    """What the blocks of a turbo network are given beside ComfyUI's arguments. `queue`: ComfyUI's prefetch queue, or
-    None; `camera`: for a block that has camera layers, with a method `cut`."""
+    """The inputs of a turbo network's blocks beside ComfyUI's arguments. `queue`: ComfyUI's prefetch queue, or None;
+    `camera`: for blocks with camera layers, an object with a method `cut`, or None."""
 
     queue: Any = None
     camera: Any = None
 
     def cut(self, tokens: slice) -> "BlockInputs":
-        """For blocks that are given this range of the video's tokens."""
+        """The inputs for blocks that run on this range of the video's tokens."""
         return self if self.camera is None else self._replace(camera=self.camera.cut(tokens.start, tokens.stop))
 
 
@@ -107,7 +107,7 @@ class TurboVaceBlock(VaceWanAttentionBlock, TurboBlock):
     """A block of VACE's control branch, which ComfyUI runs between the others."""
 
     def prefetch(self, queue: Any, device: torch.device) -> None:
-        """Nothing: the queue holds the main blocks."""
+        """Does nothing: the queue holds the main blocks."""
 
 
 class TurboHead(Head):
@@ -153,7 +153,7 @@ class TurboWanModel(WanModel):
                 block.self_attn = TurboSelfAttention(*sizes, trained_sla=trained, operation_settings=settings)
 
     def _replace_blocks(self, settings: dict[str, Any]) -> None:
-        """Puts blocks of ours in the place of ComfyUI's."""
+        """Replaces ComfyUI's blocks by ours."""
         classes = {WanAttentionBlock: self.block_class, VaceWanAttentionBlock: TurboVaceBlock}
         for name, block in list(self.named_modules()):
             if type(block) not in classes:
@@ -167,7 +167,8 @@ class TurboWanModel(WanModel):
             self.set_submodule(name, ours)
 
     def camera_of(self, x: torch.Tensor, dtype: torch.dtype, **kwargs: Any) -> Any:
-        """What every block's `inject` is given, from the network's input x [B, C, T, H, W] and its conditioning."""
+        """The camera for `inject` of every block, from the network's input x [B, C, T, H, W] and its conditioning; None
+        in a network without camera layers."""
         return None
 
     def forward_orig(

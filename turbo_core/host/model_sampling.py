@@ -41,8 +41,8 @@ class RCMSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sa
         super().set_parameters(shift=shift, **kwargs)
 
     def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
-        """The noise level, float32, at each position * `multiplier`; computed in float64 on the CPU, which some devices
-        lack."""
+        """The noise level, float32, at each position * `multiplier`; computed on the CPU, since some devices have no
+        float64."""
         if self._sigma_max is None:
             return super().sigma(timestep)
         positions = torch.as_tensor(timestep)

@@ -1,8 +1,9 @@
 """bitsandbytes' 4-bit weights as ComfyUI's quantized weights: a layout, the Linear that unpacks them, and stock LoRAs
 on them.
 
-The weight stays packed on disk, in memory, in VRAM and in transfer; a layer unpacks its own when it runs. No weight is
-packed again, which would round a LoRA away: LoRAs are added to the unpacked weight, or as side paths, at each run."""
+The weight stays packed on disk, in memory, in VRAM and in transfer; a layer unpacks its weight when it runs. No weight
+is packed again, which would round a LoRA away: LoRAs are added to the unpacked weight, or as side paths, at each
+run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -57,7 +58,7 @@ class TurboDiffusionNF4Layout(QuantizedLayout):
 
     @classmethod
     def state_dict_tensors(cls, qdata: torch.Tensor, params: Params) -> dict[str, torch.Tensor]:
-        """By bitsandbytes' names: a saved model has the tensors of the file that it was loaded from."""
+        """Under bitsandbytes' names: a saved model has the tensors of the file that it was loaded from."""
         sides = {
             ".absmax": params.scale,
             ".quant_map": params.quant_map,
@@ -142,8 +143,8 @@ def nf4_operations(compute_dtype: torch.dtype) -> Any:
                 return_weight: bool = False,
                 **kwargs: Any,
             ) -> torch.Tensor | None:
-                """ComfyUI bakes patches into a weight by this. A 4-bit weight stays as it is: `patch_at_run_time` has
-                the patches applied when the layer runs. Raises TurboError where that cannot stand in for baking."""
+                """Called by ComfyUI to bake patches into a weight. A 4-bit weight stays as it is: `patch_at_run_time`
+                has the patches applied when the layer runs. Raises TurboError where the baked weight is needed."""
                 if not is_nf4(self.weight):
                     return super().set_weight(weight, inplace_update, seed, return_weight, **kwargs)
                 if return_weight and any(map(_is_patch, self.weight_function)):
@@ -174,7 +175,7 @@ def _attach_patches(
             continue
         if force_patch_weights:  # only for saving the model
             raise _not_saved()
-        # By this function dynamic VRAM would patch the weight once and pack it again.
+        # With this function dynamic VRAM would patch the weight once and pack it again.
         module.weight_lowvram_function = None
         patch = comfy.model_patcher.LowVramPatch(key, patcher.patches)
         module.weight_function = [patch, *(f for f in module.weight_function if not _is_patch(f))]

@@ -37,10 +37,11 @@ logger = logging.getLogger("turbodiffusion")
 def with_parallel(
     patcher: comfy.model_patcher.ModelPatcher, gpus: int, backend: str, address: str
 ) -> tuple[comfy.model_patcher.ModelPatcher, str]:
-    """A clone that runs every step on `gpus` devices (0: all that there are), and a line that says so. On the backend
-    gloo a device is a process on the CPU. `address`: of a Ray cluster, empty for this machine.
+    """A clone that runs every step on `gpus` devices (0: all that there are), and a line that says so. With the backend
+    gloo a device is a process on the CPU. `address`: that of a Ray cluster, empty for this machine.
 
-    One device gives the model itself. Raises TurboError for a model, number or machine with which this cannot be."""
+    One device gives the model itself. Raises TurboError for a model, a number of devices or a machine that does not
+    allow this."""
     spec = model_spec(patcher)
     network = patcher.model.diffusion_model
     if type(network) not in (TurboWanModel, LingBotWanModel):
@@ -151,7 +152,7 @@ class _Parallel:
         return name
 
     def unload(self, *_: Any) -> None:
-        """When ComfyUI unloads the model: the other ranks' device memory too."""
+        """Called when ComfyUI unloads the model: frees the device memory of the other ranks too."""
         self._workers.unload()
 
 

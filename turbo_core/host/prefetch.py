@@ -1,5 +1,5 @@
-"""Model files are read from disk before they are needed: the first expert's while the prompt is encoded, the low
-expert's while the high expert still computes.
+"""Reads model files from disk before they are needed: the first expert's while the prompt is encoded, the low expert's
+while the high expert still computes.
 
 Only the page cache is filled. From there ComfyUI's own loading stages them (pinned buffers, streams, dynamic VRAM), on
 the thread that samples, which is the only one its bookkeeping is made for; pinned copies made ahead would also hold the
@@ -33,7 +33,7 @@ def read_ahead(high: comfy.model_patcher.ModelPatcher, low: comfy.model_patcher.
 
 
 def _files(patcher: comfy.model_patcher.ModelPatcher) -> list[Path]:
-    """Those of a model; none if a shard is missing, which loading the model reports."""
+    """The files of a model; none if a shard is missing, which loading the model reports."""
     try:
         return files_of(patcher.model.source)
     except CheckpointError:

@@ -32,7 +32,7 @@ LAYOUT = "TurboDiffusionBlockINT8Layout"
 CHANNEL_LAYOUT = "TensorWiseINT8Layout"  # ComfyUI's format int8_tensorwise, our converter's int8_rowwise
 FORMAT = "turbodiffusion_int8_block128"
 assert FORMAT.endswith(f"block{TILE}")  # saved files carry the name
-# How activations are quantized: with a scale for 128 channels of a token, or with upstream's for 128 x 128 of them.
+# How activations are quantized: with a scale for 128 channels of a token, or, as upstream, of 128 tokens.
 ACTIVATIONS = {"fine": "group", "upstream": "block"}
 
 
@@ -156,7 +156,7 @@ def block_int8_operations(
         class Linear(base_linear):
             @property
             def activation(self) -> str:
-                """How what the layer reads is quantized."""
+                """How the layer's input is quantized: "group", "block" or "row"."""
                 return "row" if is_channel_int8(self.weight) else ACTIVATIONS[activations]
 
             def take_weight(self, state_dict: dict[str, torch.Tensor], key: str) -> QuantizedTensor | None:
@@ -174,7 +174,7 @@ def block_int8_operations(
 
             @property
             def weight_scale(self) -> torch.Tensor:
-                """An attribute because ComfyUI's merge nodes read every key of the state dict as one of its layer."""
+                """An attribute, because ComfyUI's merge nodes read every key of the state dict as one of its layer."""
                 if not is_block_int8(self.weight):
                     raise AttributeError("weight_scale")
                 return self.weight._params.scale
@@ -189,7 +189,7 @@ def block_int8_operations(
                 return int8_linear(x, weight._qdata, weight._params.scale, bias, self.activation)
 
             def quantize(self, x: torch.Tensor) -> Quantized:
-                """An activation [B, M, K] as this layer takes it."""
+                """An activation [B, M, K], quantized as this layer takes it."""
                 codes, scales = int8_quantize(x, self.activation)
                 return Quantized(codes, scales, x.dtype, x)
 

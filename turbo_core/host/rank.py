@@ -20,11 +20,11 @@ logger = logging.getLogger("turbodiffusion")
 
 
 class Rank:
-    """The models and groups of one process. Every argument and result is plain data or of ComfyUI's classes: the
-    pack's own have another module name in the other process."""
+    """The models and groups of one process. Every argument and result is plain data or of ComfyUI's classes, because
+    the pack's classes have another module name in the other process."""
 
     def __init__(self, threads: int):
-        """`threads` of torch, for ranks on a CPU that they share."""
+        """`threads`: how many torch uses, since ranks on a CPU share its cores."""
         torch.set_num_threads(threads)
         self._files: dict[tuple[Any, ...], comfy.model_patcher.ModelPatcher] = {}
         self._models: dict[str, comfy.model_patcher.ModelPatcher] = {}
@@ -69,7 +69,7 @@ class Rank:
         """Takes part in a network call of rank 0, whose arguments are `tensors`, which it sends, and `others`.
         `attention`: the SLA of each layer by name, None for a dense one.
 
-        Returns what went wrong as (kind, sentence); the kind is "group", "memory" or "error"."""
+        Returns None, or what went wrong as (kind, sentence); the kind is "group", "memory" or "error"."""
         ranks = self._groups.get(group)
         try:
             if ranks is None:

@@ -10,17 +10,17 @@ from ..errors import TurboError
 from .load import load_model
 from .side_paths import SidePath
 
-# Object patches that need not travel: rank 0 computes with them, or sends what they lead to with every step.
+# Object patches that a recipe need not have: rank 0 alone uses them, or sends the settings with every step.
 _ON_RANK_0 = ("model_sampling", "dense_steps")
 _SENT = ".sla"
 
 
 def recipe_of(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, Any]:
-    """As plain data: `file`, the arguments of load_model; `side_paths`, of each low-rank change its layer, matrices and
-    scale; `patches` as (strength of the patch, patches by key, strength of the model), as ModelPatcher.add_patches
-    takes them.
+    """The recipe of a model as plain data: `file`, the arguments of load_model; `side_paths`, of each low-rank change
+    its layer, matrices and scale; `patches` as (strength of the patch, patches by key, strength of the model), as
+    ModelPatcher.add_patches takes them.
 
-    Raises TurboError for a change by another node that cannot travel, with its name."""
+    Raises TurboError, with its name, for a change by another node that cannot be sent to another process."""
     loader, file = (*(patcher.cached_patcher_init or (None, ())), ())[:2]
     if loader is not load_model:
         raise _cannot("a model of another loader")

@@ -43,9 +43,8 @@ def run(
     """Samples a LATENT; its `samples` are [B, 16, T, H, W]. Equals ExpertGuider, the rCM sampler and RandomNoise in
     SamplerCustomAdvanced bit for bit when the noise is drawn on the CPU. Raises TurboError for inputs that do not fit
     together."""
-    check_latent(
-        latent["samples"], model_spec(high).out_channels
-    )  # before ComfyUI gives an empty latent the model's channels
+    # Checked here, before ComfyUI gives an empty latent the model's channels.
+    check_latent(latent["samples"], model_spec(high).out_channels)
     guider = ExpertGuider(high, low, boundary)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg_high, cfg_low)

@@ -61,14 +61,14 @@ def side_path_operations(operations: Any) -> Any:
 
 
 def values_of(x: torch.Tensor | Quantized) -> torch.Tensor:
-    """The activation itself, which whoever quantized it for a layer with side paths kept."""
+    """The activation in float, which a Quantized for a layer with side paths must hold."""
     values = x if isinstance(x, torch.Tensor) else x.values
     assert values is not None
     return values
 
 
 def side_paths(layer: torch.nn.Module) -> tuple[SidePath, ...]:
-    """The side paths of a layer; none if it is no linear of `side_path_operations`."""
+    """The side paths of a layer; none if it is not a linear of `side_path_operations`."""
     return getattr(layer, "side_paths", ())
 
 
@@ -103,7 +103,7 @@ def _matrices(
     offload_device: torch.device,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The matrices as a model of linears, in order; also what ComfyUI calls for one on another device."""
+    """The matrices as a model of linears, in order. ComfyUI calls it again for a copy on another device."""
     # Looked up here, because ComfyUI replaces CoreModelPatcher when it turns dynamic VRAM on.
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     layers = torch.nn.ModuleList(_linear(weight) for weight in weights)

@@ -1,5 +1,5 @@
-"""A report in plain text: the backend of each operator and why no faster one, memory of the models, and the last
-run."""
+"""A report in plain text: the backend of each operator and why no faster one runs, the memory of the models, and the
+last run."""
 
 import importlib.metadata
 import platform

@@ -62,7 +62,7 @@ def _encode(path: Path, text: str, embedding_directories: list[str]) -> Conditio
     began = time.perf_counter()
     clip = _load(path, embedding_directories)
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    # ComfyUI's list of loaded models refers to them weakly: without this reference the weights are gone, on every
+    # ComfyUI's list of loaded models holds them by weak references: deleting this reference frees the weights on every
     # device.
     del clip
     comfy.model_management.soft_empty_cache()
@@ -73,7 +73,7 @@ def _encode(path: Path, text: str, embedding_directories: list[str]) -> Conditio
 
 def _device() -> torch.device:
     """The device that encodes: ComfyUI's choice, except that --lowvram and --novram do not make it the CPU. ComfyUI
-    takes that then for want of room, but its offload streams the weights through whatever room there is."""
+    chooses the CPU then to save VRAM, but its offloading can stream the weights through whatever VRAM there is."""
     device: torch.device = comfy.model_management.text_encoder_device()
     small = comfy.model_management.vram_state.name in ("LOW_VRAM", "NO_VRAM")
     if small and comfy.model_management.should_use_fp16(prioritize_performance=False):

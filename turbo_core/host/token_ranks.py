@@ -1,7 +1,8 @@
 """A network call on several ranks: each runs the blocks on its own tokens.
 
-ComfyUI's forward runs on every rank with the same inputs, so that everything outside of the blocks stays as it is:
-they take a few thousandths of a step. The first block is given this rank's tokens, the last one's are gathered."""
+ComfyUI's forward runs on every rank with the same inputs, so that everything outside of the blocks stays as it is: it
+takes a few thousandths of a step. The first block is given this rank's tokens, and the last one's output is
+gathered."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +26,7 @@ class TokenRanks:
         self._shares: list[slice] = []
 
     def options(self) -> dict[str, Any]:
-        """The `transformer_options` that make a network call one of this rank's."""
+        """The `transformer_options` with which a network call computes this rank's share."""
         blocks = {("double_block", i): partial(self._run_block, i) for i in range(self._last + 1)}
         return {"patches_replace": {"dit": blocks}, RANKS: self}
 
@@ -38,7 +39,7 @@ class TokenRanks:
         return self._group.to_tokens(x, self._shares)
 
     def _run_block(self, index: int, arguments: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        """As ComfyUI calls a replaced block."""
+        """Called by ComfyUI in place of a block."""
         self._between()
         x, options = arguments["img"], arguments["transformer_options"]
         if index == 0:
