@@ -1,1 +1,1 @@
-"""What the pack knows about TurboDiffusion. Everything outside `host/` imports and tests without ComfyUI."""
+"""What the pack knows about TurboDiffusion. Everything outside `host/` can be imported and tested without ComfyUI."""

@@ -1,4 +1,4 @@
-"""Settings of sparse-linear attention, as they travel from a node to the attention layers."""
+"""Settings of sparse-linear attention, as a node passes them to the attention layers."""
 
 from typing import Literal, NamedTuple
 

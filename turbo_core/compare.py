@@ -1,4 +1,4 @@
-"""How far two videos are apart, frame by frame, and both of them side by side."""
+"""Compares two videos: PSNR and SSIM of each frame, and both side by side."""
 
 import math
 from collections.abc import Iterator
@@ -55,12 +55,12 @@ def _size(video: torch.Tensor) -> str:
 
 
 def scores(a: torch.Tensor, b: torch.Tensor, device: torch.device | str = "cpu") -> Iterator[Score]:
-    """The score of each pair of frames, computed on `device` with the memory of a few frames. `check` says what is
-    taken; raises TurboError where a frame holds no numbers.
+    """The score of each pair of frames of videos that `check` accepts, computed on `device` with the memory of a few
+    frames. Raises TurboError for a frame that holds NaN or infinite values.
 
     In float64: the variances of flat areas are differences of nearly equal numbers, which in float32 change the fourth
     digit."""
-    # Half a second where nothing else has imported it yet.
+    # Imported here because it takes half a second.
     from kornia.metrics import ssim
 
     for index, pair in enumerate(zip(a, b, strict=True)):

@@ -1,5 +1,5 @@
-"""What the pack needs of the machine, found without importing torch. Standard library only: install.py runs it by
-itself."""
+"""Checks what the pack needs of the machine, without importing torch. Standard library only, because install.py runs it
+alone."""
 
 import importlib.metadata
 import importlib.util
@@ -57,7 +57,7 @@ def _running_comfyui() -> str:
     try:
         from comfyui_version import __version__
     except ImportError:
-        return "0"  # from before it stated one
+        return "0"  # older versions do not state theirs
     return __version__
 
 

@@ -1,4 +1,4 @@
-"""A picture made fit to start a video: three channels, and a size whose area is what the models were trained at."""
+"""Prepares a picture as the first frame of a video: three channels, and a size of the area of the models' training."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 
 from .errors import TurboError
 
-# width, height: the sizes TurboDiffusion's reference offers
+# width, height: the sizes that TurboDiffusion offers
 SIZES = {
     "480p": {"16:9": (832, 480), "9:16": (480, 832), "4:3": (640, 480), "3:4": (480, 640), "1:1": (640, 640)},
     "720p": {"16:9": (1280, 720), "9:16": (720, 1280), "4:3": (960, 720), "3:4": (720, 960), "1:1": (960, 960)},
@@ -33,7 +33,7 @@ def target_size(width: int, height: int, resolution: str, aspect: str) -> tuple[
 
 def to_rgb(frame: torch.Tensor, background: float) -> torch.Tensor:
     """One picture [height, width, channels] of 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha) channels as float32
-    [height, width, 3] of 0 to 1, what is transparent showing the background."""
+    [height, width, 3] of 0 to 1, blended with the background by alpha."""
     frame = frame.float().clamp(0, 1)
     channels = frame.shape[-1]
     color = frame[..., :3] if channels >= 3 else frame[..., :1].expand(*frame.shape[:-1], 3)
@@ -41,7 +41,7 @@ def to_rgb(frame: torch.Tensor, background: float) -> torch.Tensor:
 
 
 def resize(frame: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """A picture [h, w, C] at another size: bilinear with antialiasing, as torchvision's Resize in the reference."""
+    """A picture [h, w, C] at another size: bilinear with antialiasing, as torchvision's Resize, which upstream uses."""
     if frame.shape[:2] == (height, width):
         return frame
     planes = frame.movedim(-1, 0).unsqueeze(0)

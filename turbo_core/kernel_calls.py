@@ -25,10 +25,10 @@ class Packed4(NamedTuple):
 
 
 class Network(NamedTuple):
-    """What of a network decides which kernels it launches. `dtype`: of its activations. `activations`: how those of
-    its int8 linears are quantized, "group", "block", or "row" for weights by channel; empty without int8 weights.
-    `attention`: the settings of its sparse attention. `turbo`: with our transformer blocks; `side_paths`: with LoRAs
-    beside their weights."""
+    """What decides which kernels a network launches. `dtype`: of its activations. `activations`: how those of its int8
+    linears are quantized, "group", "block", or "row" for weights by channel; empty without int8 weights. `attention`:
+    the settings of its sparse attention. `turbo`: with our transformer blocks; `side_paths`: with LoRAs beside their
+    weights."""
 
     width: int
     ffn_width: int

@@ -28,7 +28,7 @@ _ROPE = 1024  # bytes of rotation tables for each token, float32
 _FLOAT32 = 4
 _MARGIN = 1.1
 _CODES = 1 + _FLOAT32 / 128  # bytes of an int8 code with its share of the scale of 128
-_TEMPORAL, _SPATIAL = 4, 16  # pixels to a token in each direction; the first frame is a token row of its own
+_TEMPORAL, _SPATIAL = 4, 16  # frames, and pixels along each axis, of a token; the first frame has tokens of its own
 
 
 Activations = Literal["float", "tiles", "channels"]
@@ -59,7 +59,7 @@ def weight_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, int8
 
 
 def tokens(width: int, height: int, frames: int) -> int:
-    """Tokens of a video of so many pixels and frames."""
+    """Tokens of a video of this width and height in pixels and this number of frames."""
     return ((frames - 1) // _TEMPORAL + 1) * (width // _SPATIAL) * (height // _SPATIAL)
 
 

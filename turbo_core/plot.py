@@ -1,4 +1,4 @@
-"""Pictures of numbers and of words, drawn with Pillow."""
+"""Charts and captions, drawn with Pillow."""
 
 import bisect
 import math

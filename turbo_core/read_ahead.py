@@ -2,8 +2,8 @@
 own.
 
 Weights are mapped from their file, so a file that is in the page cache is as good as loaded: ComfyUI then copies it to
-the device, or a CPU computes from it, at the speed of memory. Nothing is held here but one buffer; what was read is the
-system's to give away when something else needs the memory."""
+the device, or a CPU computes from it, at the speed of memory. Only one buffer is held here; the system drops the cached
+pages when something else needs the memory."""
 
 import logging
 import threading
@@ -92,5 +92,5 @@ class ReadAhead:
 
 
 def total_size(files: Sequence[Path]) -> int:
-    """In bytes; a file that is gone, which its reader will report, counts 0."""
+    """The size of all files in bytes; a file that is gone, which its reader will report, counts 0."""
     return sum(path.stat().st_size for path in files if path.is_file())

@@ -2,7 +2,7 @@
 global.
 
 A run's models hold it as `last_run`, its LATENT under RUN. What was done for it earlier in the same prompt comes with
-the CONDITIONING, as a Before under BEFORE in its options; who decodes the LATENT adds to the record."""
+the CONDITIONING, as a Before under BEFORE in its options. Nodes that decode the LATENT add to the record."""
 
 import time
 from collections import Counter
@@ -66,10 +66,11 @@ class RunRecord:
         return self.calls.setdefault(expert, Counter())
 
     def add(self, phase: str, seconds: float) -> None:
+        """Adds seconds to those of a phase."""
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     def lines(self) -> list[str]:
-        """What a user wants to know, a line each: steps, seconds, reading ahead."""
+        """The record for a user: a line for steps, seconds and each reading ahead."""
         parts = []
         for phase, seconds in self.seconds.items():
             each = [f"{step.ended - step.began:.1f}" for step in self.passes if step.expert == phase and step.ended]

@@ -1,7 +1,7 @@
 """Encoded prompts on disk, so that a prompt used before needs no text encoder.
 
 An entry is one safetensors file named by its key. It appears whole by a rename and never changes, so servers may share
-the folder. Its modification time is when it was last used: the entry unused for longest goes first."""
+the folder. Its modification time is when it was last used: the entry unused for longest is removed first."""
 
 import contextlib
 import hashlib

@@ -31,7 +31,7 @@ def stored_images(folder: Path, images: torch.Tensor) -> "LazyImages":
 
 
 def frame_rate(fps: float) -> Fraction:
-    """Frames a second as the exact number it is. Raises TurboError outside of FPS."""
+    """Frames a second as an exact fraction. Raises TurboError outside of FPS."""
     if not FPS[0] <= fps <= FPS[1]:
         raise TurboError(f"fps is {fps}: choose {FPS[0]:.0f} to {FPS[1]:.0f} frames a second (Wan 2.1 and A14B: 16).")
     return Fraction(fps)
@@ -39,7 +39,7 @@ def frame_rate(fps: float) -> Fraction:
 
 @contextmanager
 def room_in(folder: Path) -> Iterator[None]:
-    """Around writing to `folder`: what goes wrong with the disk there becomes a TurboError."""
+    """For a block that writes to `folder`: turns an OSError into a TurboError."""
     try:
         yield
     except OSError as error:
@@ -137,13 +137,13 @@ class ArrivingImages(LazyImages):
         self._count, self._abandoned = 0, False
 
     def arrived(self, stop: int) -> None:
-        """The frames before `stop` are there."""
+        """Tells readers that the frames before `stop` are complete."""
         with self._changed:
             self._count = max(self._count, stop)
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """No more frames will come: whoever waits for one, or asks for one that is not there, gets an EOFError."""
+        """Tells readers that no more frames will come: reading one that is not complete raises EOFError."""
         with self._changed:
             self._abandoned = True
             self._changed.notify_all()

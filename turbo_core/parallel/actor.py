@@ -26,7 +26,7 @@ class Actor:
     def start(self, options: dict[str, Any], threads: int) -> str:
         """The first time, imports ComfyUI with the options of the other process's command line. Returns the device.
 
-        A call of its own: the options have types of ComfyUI, which is on the path by now."""
+        Not part of the constructor, because unpickling the options needs ComfyUI on the path."""
         if self._rank is None:
             importlib.import_module("comfy.options").enable_args_parsing(False)
             vars(importlib.import_module("comfy.cli_args").args).update(options)
@@ -42,5 +42,5 @@ class Actor:
         return address
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """A method of Rank."""
+        """Calls a method of Rank and returns its result."""
         return getattr(self._rank, method)(*arguments)

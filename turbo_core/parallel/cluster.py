@@ -19,7 +19,7 @@ from ..errors import TurboError
 from . import actor as actor_module
 from .group import Backend
 
-# Namespaces of Ray, by which it is known what Ray was started for in this process.
+# Namespaces of Ray, which tell what Ray was started for in this process.
 _LOCAL, _CLUSTER = "turbodiffusion-parallel-local", "turbodiffusion-parallel-cluster"
 _RANK, _MOST_RANKS = "turbodiffusion_rank", 1024  # a resource of the local Ray
 START_SECONDS = 180.0  # a process that imports torch and ComfyUI
@@ -45,8 +45,9 @@ class Place(NamedTuple):
 def join_cluster(address: str) -> None:
     """Starts Ray on this machine, or joins the cluster that it is part of, for as long as this process lives.
 
-    `address` is a workflow's, so it joins nothing by itself: who runs a cluster can run code here. The cluster is the
-    one that this machine was added to by `ray start`, and a given address must be its own. Raises TurboError."""
+    `address` comes from a workflow, so it does not choose the cluster: whoever runs a cluster can run code here. The
+    cluster is the one that this machine was added to by `ray start`, and a given address must be its own. Raises
+    TurboError."""
     namespace = _CLUSTER if address else _LOCAL
     if not ray.is_initialized():
         options: dict[str, Any] = {"namespace": namespace, "logging_level": logging.ERROR, "log_to_driver": False}
@@ -74,8 +75,9 @@ def join_cluster(address: str) -> None:
 
 
 def _require_token() -> None:
-    """Ray listens on the network and runs what it is told there, by newer versions only for who has the token that Ray
-    keeps in the user's home. Raises TurboError where Ray was started without, unless the user has set that."""
+    """Raises TurboError where Ray was started without a token, unless the user has set RAY_AUTH_MODE. Ray listens on
+    the network and runs the code that it receives; newer versions require the token that is kept in the user's
+    home."""
     if not os.environ.get("RAY_AUTH_MODE"):  # ray.init sets it
         ray.shutdown()
         raise TurboError(
@@ -91,7 +93,7 @@ def cluster_gpus() -> int:
 
 @contextlib.contextmanager
 def reported(what: str) -> Iterator[None]:
-    """Raises TurboError, "`what` (reason).", for an error of Ray."""
+    """Turns an error of Ray in the block into a TurboError, "`what` (reason)."."""
     try:
         yield
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
@@ -105,10 +107,10 @@ class Processes:
     """The processes of ranks 1 and up."""
 
     def __init__(self, place: Place):
-        """`join_cluster` was called before."""
+        """Needs `join_cluster` to have been called."""
         self._place = place
         self._takes_gpus = bool(place.address) and place.backend == "nccl"
-        # Where Ray gives GPUs, one process more: it keeps this process's own GPU from being given to a rank.
+        # Where Ray assigns the GPUs, one process more: it gets this process's own GPU, so that no rank does.
         self._count = place.size - 1 + self._takes_gpus
         self._of_this_process = f"turbodiffusion-{socket.gethostname()}-{os.getpid()}-"
         self._prefix = f"{self._of_this_process}{place.size}-"
@@ -138,26 +140,26 @@ class Processes:
         return others[: place.size - 1]
 
     def end(self) -> None:
-        """Ends the processes. `find` starts them anew."""
+        """Ends the processes. `find` starts new ones."""
         for name in self._placed(self._prefix):
             _end(name)
 
     @staticmethod
     def _placed(prefix: str) -> list[str]:
-        """The names of placement groups that begin so."""
+        """The names of placement groups that begin with `prefix`."""
         groups = placement_group_table().values()
         return [info["name"] for info in groups if info["name"].startswith(prefix) and info["state"] != "REMOVED"]
 
     def _start(self) -> list[Any]:
         needs = {"CPU": 1} | ({"GPU": 1} if self._takes_gpus else {}) if self._place.address else {_RANK: 1}
-        name = f"{self._prefix}{uuid.uuid4().hex}"  # one that Ray has ended may be known to it for a while
+        name = f"{self._prefix}{uuid.uuid4().hex}"  # a new one, because Ray may know one that has ended for a while
         places = placement_group([needs] * self._count, name=name, strategy="PACK")
         if not places.wait(_ROOM_SECONDS):
             remove_placement_group(places)
             raise TurboError(
                 f"Ray has no room for {self._count} processes with {needs}: set gpus to less, or add machines."
             )
-        # By value: under the name that ComfyUI gives the pack no other process can import it.
+        # By value: no other process can import the pack under the name that ComfyUI gives it.
         cloudpickle.register_pickle_by_value(actor_module)
         try:
             return [self._start_one(f"{name}-{i}", i, places, needs) for i in range(self._count)]

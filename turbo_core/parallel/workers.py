@@ -26,18 +26,18 @@ class ProcessEnded(TurboError):
 
 
 class Workers:
-    """The other ranks as one model uses them. A step that fails on any rank fails here with one error, and the next one
-    starts anew with a group, and where a process has ended with processes, of its own."""
+    """The other ranks as one model uses them. A step that fails on any rank raises one error here. The next step forms
+    a new group, with new processes where one has ended."""
 
     def __init__(self, place: Place):
-        """`cluster.join_cluster` was called before. Has Ray start the processes, without waiting for them."""
+        """Has Ray start the processes, without waiting for them. Needs `cluster.join_cluster` to have been called."""
         self.place = place
         self._processes = Processes(place)
         self._found = self._processes.find()
         self._group: Group | None = None
         self._name = ""  # of the group
         self._ranks: list[Any] = []
-        self._loaded: list[str] = []  # the names of models that the other ranks have of this object
+        self._loaded: list[str] = []  # the names of the models that the other ranks have loaded for this object
         weakref.finalize(self, _forget, self._ranks, self._loaded)
 
     @property
@@ -93,8 +93,8 @@ class Workers:
         others: Mapping[str, Any],
         attention: Mapping[str, tuple[Any, ...] | None],
     ) -> Iterator[Group]:
-        """Within the block the other ranks run the model's network with these arguments (`Rank.step`), in the group
-        that is given. Raises TurboError for what goes wrong on another rank."""
+        """Within the block the other ranks run the model's network with these arguments (`Rank.step`). Yields the
+        group. Raises TurboError for what goes wrong on another rank."""
         group = self.group
         described = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
         calls = [rank.call.remote("step", self._name, name, described, others, attention) for rank in self._ranks]
@@ -124,7 +124,7 @@ class Workers:
             return TurboError("The process of another GPU did not end its step, and was ended: queue the prompt again.")
         fault = _fault(calls)
         if isinstance(fault, ProcessEnded):
-            self._processes.end()  # Ray may go on to know one that has just ended
+            self._processes.end()  # Ray may still list a process that has just ended
         return fault
 
     def unload(self) -> None:
@@ -143,7 +143,7 @@ class Workers:
 
 
 def _forget(ranks: list[Any], models: list[str]) -> None:
-    """When a model is gone: the other ranks' copies of it. Their part of its group ends with rank 0's."""
+    """Drops the other ranks' copies of a model that is gone here. Their part of its group ends with rank 0's."""
     if ray.is_initialized():  # not when Python ends
         for rank in ranks:
             rank.call.remote("forget", models)
@@ -160,7 +160,8 @@ def _watch(calls: list[Any], group: Group) -> None:
 
 
 def _fault(calls: list[Any]) -> TurboError | None:
-    """What went wrong in steps that have ended; that a rank could not reach the others only if nothing else did."""
+    """What went wrong in steps that have ended; None if nothing did. A GroupError only if there is no other fault, of
+    which it may be a consequence."""
     faults: dict[str, str] = {}
     for number, call in enumerate(calls, 1):
         try:

@@ -11,7 +11,7 @@ from ..errors import TurboError
 
 MIDDLE_ANGLES = (1.5, 1.4, 1.0)  # what TurboDiffusion distilled its models on, after the first, atan(sigma_max)
 MAX_STEPS = 16
-SIGMA_MAX_LIMIT = 14.2  # atan of it is the first that exceeds MIDDLE_ANGLES[0]
+SIGMA_MAX_LIMIT = 14.2  # tan(MIDDLE_ANGLES[0]) is 14.10: below it the second angle would exceed the first
 
 
 def angles(steps: int, sigma_max: float) -> list[float]:
