@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 
 from .errors import TurboError, bounded
 from .image import to_rgb
@@ -64,7 +65,7 @@ def scores(a: torch.Tensor, b: torch.Tensor, device: torch.device | str = "cpu")
     from kornia.metrics import ssim
 
     for index, pair in enumerate(zip(a, b, strict=True)):
-        one, other = (to_rgb(frame.to(device), 0.0).double().movedim(-1, 0).unsqueeze(0) for frame in pair)
+        one, other = (rearrange(to_rgb(frame.to(device), 0.0).double(), "h w c -> 1 c h w") for frame in pair)
         mse = (one - other).square().mean().item()
         if not math.isfinite(mse):
             raise TurboError(

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from einops import rearrange
 
 from .errors import TurboError
 
@@ -44,9 +45,9 @@ def resize(frame: torch.Tensor, width: int, height: int) -> torch.Tensor:
     """A picture [h, w, C] at another size: bilinear with antialiasing, as torchvision's Resize, which upstream uses."""
     if frame.shape[:2] == (height, width):
         return frame
-    planes = frame.movedim(-1, 0).unsqueeze(0)
+    planes = rearrange(frame, "h w c -> 1 c h w")
     resized = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
-    return resized[0].movedim(0, -1)
+    return rearrange(resized, "1 c h w -> h w c")
 
 
 def fit(frame: torch.Tensor, width: int, height: int, how: str, background: float) -> torch.Tensor:

@@ -14,6 +14,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 
 from .format import EXACT_K, GROUP_LEVELS, MIN_AMAX, TILE, empty_codes, scale_kind, tile_count
 
@@ -54,11 +55,11 @@ def quantize_block(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         for rows in _chunks(m, k):
             chunk = item[rows].float()
             padded = F.pad(chunk, (0, -k % TILE, 0, -len(chunk) % TILE))
-            tiles = padded.view(padded.shape[0] // TILE, TILE, -1, TILE)
-            amax = tiles.abs().amax((1, 3)).clamp_(min=MIN_AMAX)
-            encoded = _encode(tiles, amax[:, None, :, None], 128)
-            item_codes[rows] = encoded.view(padded.shape)[: len(chunk), :k]
-            item_scales[rows.start // TILE : tile_count(rows.stop)] = amax / 128
+            tiles = rearrange(padded, "(m i) (k j) -> m k i j", i=TILE, j=TILE)
+            amax = tiles.abs().amax((2, 3), keepdim=True).clamp_(min=MIN_AMAX)
+            encoded = rearrange(_encode(tiles, amax, 128), "m k i j -> (m i) (k j)")
+            item_codes[rows] = encoded[: len(chunk), :k]
+            item_scales[rows.start // TILE : tile_count(rows.stop)] = rearrange(amax, "m k 1 1 -> m k") / 128
     return codes, scales
 
 
@@ -84,10 +85,10 @@ def quantize_group(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     codes, scales = empty_codes(x.shape, "group", x.device)
     for item, item_codes, item_scales in zip(_items(x, 2), _items(codes, 2), _items(scales, 2), strict=True):
         for rows in _chunks(m, k):
-            groups = F.pad(item[rows].float(), (0, -k % TILE)).unflatten(1, (-1, TILE))
+            groups = rearrange(F.pad(item[rows].float(), (0, -k % TILE)), "m (k j) -> m k j", j=TILE)
             amax = groups.abs().amax(-1, keepdim=True).clamp_(min=MIN_AMAX)
-            item_codes[rows] = _encode(groups, amax, GROUP_LEVELS).flatten(1)[:, :k]
-            item_scales[:, rows] = (amax * (1 / GROUP_LEVELS)).squeeze(-1).T
+            item_codes[rows] = rearrange(_encode(groups, amax, GROUP_LEVELS), "m k j -> m (k j)")[:, :k]
+            item_scales[:, rows] = rearrange(amax * (1 / GROUP_LEVELS), "m k 1 -> k m")
     return codes, scales
 
 
@@ -96,7 +97,8 @@ QUANTIZERS = {"block": quantize_block, "group": quantize_group, "row": quantize_
 
 def dequantize_group(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The tensor [..., M, K] that `quantize_group` encoded, up to half a scale per element."""
-    return (codes * _spread(scales.movedim(-2, 0), codes.shape[-1]).movedim(0, -1)).to(dtype)
+    spread = repeat(scales, "... k m -> ... m (k j)", j=TILE)[..., : codes.shape[-1]]
+    return (codes * spread).to(dtype)
 
 
 def dequantize_block(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

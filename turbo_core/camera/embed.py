@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 
 from ..errors import TurboError
 from .path import FRAMES_PER_LATENT, CameraPath
@@ -38,8 +39,8 @@ def embed(path: CameraPath, width: int, height: int, control: Control) -> torch.
     for i, pose in enumerate(poses):
         if i == 0 or (intrinsics[i] != intrinsics[i - 1]).any():
             directions = pixel_directions(intrinsics[i], width, height)
-        rays = (directions @ pose[:3, :3].T).float().permute(2, 0, 1)
-        constant = (pose[:3, 3].float() if keys is None else keys[i])[:, None, None].expand(-1, height, width)
+        rays = rearrange((directions @ pose[:3, :3].T).float(), "h w xyz -> xyz h w")
+        constant = repeat(pose[:3, 3].float() if keys is None else keys[i], "c -> c h w", h=height, w=width)
         pixels = torch.cat([constant, rays] if keys is None else [rays, constant])
         result[0, :, i] = torch.nn.functional.pixel_unshuffle(pixels, CELL)
     return result

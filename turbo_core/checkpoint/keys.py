@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 import torch
+from einops import rearrange
 
 from ..errors import CheckpointError
 
@@ -76,4 +77,5 @@ def to_comfyui(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             f"{PATCH_EMBEDDING} is {list(weight.shape)}: its width must be a multiple of 4 (a 2x2 patch), and it "
             "must not be empty."
         )
-    return {**tensors, PATCH_EMBEDDING: weight.reshape(weight.shape[0], -1, *PATCH_SIZE)}
+    t, h, w = PATCH_SIZE
+    return {**tensors, PATCH_EMBEDDING: rearrange(weight, "dim (c t h w) -> dim c t h w", t=t, h=h, w=w)}

@@ -14,6 +14,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from ..format import BLOCK_K, BLOCK_Q, block_count
 from ..pv_format import PV_FORMATS
@@ -43,15 +44,15 @@ def kv_quantize(
     [B, H, blocks * block_k, D] and v_scale None. Codes past the end are 0; a channel of zeros keeps a finite scale."""
     length, blocks = k.shape[1], block_count(k.shape[1], block_k)
     pad = (0, 0, 0, blocks * block_k - length)
-    smooth = F.pad((k.float() - k_mean[:, None]).transpose(1, 2), pad)
-    k8, k_scale = _quantize_blocks(smooth.unflatten(2, (blocks, block_k)))
-    k8, k_scale = k8.flatten(2, 3).contiguous(), k_scale.flatten(2)
-    padded = F.pad(v.float().transpose(1, 2), pad)
+    smooth = F.pad(rearrange(k.float() - k_mean[:, None], "b l h d -> b h l d"), pad)
+    k8, k_scale = _quantize_blocks(rearrange(smooth, "b h (n l) d -> b h n l d", n=blocks))
+    k8, k_scale = rearrange(k8, "b h n l d -> b h (n l) d").contiguous(), rearrange(k_scale, "b h n 1 1 -> b h n")
+    padded = F.pad(rearrange(v.float(), "b l h d -> b h l d"), pad)
     v_limit = PV_FORMATS[pv].v_max
     if v_limit is None:
         return k8, k_scale, padded.half().contiguous(), None
     v_scale = v_max.clamp_min(1e-6) / v_limit
-    v8 = padded.transpose(2, 3) * (1 / v_scale)[..., None]
+    v8 = rearrange(padded, "b h l d -> b h d l") * (1 / v_scale)[..., None]
     v8 = _codes(v8).to(torch.int8) if pv == "int8" else v8.to(torch.float8_e4m3fn)
     return k8, k_scale, v8.contiguous(), v_scale
 
@@ -81,16 +82,17 @@ def sage_attention(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     step = max(1, _CHUNK_ELEMENTS // (block_q * max(d, block_k)))
     in_block = torch.arange(block_k, device=q.device)
+    v_layout = "(n l) d -> n l d" if pv == "fp16" else "d (n l) -> n l d"
     for item in range(b):
         for head in range(h):
-            keys = k8[item, head].float().unflatten(0, (-1, block_k))
-            values = v8[item, head] if pv == "fp16" else v8[item, head].transpose(0, 1)
-            values = values.float().unflatten(0, (-1, block_k))
+            keys = rearrange(k8[item, head].float(), "(n l) d -> n l d", l=block_k)
+            values = rearrange(v8[item, head].float(), v_layout, l=block_k)
             for start in range(0, n_q, step):
                 listed = blocks[item, head, start : start + step].long()
                 rows = slice(start * block_q, min((start + step) * block_q, l_q))
                 x = q[item, rows, head].float()
-                q_blocks = F.pad(x, (0, 0, 0, len(listed) * block_q - len(x))).unflatten(0, (len(listed), block_q))
+                padded = F.pad(x, (0, 0, 0, len(listed) * block_q - len(x)))
+                q_blocks = rearrange(padded, "(n l) d -> n l d", l=block_q)
                 q8, q_scale = _quantize_blocks(q_blocks)
                 q_scale = q_scale * (d**-0.5 * math.log2(math.e))
                 acc = torch.zeros_like(q_blocks)
@@ -111,7 +113,7 @@ def sage_attention(
                     o = o * v_scale[item, head]
                 if linear is not None:
                     o = o + _linear_branch(q_blocks, linear, item, head)
-                out[item, rows, head] = o.flatten(0, 1)[: len(x)].to(q.dtype)
+                out[item, rows, head] = rearrange(o, "n l d -> (n l) d")[: len(x)].to(q.dtype)
     return out
 
 

@@ -11,6 +11,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from ..format import BLOCK_K, BLOCK_Q, selected_blocks
 
@@ -22,10 +23,10 @@ def _pool(x: torch.Tensor, block: int) -> torch.Tensor:
     counts its own tokens only."""
     length, compute = x.shape[1], torch.promote_types(x.dtype, torch.float32)
     whole = length // block * block
-    pooled = [x[:, :whole].unflatten(1, (-1, block)).mean(2, dtype=compute)]
+    pooled = [rearrange(x[:, :whole], "b (n l) h d -> b n l h d", l=block).mean(2, dtype=compute)]
     if whole < length:
         pooled.append(x[:, whole:].mean(1, keepdim=True, dtype=compute))
-    return torch.cat(pooled, dim=1).transpose(1, 2)
+    return rearrange(torch.cat(pooled, dim=1), "b n h d -> b h n d")
 
 
 def block_map(
@@ -73,10 +74,11 @@ def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
     for item in range(b):
         for start in range(0, h, heads):
             group = slice(start, start + heads)
-            phi_q, phi_k = (x[item, :, group].transpose(0, 1).softmax(-1, dtype=compute) for x in (q, k))
-            key_values = phi_k.transpose(-1, -2) @ v[item, :, group].transpose(0, 1).to(compute)
+            q_h, k_h, v_h = (rearrange(x[item, :, group], "l h d -> h l d") for x in (q, k, v))
+            phi_q, phi_k = (x.softmax(-1, dtype=compute) for x in (q_h, k_h))
+            key_values = phi_k.mT @ v_h.to(compute)
             normalizer = phi_q @ phi_k.sum(1).unsqueeze(-1) + 1e-5
-            out[item, :, group] = (phi_q @ key_values / normalizer).transpose(0, 1).to(q.dtype)
+            out[item, :, group] = rearrange(phi_q @ key_values / normalizer, "h l d -> l h d").to(q.dtype)
     return out
 
 
