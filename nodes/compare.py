@@ -42,10 +42,7 @@ class TurboDiffusionCompare(io.ComfyNode):
         frames, height, width, _ = a.shape
         progress = ProgressBar(frames)  # its updates also raise when the run is interrupted
         found = []
-        device = get_torch_device()
-        if device.type != "cuda":  # MPS and XPU may lack float64
-            device = "cpu"
-        for score in compare.scores(a, b, device):
+        for score in compare.scores(a, b, compare.device_for(get_torch_device())):
             found.append(score)
             progress.update(1)
         labels = (label_a, label_b)

@@ -55,6 +55,11 @@ def _size(video: torch.Tensor) -> str:
     return f"{frames} frame{'s' * (frames > 1)} of {width}x{height}"
 
 
+def device_for(device: torch.device) -> torch.device:
+    """The device for `scores`: the given one if it has float64 for certain (MPS and XPU may not), else the CPU."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
 def scores(a: torch.Tensor, b: torch.Tensor, device: torch.device | str = "cpu") -> Iterator[Score]:
     """The score of each pair of frames of videos that `check` accepts, computed on `device` with the memory of a few
     frames. Raises TurboError for a frame that holds NaN or infinite values.

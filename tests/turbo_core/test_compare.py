@@ -39,6 +39,11 @@ def test_scores_are_scikit_images(by, shape):
         assert score.psnr == pytest.approx(metrics.peak_signal_noise_ratio(one, other, data_range=1.0), rel=1e-9)
 
 
+@pytest.mark.parametrize("device, chosen", [("cuda:1", "cuda:1"), ("mps", "cpu"), ("xpu:0", "cpu"), ("cpu", "cpu")])
+def test_it_is_computed_where_there_is_float64(device, chosen):
+    assert compare.device_for(torch.device(device)) == torch.device(chosen)
+
+
 def test_equal_frames_are_one_and_infinite():
     for value in (0.0, 0.5, 1.0):
         flat = torch.full((1, 16, 16, 3), value)
