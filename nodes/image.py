@@ -40,7 +40,7 @@ class TurboDiffusionPrepareImage(io.ComfyNode):
                     "fit",
                     options=list(FITS),
                     default="stretch",
-                    tooltip="What to do when the aspects differ. stretch: as the reference does. crop: cut off the "
+                    tooltip="What to do when the aspects differ. stretch: as TurboDiffusion does. crop: cut off the "
                     "edges. pad: add a border.",
                 ),
                 io.Combo.Input(
