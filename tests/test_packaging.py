@@ -47,8 +47,8 @@ def installed(tmp_path_factory) -> Path:
     return pack
 
 
-def run(pack: Path, *command: str) -> subprocess.CompletedProcess:
-    variables = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
+def run(pack: Path, *command: str, **more: str) -> subprocess.CompletedProcess:
+    variables = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"} | more
     return subprocess.run([sys.executable, *command], cwd=pack, env=variables, capture_output=True, text=True)
 
 
@@ -74,6 +74,19 @@ def test_install_reports_and_changes_nothing(installed, options):
         assert "torch: not installed" in done[0].stdout and "-m pip install triton" in done[0].stdout
     else:
         assert f"torch {importlib.metadata.version('torch')}, built for" in done[0].stdout
+
+
+def test_install_reports_a_cuda_build_without_importing_it(installed, tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError")
+    (tmp_path / "torch" / "version.py").write_text("cuda: str | None = '12.8'\nhip: str | None = None\n")
+    for package in ("torch-2.9.1", "triton-3.5.0"):
+        name, version = package.split("-")
+        (tmp_path / f"{package}.dist-info").mkdir()
+        (tmp_path / f"{package}.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+    done = run(installed, "-B", "-S", "install.py", PYTHONPATH=str(tmp_path))
+    lines = done.stdout.splitlines()
+    assert {"TurboDiffusion: torch 2.9.1, built for CUDA 12.8", "TurboDiffusion: triton 3.5.0"} <= {*lines}
 
 
 def test_old_hosts_are_named(tmp_path):

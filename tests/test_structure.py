@@ -94,6 +94,14 @@ def test_sources_are_short_and_ascii(path):
     assert len(text.splitlines()) <= 300
 
 
+def test_text_files_are_utf_8():
+    """Windows reads and writes them in the user's code page where no encoding is given."""
+    nodes = [node for path in SHIPPED for node in ast.walk(ast.parse((ROOT / path).read_text()))]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    text = [call for call in calls if call.func.attr in ("read_text", "write_text")]
+    assert len(text) > 10 and all("encoding" in {keyword.arg for keyword in call.keywords} for call in text)
+
+
 def test_contributing_names_only_what_is_there():
     """A path of the pack in its text, but for those of an example and of placeholders in capitals."""
     text = re.sub(r"^```.*?^```", "", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.M | re.S)

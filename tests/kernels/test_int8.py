@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from td_pack.kernels import int8_matmul
 from td_pack.kernels.int8 import reference as int8
 from td_pack.tests.support import checkpoints
 from td_pack.tests.support.tensors import decode, draw, int8_operands, relative, spread
@@ -125,6 +126,12 @@ def test_a_weight_by_channel_sums_integers(k):
     bias = draw(140, seed=3)
     with_bias = int8.int8_matmul(x, x_scale, w, w_scale, bias, out_dtype=torch.bfloat16)
     assert torch.equal(with_bias, got.bfloat16() + bias.bfloat16())
+
+
+def test_one_code_is_not_empty():
+    one, scale = torch.ones(1, 1, dtype=torch.int8), torch.ones(1, 1)
+    assert int8_matmul(one, scale, one, scale, None, torch.float32).item() == 1
+    assert int8_matmul(one[:0], scale[:0], one, scale, None, torch.float32).shape == (0, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

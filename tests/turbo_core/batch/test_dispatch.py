@@ -127,6 +127,11 @@ def test_a_lost_worker_s_job_is_done_elsewhere_and_the_worker_comes_back(batch):
     assert states == ["starting", "ready", "lost", "starting", "ready"]
 
 
+def test_a_server_lost_in_the_middle_of_a_job_costs_it_a_try(batch):
+    losses = iter([WorkerFailed("gone")])
+    assert batch([job(0)], Scripted("a", lambda task: next(losses, None)), retries=0) == {"failed": 1}
+
+
 @pytest.mark.parametrize("when", ["does", "takes"])
 def test_an_unusable_worker_s_job_is_done_elsewhere_without_a_retry(batch, when):
     """Also in the middle of the job; the worker is not tried again."""

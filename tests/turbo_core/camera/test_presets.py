@@ -7,7 +7,7 @@ import pytest
 from td_pack.turbo_core.camera.actions import path_from_actions
 from td_pack.turbo_core.camera.path import CameraPath, check_fov
 from td_pack.turbo_core.camera.presets import PRESETS, path_from_preset
-from td_pack.turbo_core.camera.view import SIZE, top_view
+from td_pack.turbo_core.camera.view import SIZE, _grid_step, top_view
 from td_pack.turbo_core.errors import TurboError
 
 HALF = np.sqrt(3) / 2
@@ -110,6 +110,20 @@ def test_a_path_of_any_size_has_the_same_picture():
     """A grid in the wrong unit is millions of lines, which take minutes."""
     one, tiny = (np.asarray(top_view(scaled(path_from_preset("orbit_left", 1.0, "linear", 9), f))) for f in (1, 1e-16))
     assert (one[60:450] != tiny[60:450]).any(axis=-1).mean() < 0.01  # lines at rounded pixels
+
+
+def test_a_grid_of_round_numbers():
+    assert [_grid_step(6 * sixth) for sixth in (1, 1.5, 4, 7)] == [1, 2, 5, 10]
+
+
+def test_the_captions_of_the_picture():
+    """ "from above" ends at the plot's right edge, and "does not move" is below the camera in the plot's middle."""
+    picture = np.asarray(top_view(PATHS["still"]())).astype(int)
+    contrast = np.abs(picture - picture[0, 0]).sum(axis=-1)
+    caption, plot = (contrast[14:44] > 60).nonzero()[1].max(), (contrast[100] > 5).nonzero()[0].max()
+    assert plot - 2 < caption < plot
+    white = (picture[60:450].min(axis=-1) > 200).nonzero()[0] + 60
+    assert 255 + 20 < white.max() < 255 + 40
 
 
 def test_the_picture_shows_where_the_path_goes():

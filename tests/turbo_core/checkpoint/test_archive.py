@@ -115,6 +115,12 @@ def test_the_other_byte_order_is_refused(tmp_path):
         read_pth(path)
 
 
+def test_plain_values_come_back(tmp_path):
+    content = {"lists": [1, 2.5, [None], [True, "x", []]], "tuples": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 1 << 40))}
+    torch.save(content, tmp_path / "m.pth")
+    assert archive.read_archive(tmp_path / "m.pth") == content
+
+
 DTYPES = [
     *(getattr(torch, name) for name in ("float8_e4m3fn", "uint16", "bool", "complex64")),
     *tensor_pickle._STORAGES.values(),

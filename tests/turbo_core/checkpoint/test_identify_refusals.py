@@ -87,6 +87,7 @@ BROKEN = {
     "cut inside the last block": (without(turbo(), "blocks.2.ffn", "blocks.2.norm3"), "truncated"),
     "cut, and the end of the file gone": (without(stock(), "blocks.2.ffn", "head."), "incomplete"),
     "a block in the middle missing": (without(stock(), "blocks.1."), "missing: blocks.1."),
+    "no block missing": (without(stock(), "time_embedding."), "part of a model"),
     "first block missing": (without(stock(), "blocks.0."), "blocks.0.ffn.0.weight is missing"),
     "a block number no model has": ({**stock(), **names("blocks.99999.x")}, "1 unexpected: blocks.99999.x"),
     "a block number no computer has": ({**stock(), **names(f"blocks.{'9' * 5000}.x")}, "1 unexpected: blocks.999"),

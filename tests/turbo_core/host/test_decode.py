@@ -153,6 +153,13 @@ def test_eight_bit_frames_come_in_order_and_as_they_are_done(wan21):
     assert seen == [1, 9, 13, 13]  # a frame, then chunks of two and of one latent frame, then the item
 
 
+def test_items_that_are_decoded_one_at_a_time_come_in_order():
+    vae, z, seen = vaes.wan21(), latent(16, 2, batch=2), []
+    vae.memory_used_decode = lambda shape, dtype: 1e15  # of all items together
+    decode(vae, z, torch.empty(decoded_shape(vae, z)), seen.append)
+    assert seen == [1, 5, 5, 6, 10, 10]
+
+
 @pytest.mark.parametrize("kind", ["2.1", "lighttaew2_1"])
 def test_an_interrupt_ends_it_before_the_next_chunk(make, kind):
     seen = []
