@@ -130,7 +130,7 @@ def test_chunks_and_strides_change_nothing(monkeypatch):
 def test_quantized_by_block_and_group(by, batch, length, frames, width, dtype):
     inputs = modulate_inputs(batch, length, width, frames, dtype)
     got = quantize(*inputs, by=by)
-    # Rounded to a half, a value may be its neighbour, which can be a scale.
+    # Rounded to a half, a value may be its neighbor, which can be a scale.
     assert_codes_match(got, quantize(*inputs, reference, by=by), rtol=max(1e-5, torch.finfo(dtype).eps))
     if DEVICE.type == "cpu":  # the codes are the quantizer's of the other kernel's values, to the bit
         apart = QUANTIZERS[by](modulate(*inputs))

@@ -75,7 +75,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_rows_beyond_two_to_the_31(case):
-    """The same bits as from neighbouring rows: 32-bit offsets would read 8 GB before the tensor."""
+    """The same bits as from neighboring rows: 32-bit offsets would read 8 GB before the tensor."""
     tail, run = CASES[case]
     x = far(*tail)
     for got, want in zip(*(y if isinstance(y, tuple) else (y,) for y in (run(x), run(near(x)))), strict=True):

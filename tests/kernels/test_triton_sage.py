@@ -69,7 +69,7 @@ def quantized(k, v, pv, module=reference.kv_quantize):
 
 
 def assert_same_codes(got, want):
-    """Equal; on a GPU a product and a sum are one rounding, so that a code in a thousand may be the neighbour."""
+    """Equal; on a GPU a product and a sum are one rounding, so that a code in a thousand may be the neighbor."""
     for a, b in zip(got, want, strict=True):
         if a is None or b is None:
             assert a is b

@@ -69,7 +69,7 @@ def unequal(got, want) -> float:
 
 
 def code_error(got, want) -> list[Check]:
-    """Codes may be a neighbour in a thousandth of the places, scales differ in a last place of float32's exp."""
+    """Codes may be a neighbor in a thousandth of the places, scales differ in a last place of float32's exp."""
     difference = (got[0].int() - want[0].int()).abs()
     return [
         Check("largest difference of codes", float(difference.max()), 1),
@@ -139,7 +139,7 @@ def _attention(length, heads, d, topk, dtype=torch.bfloat16, pv="", keys=None, b
         wide = [None if x is None else x.float() for x in (q, k, v, weight, bias)]
         want = kernels.sparse_linear_attention(*wide, topk, pv)
         # fp8, against the definition with the same codes: for 8.9 Triton converts a weight through float16, rounded
-        # towards zero, so that one in about 2^8 rounds to the wrong neighbour, an eighth away: 2^-4 * 2^-3 at most over
+        # towards zero, so that one in about 2^8 rounds to the wrong neighbor, an eighth away: 2^-4 * 2^-3 at most over
         # the whole.
         extra = 4e-3 if pv == "fp8" else 0
         return [Check("relative", relative(got, want), ROUNDED[dtype] + extra)]

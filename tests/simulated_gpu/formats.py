@@ -92,7 +92,7 @@ def saturate_unit(value):
 
 
 def _significand_step(value, kind: Format):
-    """The distance of neighbours in `kind` at float64 `value`; the smallest subnormal below the normal range."""
+    """The distance of neighbors in `kind` at float64 `value`; the smallest subnormal below the normal range."""
     _, exponent = np.frexp(value)  # value = m * 2^exponent, 0.5 <= |m| < 1
     return np.ldexp(1.0, np.maximum(exponent - 1, kind.low) - kind.mantissa)
 
@@ -176,6 +176,6 @@ def sum_to_odd(a, b):
     inexact = (error != 0) & ((bits & 1) == 0) & np.isfinite(total)
     if not inexact.any():
         return total
-    # The neighbour in the direction of the error has an odd last bit: away from zero if error and total agree in sign.
+    # The neighbor in the direction of the error has an odd last bit: away from zero if error and total agree in sign.
     away = np.signbit(error) == np.signbit(total)
     return np.where(inexact, bits + np.where(away, 1, -1), bits).view(np.float64)

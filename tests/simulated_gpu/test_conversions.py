@@ -13,7 +13,7 @@ from .program import evaluate
 from .test_floating import NAN, SPECIAL, operands, to_bits, values
 
 F32 = operands("f32", 1)[0]
-# Every value of a format with its neighbours half a last place away, so that ties and both sides of them occur.
+# Every value of a format with its neighbors half a last place away, so that ties and both sides of them occur.
 HALF_WAY = np.concatenate(
     [np.float32(v) * np.array([1, 1 + 2.0**-n, 1 - 2.0**-n, 1 + 2.0**-n + 2.0**-20], np.float32) for n in (3, 4, 8, 9, 11, 12) for v in (1, 1.5, -2.0**-7, 440, 2.0**-15)]
 ).view(np.uint32)  # fmt: skip

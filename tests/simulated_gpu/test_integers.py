@@ -13,7 +13,7 @@ EDGES = {16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 
 def edges(bits: int, count: int) -> list[np.ndarray]:
-    """Zero, one, the ends of both ranges and their neighbours, in all pairs, then random patterns."""
+    """Zero, one, the ends of both ranges and their neighbors, in all pairs, then random patterns."""
     ends = [0, 1, 2, 3, 2 ** (bits - 1) - 1, 2 ** (bits - 1), 2 ** (bits - 1) + 1, 2**bits - 1, 2**bits - 2, 77]
     rows = [(a, b, ends[n % 10]) for n, (a, b) in enumerate(itertools.product(ends, repeat=2))]
     drawn = np.random.default_rng(1).integers(0, 2**64, (60, 3), np.uint64)
