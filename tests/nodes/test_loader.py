@@ -51,6 +51,7 @@ def test_the_low_expert_s_file_is_left_to_the_run():
     prompt = i2v_job("pair", 4, checkpoints.I2V_LOW)
     prompt["lora"] = node("TurboDiffusionLoRA", model=["low", 0], lora_name="", strength=1.0)
     prompt["sample"]["inputs"] |= {"low": ["lora", 0]}
+    prompt["later"] = node("Curves", high=["sample", 0])  # reached through the run, not as its model
     assert [name for name in prompt if _is_second(prompt, name)] == ["low", "lora"]
     prompt["sample"]["inputs"]["high"] = ["low", 0]  # one file for both
     assert not _is_second(prompt, "low") and not _is_second({}, None)
