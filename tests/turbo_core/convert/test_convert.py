@@ -143,6 +143,7 @@ def test_comfyui_s_own_formats_are_sources_too(kind, plain, tmp_path):
     assert kept.keys() == tensors.keys() and all(torch.equal(kept[key], tensors[key]) for key in tensors)
     key = "blocks.0.self_attn.q.weight"
     assert torch.equal(bf16[key], (tensors[key].float() * tensors[key + "_scale"]).bfloat16())
+    assert tensors[key].float().abs().max() == {"fp8_e4m3fn": 448, "int8_rowwise": 127}[kind]
 
 
 def test_the_metadata_says_from_what_and_how(plain):

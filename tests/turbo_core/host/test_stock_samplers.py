@@ -11,6 +11,7 @@ from td_pack.tests.support.experts import image_text, text
 from td_pack.tests.support.models import relative_error
 from td_pack.turbo_core.host.load import load_model
 from td_pack.turbo_core.host.run import run, run_sigmas
+from td_pack.turbo_core.host.sampler import sample_rcm
 from td_pack.turbo_core.sampling.rcm import NoiseStream
 from td_pack.turbo_core.sampling.schedule import sigma_at, sigmas
 
@@ -51,6 +52,15 @@ def k_sampled(model, sampler: str = "euler", steps: int = 4, latent: dict | None
 
 def ours(model, mode: str, low=None) -> torch.Tensor:
     return run(model, prompt(model), empty(), SEED, 4, 0, 0.9, mode, "cpu", low)["samples"]
+
+
+def test_each_step_is_reported_where_there_is_a_callback():
+    seen = []
+    for callback in (None, seen.append):
+        levels = torch.tensor([0.75, 0.5, 0.0])
+        sample_rcm(lambda x, sigma: x / 2, torch.ones(SHAPE), levels, callback=callback, disable=True)
+    assert [(each["i"], each["sigma"]) for each in seen] == [(0, 0.75), (1, 0.5)]
+    assert torch.equal(seen[0]["x"], torch.ones(SHAPE)) and torch.equal(seen[0]["denoised"], torch.ones(SHAPE) / 2)
 
 
 @pytest.fixture(params=["t2v", "i2v"])
