@@ -1,5 +1,6 @@
 """`cli.py` and `dev.py` as a person starts them."""
 
+import importlib
 import subprocess
 import sys
 
@@ -29,6 +30,12 @@ def test_an_unknown_command_is_named_with_the_nearest(program, name, said):
 def test_help_has_examples(command):
     done = run("cli.py", *command)
     assert done.returncode == 0 and "\nexamples:\n  python cli.py " in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("module", ["batch.options", "convert.cli", "download.cli"])
+def test_every_option_has_help(module):
+    parser = importlib.import_module(f"td_pack.turbo_core.{module}")._parser()
+    assert all(action.help for action in parser._actions)
 
 
 def test_a_python_without_the_packages_is_told_so():

@@ -132,6 +132,16 @@ def test_the_fast_form_is_the_definition(length, keys, heads, width, batch):
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)  # other summation order, float64
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_fast_form_rounds_each_branch_once(dtype):
+    """The sparse branch, then its sum with the linear one, which is computed in float32."""
+    q, k, v = draw(300, dtype=dtype)
+    branch = torch.linspace(-1, 1, 64 * 64).view(64, 64).to(dtype), q[0, 0, 0]
+    exact = sla.sparse_linear_attention(*(x.double() for x in (q, k, v, *branch)), topk=0.4)
+    got = batched.sparse_linear_attention(q, k, v, *branch, topk=0.4)
+    assert relative(got, exact) <= torch.finfo(dtype).eps
+
+
 def test_no_listed_block_gives_zeros():
     q, k, v = draw(200)
     out = block_sparse_attention(q, k, v, torch.zeros((1, 2, 2, 0), dtype=torch.int32))

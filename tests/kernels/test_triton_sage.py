@@ -14,6 +14,7 @@ import triton.runtime.interpreter as triton_interpreter
 from td_pack.kernels.attention import pv_format
 from td_pack.kernels.attention.pv_format import PV_FORMATS
 from td_pack.kernels.attention.reference import sage as reference
+from td_pack.kernels.attention.reference import sage_sparse_linear_attention as reference_attention
 from td_pack.kernels.attention.reference import sla
 from td_pack.kernels.attention.triton import block_selection as block_map
 from td_pack.kernels.attention.triton import kv_prepare
@@ -198,6 +199,14 @@ def test_both_branches_within_the_format_and_not_in_16_bits(pv):
     for got in (alone, sage_sparse_linear_attention(q, k, v, *projection, topk=0.5, pv=pv) - linear):
         assert_within(got, sparse, pv)
         assert relative(got, sparse) > 8e-3
+
+
+@pytest.mark.parametrize("pv", FORMATS)
+def test_key_blocks_of_another_size(pv):
+    q, k, v = inputs(300, h=1)
+    options = {"topk": 0.5, "pv": pv, "block_k": 32}
+    got, want = (f(q, k, v, None, None, **options) for f in (sage_sparse_linear_attention, reference_attention))
+    assert relative(got, want) <= SAME[pv] + ROUNDING[q.dtype]
 
 
 # --- launch options ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import folder_paths
 import pytest
 from comfy_api.latest import io
 from td_pack.nodes import TurboDiffusionExtension
+from td_pack.nodes.replacements import OLD
 
 FLAGS = ("optional", "lazy", "advanced", "control_after_generate")
 # A block for each node, from the node contract: its id and outputs, and a line for each input:
@@ -192,6 +193,13 @@ def test_node_contract(node_id):
     assert "\n".join([f"{node_id} -> {', '.join(outputs)}", *inputs]) == BLOCKS[node_id]
     assert schema.category == "TurboDiffusion"
     assert list(inspect.signature(NODES[node_id].execute).parameters) == [given.id for given in schema.inputs]
+
+
+def test_a_stand_in_is_found_by_the_name_of_the_old_node():
+    stand_ins = [(NODES[old.new].define_schema(), name) for old in OLD if old.new in NODES for name in old.ids]
+    assert len(stand_ins) == 6
+    for schema, name in stand_ins:
+        assert any(name.startswith(word) for word in ("TurboDiffusion", *schema.search_aliases))
 
 
 @pytest.mark.parametrize("node_id", NODES)

@@ -2,8 +2,11 @@
 workers."""
 
 import asyncio
+import contextlib
 import errno
 import itertools
+import json
+import sqlite3
 import time
 from collections import Counter
 
@@ -12,7 +15,7 @@ from td_pack.turbo_core.batch import dispatch
 from td_pack.turbo_core.batch import results as results_module
 from td_pack.turbo_core.batch.dispatch import Dispatcher, Stopped
 from td_pack.turbo_core.batch.job import Job
-from td_pack.turbo_core.batch.manifest import Manifest
+from td_pack.turbo_core.batch.manifest import NAME, Manifest
 from td_pack.turbo_core.batch.notes import Notes
 from td_pack.turbo_core.batch.results import Results
 from td_pack.turbo_core.batch.worker import Outcome, WorkerFailed, WorkerUnusable
@@ -56,7 +59,7 @@ class Scripted:
 @pytest.fixture
 def batch(tmp_path, monkeypatch):
     monkeypatch.setattr(dispatch, "_PAUSE", 0.01)
-    results, manifest, events = Results(tmp_path), Manifest(tmp_path), []
+    results, manifest, events = Results(tmp_path), Manifest(tmp_path, wait=0.1), []
 
     async def run(jobs, *workers, retries=2, running_on=None, timeout=None):
         manifest.add(jobs)
@@ -153,7 +156,7 @@ def test_a_prompt_that_no_server_takes_fails_in_the_end(batch):
     assert (a.had + b.had).count(3) == 3 and batch.records[3].error == "connection reset"
 
 
-def test_a_clock_that_jumps_changes_no_duration_and_ends_no_job(batch, monkeypatch):
+def test_a_clock_that_jumps_changes_no_duration_and_ends_no_job(batch, monkeypatch, tmp_path):
     """Hours forth and back at every look at the wall clock."""
     jumps, now = itertools.cycle([1e6, -2e6, 5e5]), time.time
     monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
@@ -169,6 +172,8 @@ def test_a_clock_that_jumps_changes_no_duration_and_ends_no_job(batch, monkeypat
 
     assert batch([job(i) for i in range(6)], Timed("a"), timeout=100) == {"done": 6}
     assert all(0.01 <= record.seconds < 100 for record in batch.records.values())
+    timings = json.loads((tmp_path / job(0).id / "timings.json").read_text())
+    assert timings.keys() == {"total", "queued", "running", "fetching", "nodes"}
 
 
 def test_a_worker_that_never_starts_is_given_up_and_the_rest_go_on(batch):
@@ -203,6 +208,13 @@ def test_a_full_disk_stops_the_batch_and_keeps_what_is_left(batch, monkeypatch):
     with pytest.raises(Stopped, match="is full; make room and start again with --resume"):
         batch([job(i) for i in range(6)], Scripted("a"))
     assert batch.states == {"done": 2, "pending": 4}
+
+
+def test_a_manifest_that_another_program_holds_stops_the_batch(batch, tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / NAME, isolation_level=None)) as other:
+        with pytest.raises(Stopped, match="could not be written .*locked"):
+            batch([job(0)], Scripted("a", starts=lambda: other.execute("BEGIN IMMEDIATE") and None))
+        other.execute("ROLLBACK")
 
 
 def test_a_job_whose_server_may_still_be_at_it_goes_back_there(batch):

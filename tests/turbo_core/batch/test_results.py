@@ -76,7 +76,8 @@ def test_a_record_that_is_none_is_no_result(results, content):
 
 def test_the_sheet_shows_half_a_character_as_its_code(tmp_path):
     record = Record(Job("ab", 2, {}, {"prompt": "a \ud800"}), "done", 1, "w", None, 1.0, True)
-    assert "a \\ud800" in write_sheet(tmp_path, [record], {}).read_text(encoding="utf-8")
+    page = write_sheet(tmp_path, [record], {}).read_text(encoding="utf-8")
+    assert "<dt>prompt</dt><dd>a \\ud800</dd>" in page
 
 
 def test_the_server_s_names_are_not_used(results):

@@ -1,5 +1,6 @@
 """`cli.py download` in a process of its own, against a server that speaks the hub's protocol."""
 
+import errno
 import os
 import resource
 import signal
@@ -12,6 +13,8 @@ import pytest
 from td_pack.tests.support.server import ROOT
 from td_pack.tests.turbo_core.download.hub_server import TOKEN, HubServer
 from td_pack.turbo_core.download.catalog import TEMPLATES, files_of
+from td_pack.turbo_core.download.hub import _disk_faults
+from td_pack.turbo_core.errors import TurboError
 
 MODEL = "T2V-1.3B"
 FILES = files_of(MODEL)
@@ -143,6 +146,13 @@ def test_a_disk_that_fills_up_keeps_what_arrived(hub, start):
     assert not final_names(start.models)
     code, said = end(start(MODEL))
     assert code == 0 and is_complete(hub, start.models) and f"bytes={CHUNK + 1000}-" in hub.ranges
+
+
+def test_a_disk_that_fails_is_named_with_its_error(tmp_path):
+    file = files_of(MODEL)[0]
+    with pytest.raises(TurboError, match=r"could not be written to .* \(\[Errno 5\] broken\): choose another folder"):
+        with _disk_faults(file, tmp_path / file.name):
+            raise OSError(errno.EIO, "broken")
 
 
 def test_a_server_that_is_none_is_named(start, hub):
