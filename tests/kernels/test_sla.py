@@ -132,6 +132,13 @@ def test_the_fast_form_is_the_definition(length, keys, heads, width, batch):
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)  # other summation order, float64
 
 
+def test_the_fast_form_stays_on_its_device():
+    """All its temporaries; "meta" refuses tensors of another device, as a GPU does."""
+    q, k, v, weight = (x.to("meta") for x in (*draw(100), torch.empty(64, 64)))
+    for branch in ((None, None), (weight, weight[0])):
+        assert batched.sparse_linear_attention(q, k, v, *branch, topk=0.5).is_meta
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_the_fast_form_rounds_each_branch_once(dtype):
     """The sparse branch, then its sum with the linear one, which is computed in float32."""
