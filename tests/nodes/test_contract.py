@@ -195,6 +195,11 @@ def test_node_contract(node_id):
     assert list(inspect.signature(NODES[node_id].execute).parameters) == [given.id for given in schema.inputs]
 
 
+def test_the_nodes_that_may_end_a_workflow():
+    ends = {name for name, each in NODES.items() if each.define_schema().is_output_node}
+    assert {name.removeprefix("TurboDiffusion") for name in ends} == {"Compare", "Convert", "Status", "LegacySaveVideo"}
+
+
 def test_a_stand_in_is_found_by_the_name_of_the_old_node():
     stand_ins = [(NODES[old.new].define_schema(), name) for old in OLD if old.new in NODES for name in old.ids]
     assert len(stand_ins) == 6
