@@ -12,6 +12,7 @@ from td_pack.kernels.launch import Chip, compiling_for
 from td_pack.tests.support.fresh import fresh
 from td_pack.tests.support.kernels import row
 from td_pack.turbo_core.attention import SLA
+from td_pack.turbo_core.host import kernels_ahead
 from td_pack.turbo_core.kernel_calls import Network, Packed4, decoder_calls, network_calls
 
 CPU = torch.device("cpu")
@@ -72,6 +73,21 @@ def test_a_self_test_waits_for_what_is_compiled_ahead(monkeypatch, availability,
     gate.set()
     tester.join(60)
     assert order == ["compiled", "tested"]
+
+
+def test_a_pass_waits_for_what_is_compiled_ahead(monkeypatch, compiler):
+    gate, order = threading.Event(), []
+    compiler.add([lambda: (gate.wait(), order.append("compiled"))])
+    monkeypatch.setattr(kernels_ahead, "background_compiler", lambda device: compiler)
+    kernels_ahead.wait_for_kernels(CPU)  # nothing is compiled for it
+    gpu = torch.device("cuda", 0)
+    waiting = threading.Thread(target=lambda: (kernels_ahead.wait_for_kernels(gpu), order.append("run")))
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive() and order == []
+    gate.set()
+    waiting.join(60)
+    assert order == ["compiled", "run"]
 
 
 NETWORKS = {
