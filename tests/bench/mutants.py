@@ -2,8 +2,8 @@
 
 Ten kinds of defect, `--per-kind` places each, chosen by a hash of the statement they are in, so that moving a file or a
 line does not change the choice. Each is written into a copy of the tree, where the test files run that belong to the
-mutated file: those of the same top-level folder that name the mutated function or its module. A run that fails or does
-not end has caught the defect."""
+mutated file: those of the same top-level folder, of tests/ itself and of tests/docs that name the mutated function or
+its module. A run that fails or does not end has caught the defect."""
 
 import argparse
 import ast
@@ -189,13 +189,16 @@ def choose(tree: Path, per_kind: int) -> list[Mutant]:
 
 
 def tests_for(tree: Path, mutant: Mutant) -> list[str]:
-    """The test files of the mutant's top-level folder that name its function or its module, or all of that folder;
-    nearest first."""
+    """The test files that name the mutant's function or its module, or all files of its top-level folder; nearest
+    first."""
     path = Path(mutant.file)
     names = {mutant.function.strip("_"), path.stem if path.stem != "__init__" else path.parent.name}
     pattern = re.compile(r"(?<![a-z0-9])(" + "|".join(map(re.escape, sorted(names))) + r")(?![a-z0-9])")
-    files = sorted((tree / "tests" / path.parts[0]).rglob("test_*.py"))
-    naming = [file for file in files if pattern.search(file.read_text(encoding="utf-8"))]
+    tests = tree / "tests"
+    files = sorted((tests / path.parts[0]).rglob("test_*.py"))
+    general = [*tests.glob("test_*.py"), *(tests / "docs").glob("test_*.py")]
+    general.remove(tests / "test_structure.py")  # its rules are for files as they are written, not for unparsed ones
+    naming = [file for file in files + sorted(general) if pattern.search(file.read_text(encoding="utf-8"))]
     beside = tree / "tests" / path.parent
     nearest = sorted(naming or files, key=lambda file: (path.stem not in file.stem, file.parent != beside))
     return [file.relative_to(tree).as_posix() for file in nearest]
@@ -245,8 +248,11 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="turbodiffusion-mutants-") as folder:
         trees: SimpleQueue[Path] = SimpleQueue()
         for i in range(options.jobs):
-            shutil.copytree(options.tree, Path(folder, str(i)), ignore=shutil.ignore_patterns(".git", "__pycache__"))
-            trees.put(Path(folder, str(i)))
+            copied = Path(folder, str(i))
+            shutil.copytree(options.tree, copied, ignore=shutil.ignore_patterns(".git", "__pycache__"))
+            for command in (["git", "init", "--quiet"], ["git", "add", "--all"]):  # a test asks which files git knows
+                subprocess.run(command, cwd=copied, check=True)
+            trees.put(copied)
 
         def one(mutant: Mutant) -> dict:
             tree = trees.get()
