@@ -48,16 +48,16 @@ class Operator:
     self_test: str = ""  # the function in the folder's `self_test_cases` that covers it; the folder's name if empty
     never: Mapping[str, str] = field(default_factory=dict)  # by backend, the reason that holds on every device
 
-    def choose(self, device: torch.device, unfit: Mapping[str, str] | None = None) -> Choice:
-        """The backend for a request on `device`; `unfit` says by backend why its tensors do not suit it.
+    def choose(self, device: torch.device, unsupported: Mapping[str, str] | None = None) -> Choice:
+        """The backend for a request on `device`; `unsupported` says by backend why its tensors do not suit it.
 
         Raises NoBackendError if there is none, and torch.OutOfMemoryError if there is no memory for a self-test."""
-        rejected, unfit = {}, unfit or {}
+        rejected, unsupported = {}, unsupported or {}
         for backend in BACKENDS:
             if backend.name in self.never:
                 rejected[backend.name] = self.never[backend.name]
             elif backend.implements(self.folder):
-                reason = self._unavailable(backend, device) or unfit.get(backend.name)
+                reason = self._unavailable(backend, device) or unsupported.get(backend.name)
                 if reason is None:
                     return Choice(backend.name, rejected)
                 rejected[backend.name] = reason
@@ -78,9 +78,9 @@ class Operator:
         row = next(row for row in BACKENDS if row.name == backend)
         return getattr(row.load(self.folder), self.function)
 
-    def find(self, device: torch.device, unfit: Mapping[str, str] | None = None) -> Callable:
+    def find(self, device: torch.device, unsupported: Mapping[str, str] | None = None) -> Callable:
         """The implementation of the backend that `choose` gives, with the same arguments and errors."""
-        return self.load(self.choose(device, unfit).backend)
+        return self.load(self.choose(device, unsupported).backend)
 
 
 _demanded: ContextVar[str | None] = ContextVar("turbodiffusion_demanded_backend", default=None)
@@ -128,7 +128,7 @@ def declared_unavailable(backend: Backend, folder: str, device: torch.device) ->
     return reason
 
 
-def unfit_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
+def unsupported_dtype(dtype: torch.dtype, device: torch.device) -> str | None:
     """Why kernels made for 16-bit tensors cannot take a dtype, or None. On a CPU they run in Triton's interpreter,
     which takes any."""
     if dtype in (torch.float16, torch.bfloat16) or device.type == "cpu":

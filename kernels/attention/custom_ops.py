@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from ..call_counter import count
-from ..dispatch import NoBackendError, Operator, unfit_dtype
+from ..dispatch import NoBackendError, Operator, unsupported_dtype
 from .format import BLOCK_K, BLOCK_Q
 from .pv_format import AUTOMATIC, PV_FORMATS, SIXTEEN_BITS, Format, fastest_format
 
@@ -22,16 +22,16 @@ def operator_for(pv: str) -> Operator:
     return SPARSE_LINEAR if pv == SIXTEEN_BITS else SAGE_SPARSE_LINEAR
 
 
-def automatic_format(device: torch.device, unfit: Mapping[str, str] | None = None) -> Format:
+def automatic_format(device: torch.device, unsupported: Mapping[str, str] | None = None) -> Format:
     """The format that sparse attention takes on a device by itself: sage attention's where it is predicted to be faster
-    and its kernels run and pass their self-test, else 16 bits. `unfit` as in `Operator.choose`.
+    and its kernels run and pass their self-test, else 16 bits. `unsupported` as in `Operator.choose`.
 
     Raises torch.OutOfMemoryError if there is no memory for the self-test."""
     fastest = fastest_format(device)
     if fastest.name == SIXTEEN_BITS:
         return fastest
     try:
-        choice = SAGE_SPARSE_LINEAR.choose(device, unfit)
+        choice = SAGE_SPARSE_LINEAR.choose(device, unsupported)
     except NoBackendError as error:
         return Format(SIXTEEN_BITS, error.reasons)
     if choice.backend != "triton":
@@ -44,9 +44,9 @@ def check_sparse_attention(device: torch.device, pv: str = SIXTEEN_BITS) -> None
     operator_for(automatic_format(device).name if pv == AUTOMATIC else pv).choose(device)
 
 
-def _unfit(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
+def _unsupported(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
     """By backend, the reason why it cannot take these tensors."""
-    reason = unfit_dtype(q.dtype, q.device)
+    reason = unsupported_dtype(q.dtype, q.device)
     if reason is None and q.shape[-1] not in HEAD_DIMS:
         reason = f"its kernels support a head_dim of {' or '.join(map(str, HEAD_DIMS))}, not {q.shape[-1]}"
     if reason is None and any(x.stride(-1) != 1 for x in (q, *others)):
@@ -91,10 +91,10 @@ def sparse_linear_attention(
     format that `automatic_format` gives. Raises ValueError for shapes, dtypes or options that do not fit together, and
     NoBackendError if no backend can run it."""
     _check(q, k, v, topk, pv)
-    unfit = _unfit(q, k, v)
+    unsupported = _unsupported(q, k, v)
     if pv == AUTOMATIC:
-        pv = automatic_format(q.device, unfit).name
-    run = operator_for(pv).find(q.device, unfit)
+        pv = automatic_format(q.device, unsupported).name
+    run = operator_for(pv).find(q.device, unsupported)
     count("sparse attention")
     if pv:
         count("sage attention")

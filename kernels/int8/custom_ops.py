@@ -8,7 +8,7 @@ tells which."""
 import torch
 
 from ..call_counter import count
-from ..dispatch import Operator, unfit_dtype
+from ..dispatch import Operator, unsupported_dtype
 from .format import KINDS, check_kind, empty_codes, scale_kind, tile_count
 
 _NEVER = {
@@ -22,9 +22,9 @@ GELU_QUANTIZE = Operator("int8_matmul_gelu_quantize", "int8", never=_NEVER)
 GATE_RESIDUAL = Operator("int8_matmul_gate_residual", "int8", never=_NEVER)
 
 
-def _unfit(dtype: torch.dtype, device: torch.device, weight: torch.Tensor | None = None) -> dict[str, str]:
+def _unsupported(dtype: torch.dtype, device: torch.device, weight: torch.Tensor | None = None) -> dict[str, str]:
     """By backend, the reason why it cannot compute in `dtype` with this weight."""
-    reason = unfit_dtype(dtype, device)
+    reason = unsupported_dtype(dtype, device)
     if reason is not None:
         return {"triton": reason, "dequantized": reason.replace("its kernels compute", "it computes")}
     if weight is not None and not weight.is_contiguous():
@@ -74,7 +74,7 @@ def int8_quantize(x: torch.Tensor, by: str = "block") -> tuple[torch.Tensor, tor
         raise ValueError(f"x [..., M, K] is needed: {list(x.shape)}.")
     if x.numel() == 0:
         return empty_codes(x.shape, by, x.device)
-    return QUANTIZE[by].find(x.device, _unfit(x.dtype, x.device))(x)
+    return QUANTIZE[by].find(x.device, _unsupported(x.dtype, x.device))(x)
 
 
 @int8_quantize.register_fake
@@ -97,7 +97,7 @@ def int8_linear(
     counted as an int8 linear. Raises ValueError for shapes or dtypes that do not fit together."""
     _check_weight(x, weight, weight_scale)
     _check_by(weight_scale, activation)
-    backend = LINEAR.choose(x.device, _unfit(x.dtype, x.device, weight)).backend
+    backend = LINEAR.choose(x.device, _unsupported(x.dtype, x.device, weight)).backend
     if backend != "dequantized":
         count("int8 linear")
     if x.numel() == 0:
@@ -131,7 +131,7 @@ def int8_matmul(
     count("int8 linear")
     if codes.numel() == 0:
         return codes.new_zeros((*codes.shape[:-1], weight.shape[0]), dtype=out_dtype)
-    run = MATMUL.find(codes.device, _unfit(out_dtype, codes.device, weight))
+    run = MATMUL.find(codes.device, _unsupported(out_dtype, codes.device, weight))
     return run(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype)
 
 
@@ -165,7 +165,7 @@ def int8_matmul_gelu_quantize(
     count("int8 linear")
     if codes.numel() == 0:
         return _empty_output(codes, weight, by)
-    run = GELU_QUANTIZE.find(codes.device, _unfit(out_dtype, codes.device, weight))
+    run = GELU_QUANTIZE.find(codes.device, _unsupported(out_dtype, codes.device, weight))
     return run(codes, scales, weight, weight_scale, bias, out_dtype=out_dtype, by=by)
 
 
@@ -208,7 +208,7 @@ def int8_matmul_gate_residual(
     count("int8 linear")
     if codes.numel() == 0:
         return residual.clone()
-    run = GATE_RESIDUAL.find(codes.device, _unfit(residual.dtype, codes.device, weight))
+    run = GATE_RESIDUAL.find(codes.device, _unsupported(residual.dtype, codes.device, weight))
     return run(codes, scales, weight, weight_scale, bias, residual=residual, gate=gate)
 
 

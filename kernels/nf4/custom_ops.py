@@ -11,7 +11,7 @@ NF4 = Operator("nf4_dequantize", "nf4", "NF4 weights")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def _unfit(codes: torch.Tensor, dtype: torch.dtype) -> dict[str, str]:
+def _unsupported(codes: torch.Tensor, dtype: torch.dtype) -> dict[str, str]:
     """By backend, the reason why it cannot take these codes or give this dtype."""
     if dtype not in _DTYPES:
         return {"triton": f"its kernel makes float32, float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"}
@@ -67,7 +67,7 @@ def nf4_dequantize(
             f"for scales in uint8, scales of them and a table [256]: {sizes}, {absmax.dtype}."
         )
     count("nf4 dequantize")
-    return NF4.find(codes.device, _unfit(codes, dtype))(
+    return NF4.find(codes.device, _unsupported(codes, dtype))(
         codes,
         absmax,
         quant_map,

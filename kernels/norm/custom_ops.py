@@ -6,7 +6,7 @@ variance about the mean."""
 
 import torch
 
-from ..dispatch import Operator, unfit_dtype
+from ..dispatch import Operator, unsupported_dtype
 from ..int8.format import check_kind, empty_codes
 from .format import MEMORY_FORMATS, PAST, empty_frames
 
@@ -22,9 +22,9 @@ LAYER_NORM_MODULATE_QUANTIZE = Operator(
 RMS_NORM_SILU_PAD = Operator("rms_norm_silu_pad", "norm", "norm and SiLU of the VAE", self_test="rms_norm_silu_pad")
 
 
-def _unfit(x: torch.Tensor) -> dict[str, str]:
-    """Why the kernels cannot take an activation [B, L, width]."""
-    reason = unfit_dtype(x.dtype, x.device)
+def _unsupported(x: torch.Tensor) -> dict[str, str]:
+    """By backend, the reason why it cannot take an activation [B, L, width]."""
+    reason = unsupported_dtype(x.dtype, x.device)
     if reason is not None:
         return {"triton": reason, "comfy_kitchen": reason}
     if x.stride(-1) != 1:
@@ -56,10 +56,10 @@ def rms_norm_rope(
         )
     if x.numel() == 0:
         return x.new_empty((*x.shape[:2], heads, d))
-    unfit = _unfit(x)
+    unsupported = _unsupported(x)
     if d & (d - 1):
-        unfit["triton"] = f"its kernel needs a head_dim that is a power of two, not {d}"
-    return RMS_NORM_ROPE.find(x.device, unfit)(x, weight, freqs, heads=heads, eps=eps)
+        unsupported["triton"] = f"its kernel needs a head_dim that is a power of two, not {d}"
+    return RMS_NORM_ROPE.find(x.device, unsupported)(x, weight, freqs, heads=heads, eps=eps)
 
 
 @rms_norm_rope.register_fake
@@ -92,10 +92,10 @@ def layer_norm_modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tenso
     _check_modulation(x, shift, scale)
     if x.numel() == 0:
         return x.new_empty(x.shape)
-    unfit = _unfit(x)
+    unsupported = _unsupported(x)
     if shift.shape[1] > 1:
-        unfit.setdefault("comfy_kitchen", "its adaln has one modulation for all tokens of an item")
-    return LAYER_NORM_MODULATE.find(x.device, unfit)(x, shift, scale, eps=eps)
+        unsupported.setdefault("comfy_kitchen", "its adaln has one modulation for all tokens of an item")
+    return LAYER_NORM_MODULATE.find(x.device, unsupported)(x, shift, scale, eps=eps)
 
 
 @layer_norm_modulate.register_fake
@@ -108,12 +108,13 @@ def layer_norm_modulate_quantize(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float = 1e-6, by: str = "block"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`layer_norm_modulate` as int8 codes and scales for the int8 linears that follow: by "block" and "group" those of
-    its rounded values, as if it were quantized afterwards; by "row" those of its values in float32."""
+    its rounded values, as if it were quantized afterwards; by "row" those of its values in float32. Raises ValueError
+    for shapes that do not fit together and another `by`."""
     _check_modulation(x, shift, scale)
     check_kind(by)
     if x.numel() == 0:
         return empty_codes(x.shape, by, x.device)
-    return LAYER_NORM_MODULATE_QUANTIZE.find(x.device, _unfit(x))(x, shift, scale, eps=eps, by=by)
+    return LAYER_NORM_MODULATE_QUANTIZE.find(x.device, _unsupported(x))(x, shift, scale, eps=eps, by=by)
 
 
 @layer_norm_modulate_quantize.register_fake
@@ -142,7 +143,7 @@ def rms_norm_silu_pad(x: torch.Tensor, weight: torch.Tensor, past: torch.Tensor 
             f"x [B, C, T, H, W], weight [C] and past [B, C, {PAST}, H, W] of x's dtype, dense, are needed: "
             f"{list(x.shape)}, {list(weight.shape)}, {None if past is None else [past.dtype, *past.shape]}."
         )
-    reason = unfit_dtype(x.dtype, x.device)
+    reason = unsupported_dtype(x.dtype, x.device)
     return RMS_NORM_SILU_PAD.find(x.device, {} if reason is None else {"triton": reason})(x, weight, past)
 
 

@@ -15,7 +15,7 @@ from td_pack.kernels.attention.triton import sla as attention
 from td_pack.kernels.attention.triton.block_selection import block_map
 from td_pack.kernels.attention.triton.kv_prepare import kv_prepare
 from td_pack.kernels.attention.triton.sla import block_sparse_attention, sparse_linear_attention
-from td_pack.kernels.dispatch import unfit_dtype
+from td_pack.kernels.dispatch import unsupported_dtype
 from td_pack.tests.support import checkpoints, tensors
 from td_pack.tests.support.interpreter import DEVICE
 from td_pack.tests.support.poison import poisoned_memory
@@ -29,7 +29,7 @@ draw = partial(tensors.draw, device=DEVICE)
 
 def taken(dtype: torch.dtype):
     """A parameter that is skipped where the operator leaves such tensors to plain torch: float32 on a GPU."""
-    reason = unfit_dtype(dtype, DEVICE)
+    reason = unsupported_dtype(dtype, DEVICE)
     return pytest.param(dtype, marks=[pytest.mark.skip(reason=reason)] if reason else [])
 
 
