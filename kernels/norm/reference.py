@@ -27,7 +27,7 @@ def rms_norm_rope(
 ) -> torch.Tensor:
     """Rotary embedding of x / rms(x) * weight, where rms spans all heads: [B, L, H * D] -> [B, L, H, D].
 
-    `freqs` float32 [1, L, 1, D/2, 2, 2] holds a 2 x 2 matrix for each pair of neighbouring channels, as ComfyUI's
+    `freqs` float32 [1, L, 1, D/2, 2, 2] holds a 2 x 2 matrix for each pair of neighboring channels, as ComfyUI's
     `rope_encode` makes it. The normalized values are rounded to x's dtype before they are rotated, as in the host."""
     compute = torch.promote_types(x.dtype, torch.float32)
     out = torch.empty((*x.shape[:2], heads, x.shape[2] // heads), dtype=x.dtype, device=x.device)

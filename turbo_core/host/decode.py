@@ -189,7 +189,7 @@ def _write(pixels: torch.Tensor, place: torch.Tensor, axis: int, overlap: int) -
 
 
 def to_8_bit(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 of 0 to 1, cut off rather than rounded: as ComfyUI does when it encodes a video."""
+    """uint8 of 0 to 1, truncated rather than rounded: as ComfyUI does when it encodes a video."""
     return (pixels * 255).clamp(0, 255).byte()
 
 

@@ -44,8 +44,8 @@ class ChunkDecoder(ABC):
 
     @abstractmethod
     def _start(self, latent: torch.Tensor) -> Callable[[slice], torch.Tensor]:
-        """Decodes one of `slices` after the other of a latent [B, C, T, h, w], each to frames [B, channels, t, H, W]
-        before the VAE's process_output."""
+        """A function that decodes one of `slices` after the other of a latent [B, C, T, h, w], each to frames [B,
+        channels, t, H, W] before the VAE's process_output."""
 
     def slices(self, length: int) -> list[slice]:
         """The latent frames that are decoded at a time: the first alone, since it makes one frame and every other
@@ -54,7 +54,7 @@ class ChunkDecoder(ABC):
         return [slice(start, stop) for start, stop in zip_longest((0, *starts), starts, fillvalue=length)]
 
     def chunks(self, latent: torch.Tensor) -> Iterator[torch.Tensor]:
-        """What `_start` makes of each of `slices`. Raises ComfyUI's interrupt between two."""
+        """The decoded frames of each of `slices`. Raises ComfyUI's interrupt between two."""
         decode = self._start(latent)
         for part in self.slices(latent.shape[2]):
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -71,7 +71,7 @@ class _Wan21(ChunkDecoder):
         return self.model.decoder.head[-1].out_channels
 
     def elements(self, length: int) -> int:
-        # With more than one chunk the decoder remembers.
+        # With more than one chunk the decoder keeps the last frames of its convolutions' inputs.
         return (43 if length > 1 else 6) * self.model.decoder.head[0].gamma.numel()
 
     def _start(self, latent: torch.Tensor) -> Callable[[slice], torch.Tensor]:
@@ -129,7 +129,7 @@ class _Taehv(ChunkDecoder):
 
     def _frames(self, x: torch.Tensor, first: int, memory: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
         """The frames that the layers from `first` on make of `x` [B, C, h, w], one at a time. `memory` holds the input
-        of each MemBlock for the one before."""
+        of each MemBlock for the previous frame."""
         for i, layer in enumerate(self.model.decoder[first:], first):
             if isinstance(layer, taehv.MemBlock):
                 # x * 0 as ComfyUI does it, which keeps NaN.

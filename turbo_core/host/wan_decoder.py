@@ -22,7 +22,7 @@ _HEAD = (wan21.RMS_norm, torch.nn.SiLU, wan21.CausalConv3d)
 
 
 def memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
-    """What the convolutions of a device want in a dtype."""
+    """The format in which the convolutions of a device are fastest in a dtype."""
     tensor_cores = device.type == "cuda" and torch.version.hip is None and dtype in (torch.float16, torch.bfloat16)
     return torch.channels_last_3d if tensor_cores else torch.contiguous_format
 
@@ -44,7 +44,7 @@ def _types(layers: Iterable[object]) -> tuple[type, ...]:
 
 
 class WanDecoder:
-    """Decodes the chunks of one latent, in order. `remembers`: more than one will come."""
+    """Decodes the chunks of one latent, in order. `remembers`: more than one chunk will come."""
 
     def __init__(self, decoder: wan21.Decoder3d, remembers: bool, form: torch.memory_format) -> None:
         self._decoder, self._remembers, self._form = decoder, remembers, form

@@ -17,7 +17,7 @@ from ...triton_primitives import encode, encode_symmetric, find_amax
 
 @triton.jit
 def _load_row(p, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr):
-    """A row in two parts, float32 [FIRST] and [REST]; 0 behind its end."""
+    """A row in two parts, float32 [FIRST] and [REST]; 0 past its end."""
     o_b = FIRST + tl.arange(0, REST)
     b_a = tl.load(p + tl.arange(0, FIRST)).to(tl.float32)
     b_b = tl.load(p + o_b) if FIRST + REST == WIDTH else tl.load(p + o_b, mask=o_b < WIDTH, other=0.0)
@@ -26,7 +26,7 @@ def _load_row(p, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr):
 
 @triton.jit
 def _center_row(p_x, eps, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr):
-    """The two parts of a row minus its mean, 0 behind its end; the mean, 1/std."""
+    """The two parts of a row minus its mean, 0 past its end; the mean, 1/std."""
     b_a, b_b = _load_row(p_x, WIDTH, FIRST, REST)
     mean = (tl.sum(b_a) + tl.sum(b_b)) / WIDTH
     b_a -= mean
@@ -177,7 +177,7 @@ def _quantize_block(
         x, statistics, shift, scale, codes, scales, length, triton.cdiv(length, shift.shape[1]), width,
         *x.stride()[:2], *shift.stride()[:2], *scale.stride()[:2],
         ONE_FRAME=shift.shape[1] == 1, MIN_AMAX=MIN_AMAX, TILE=TILE,
-        num_warps=8 if shift.shape[1] == 1 else 16, enable_fp_fusion=False,  # fewer spill
+        num_warps=8 if shift.shape[1] == 1 else 16, enable_fp_fusion=False,  # fewer warps spill
     )  # fmt: skip
     return codes, scales
 

@@ -26,7 +26,7 @@ def _rms_norm_rope_kernel(
     HEADS_PADDED: tl.constexpr,
     D: tl.constexpr,
 ):
-    """One token: its heads are the rows of a [HEADS_PADDED, D] tile."""
+    """One token: its heads are the rows of a [HEADS_PADDED, D] block."""
     i_l = tl.program_id(0).to(tl.int64)
     i_b = tl.program_id(1).to(tl.int64)
     o_h = tl.arange(0, HEADS_PADDED)[:, None]

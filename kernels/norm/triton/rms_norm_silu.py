@@ -11,7 +11,7 @@ import triton.language as tl
 from ...launch import launch
 from ..format import PAST, empty_frames
 
-_ELEMENTS = 4096  # of a program's tile
+_ELEMENTS = 4096  # of a program's block
 _MIN_NORM = 1e-12  # of torch.nn.functional.normalize
 
 
