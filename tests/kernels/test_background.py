@@ -101,25 +101,19 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, "decoder"])
 def test_the_calls_of_every_kind_of_network_can_be_made(name):
     """In the background their errors would be lost. Triton's interpreter compiles nothing."""
-    network = Network(1536, 8960, 12, **{"dtype": torch.bfloat16} | NETWORKS[name])
     triton = row("triton")._replace(unavailable=lambda device: None)
-    calls = listed(triton, CPU, network_calls(network, CPU))
+    if name == "decoder":
+        made = decoder_calls((96, 384), torch.bfloat16)
+    else:
+        made = network_calls(Network(1536, 8960, 12, **{"dtype": torch.bfloat16} | NETWORKS[name]), CPU)
+    calls = listed(triton, CPU, made)
     with compiling_for(Chip((8, 0))):
         for call in calls:
             call()
     assert calls
-
-
-def test_the_calls_of_a_decoder_can_be_made():
-    triton = row("triton")._replace(unavailable=lambda device: None)
-    calls = listed(triton, CPU, decoder_calls((96, 384), torch.bfloat16))
-    with compiling_for(Chip((8, 0))):
-        for call in calls:
-            call()
-    assert len(calls) == 1 + 2 * 2
 
 
 # Norms and 4-bit weights of the 1.3B model, compiled for 8.0 in the background, then asked for by launches.
