@@ -66,6 +66,8 @@ def oom_job(prefix: str) -> dict:
 def forget(server) -> None:
     """Unloads all models and clears the cache of results, so that the next prompt does everything again."""
     server.client.post("/free", {"unload_models": True, "free_memory": True})
+    # ComfyUI does so after a prompt if one is waiting by then, so that another one makes sure that it is done.
+    server.client.run({"one": node("PrimitiveInt", value=1), "shown": node("PreviewAny", source=["one", 0])})
 
 
 LOADED_FIRST = 20  # of the sampler's allocations, those are weights
