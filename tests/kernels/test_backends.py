@@ -50,7 +50,7 @@ for title, operator in kernels.OPERATORS.items():
     modules, reason, *choices = out.splitlines()
     assert modules == ""
     assert reason == "it is not installed (pip install triton; on Windows triton-windows)"
-    assert len(choices) == 7
+    assert len(choices) == 8
     assert all(
         choice.startswith(("batched; ", "torch; ")) and "not triton: it does not reach" in choice for choice in choices
     )
