@@ -117,9 +117,9 @@ class WanDecoder:
             return _frames(x)
         past, self._past[layer] = self._past[layer], x[:, :, -2:]
         x = layer.time_conv(x, past)
-        if x.stride(1) == 1:  # channels last, and so is the result
-            return rearrange(x, "b (n c) t h w -> (b t n) h w c", n=2).movedim(-1, 1)
-        return rearrange(x, "b (n c) t h w -> (b t n) c h w", n=2)
+        if self._form is torch.contiguous_format:
+            return rearrange(x, "b (n c) t h w -> (b t n) c h w", n=2)
+        return rearrange(x, "b (n c) t h w -> (b t n) h w c", n=2).movedim(-1, 1)
 
 
 def _frames(x: torch.Tensor) -> torch.Tensor:
