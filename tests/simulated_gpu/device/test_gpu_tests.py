@@ -7,11 +7,11 @@ from ..cases import ALL
 from .run import require_device, run_pytest
 from .settings import Devices
 
-# Attention in 16 and in 8 bits, int8 linear with each epilogue, quantizers, norms, the block map.
+# Attention in 16 and in 8 bits, int8 linear with each epilogue, quantizers, norms, the block map; not in float16.
 QUICK = (
-    "test_triton_norm or test_quantizers or test_linear or test_gate_residual or test_gelu or test_both_branches "
-    "or test_map_of_exact_scores or (test_triton_sla and test_any_length and 129) "
-    "or (test_the_sparse_branch_alone and dtype1)"
+    "not dtype1 and (test_triton_norm or test_quantizers or test_linear or test_gate_residual or test_gelu "
+    "or test_both_branches or test_map_of_exact_scores or (test_triton_sla and test_any_length and 129) "
+    "or (test_the_sparse_branch_alone and dtype2))"
 )
 WITHOUT_ATTENTION = "test_triton_int8 or test_triton_norm or test_top_blocks or test_map or test_codes"  # see cases.py
 
