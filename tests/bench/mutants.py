@@ -189,10 +189,12 @@ def choose(tree: Path, per_kind: int) -> list[Mutant]:
 
 
 def tests_for(tree: Path, mutant: Mutant) -> list[str]:
-    """The test files that name the mutant's function or its module, or all files of its top-level folder; nearest
-    first."""
+    """The test files that name the mutant's function or its module (of an operator's, its folder), or all files of its
+    top-level folder; nearest first."""
     path = Path(mutant.file)
     names = {mutant.function.strip("_"), path.stem if path.stem != "__init__" else path.parent.name}
+    if len(path.parts) > 2 and path.parts[0] == "kernels":
+        names.add(path.parts[1])  # "format" and "reference" are named by no test
     pattern = re.compile(r"(?<![a-z0-9])(" + "|".join(map(re.escape, sorted(names))) + r")(?![a-z0-9])")
     tests = tree / "tests"
     files = sorted((tests / path.parts[0]).rglob("test_*.py"))
