@@ -156,6 +156,7 @@ def test_each_expert_has_its_own(quantized, paths):
 
 
 def test_the_status_report_lists_the_loras_of_the_loaded_clone(quantized):
+    comfy.model_management.unload_all_models()  # those of other tests may have LoRAs
     first = patched(quantized, 0.8)
     second = patched(first, 0.0, LORA | {"lora_te.alpha": torch.ones(())}, "second.safetensors")
     listed = [
