@@ -15,7 +15,7 @@ from comfy.ldm.wan import vae2_2 as wan22
 from comfy.taesd import taehv
 from torch.nn.functional import pixel_shuffle
 
-from .wan_decoder import WanDecoder, is_known, memory_format
+from .wan_decoder import WanDecoder, fastest_memory_format, is_known
 
 # Latent channels of Wan models: 16, and 48 (Wan 2.2 5B).
 WAN_CHANNELS = (16, 48)
@@ -76,11 +76,11 @@ class _Wan21(ChunkDecoder):
 
     def _start(self, latent: torch.Tensor) -> Callable[[slice], torch.Tensor]:
         decoder, x = self.model.decoder, self.model.conv2(latent)
-        remembers = len(self.slices(latent.shape[2])) > 1
+        several_chunks = len(self.slices(latent.shape[2])) > 1
         if is_known(decoder):
-            ours = WanDecoder(decoder, remembers, memory_format(latent.device, latent.dtype))
+            ours = WanDecoder(decoder, several_chunks, fastest_memory_format(latent.device, latent.dtype))
             return lambda part: ours(x[:, :, part])
-        memory = [None] * wan21.count_cache_layers(decoder) if remembers else None
+        memory = [None] * wan21.count_cache_layers(decoder) if several_chunks else None
         return lambda part: torch.cat(decoder(x[:, :, part], feat_cache=memory, feat_idx=[0]), 2)
 
 

@@ -21,7 +21,7 @@ _RESIDUAL = (
 _HEAD = (wan21.RMS_norm, torch.nn.SiLU, wan21.CausalConv3d)
 
 
-def memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+def fastest_memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
     """The format in which the convolutions of a device are fastest in a dtype."""
     tensor_cores = device.type == "cuda" and torch.version.hip is None and dtype in (torch.float16, torch.bfloat16)
     return torch.channels_last_3d if tensor_cores else torch.contiguous_format
@@ -44,10 +44,10 @@ def _types(layers: Iterable[object]) -> tuple[type, ...]:
 
 
 class WanDecoder:
-    """Decodes the chunks of one latent, in order. `remembers`: more than one chunk will come."""
+    """Decodes the chunks of one latent, in order."""
 
-    def __init__(self, decoder: wan21.Decoder3d, remembers: bool, form: torch.memory_format) -> None:
-        self._decoder, self._remembers, self._form = decoder, remembers, form
+    def __init__(self, decoder: wan21.Decoder3d, several_chunks: bool, memory_format: torch.memory_format) -> None:
+        self._decoder, self._several_chunks, self._memory_format = decoder, several_chunks, memory_format
         # By convolution its input's last frames, by upsampling layer its own input's, None after its first chunk.
         self._past: dict[torch.nn.Module, torch.Tensor | None] = {}
 
@@ -57,14 +57,14 @@ class WanDecoder:
         conv = self._decoder.conv1
         x = self._formatted(x)
         past = self._past.get(conv)
-        if self._remembers:
+        if self._several_chunks:
             self._past[conv] = x[:, :, -2:]
         x = self._through(self._decoder.middle, conv(x, past))
         return torch.cat(list(self._upward(list(self._decoder.upsamples), x)), 2)
 
     def _formatted(self, x: torch.Tensor) -> torch.Tensor:
         """x channels last if the decoder is; else as it is, so that sums have ComfyUI's order."""
-        return x if self._form is torch.contiguous_format else x.contiguous(memory_format=self._form)
+        return x if self._memory_format is torch.contiguous_format else x.contiguous(memory_format=self._memory_format)
 
     def _through(self, layers: Sequence[torch.nn.Module], x: torch.Tensor) -> torch.Tensor:
         for layer in layers:
@@ -100,7 +100,7 @@ class WanDecoder:
         """The input of a convolution behind a norm and SiLU."""
         past = self._past.get(conv)
         y = rms_norm_silu_pad(x, norm.gamma.flatten().to(x), past)
-        if self._remembers and past is None:
+        if self._several_chunks and past is None:
             self._past[conv] = past = torch.cat((torch.zeros_like(y), y), 2)  # y is one frame
         return y
 
@@ -112,12 +112,12 @@ class WanDecoder:
     def _more_frames(self, layer: wan21.Resample, x: torch.Tensor) -> torch.Tensor:
         """Twice as many frames [B * 2t, C, h, w], but of the first chunk, or of the only one, the frames themselves."""
         if layer not in self._past:
-            if self._remembers:
+            if self._several_chunks:
                 self._past[layer] = None
             return _frames(x)
         past, self._past[layer] = self._past[layer], x[:, :, -2:]
         x = layer.time_conv(x, past)
-        if self._form is torch.contiguous_format:
+        if self._memory_format is torch.contiguous_format:
             return rearrange(x, "b (n c) t h w -> (b t n) c h w", n=2)
         return rearrange(x, "b (n c) t h w -> (b t n) h w c", n=2).movedim(-1, 1)
 

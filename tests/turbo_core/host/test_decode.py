@@ -85,7 +85,7 @@ def test_the_bits_are_those_of_comfyui(make, kind, length, batch):
 def test_as_an_nvidia_gpu_decodes(wan21, backend, monkeypatch):
     """Channels last, and by the kernel, which is interpreted here."""
     z = latent(16, 5, batch=2)
-    monkeypatch.setattr(vae_chunks, "memory_format", lambda *_: torch.channels_last_3d)
+    monkeypatch.setattr(vae_chunks, "fastest_memory_format", lambda *_: torch.channels_last_3d)
     with use_backend(backend):
         images = decode_images(wan21, z)
     # Thirty convolutions and sums in float32, in another order.
