@@ -5,15 +5,13 @@ of backends, modules of each folder; `dispatch` chooses one."""
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .ahead import Call, attention_call, compile_ahead
-from .attention import custom_ops as _attention
+from .ahead import BY_FUNCTION, Call, attention_call, compile_ahead
 from .attention.custom_ops import automatic_format, check_sparse_attention, sparse_linear_attention
 from .attention.pv_format import AUTOMATIC, sage_pv_format, sage_v_bytes
 from .backends import Fixable
 from .background import BackgroundCompiler, background_compiler
 from .call_counter import counting
 from .dispatch import Choice, NoBackendError, Operator, use_backend
-from .int8 import custom_ops as _int8
 from .int8.custom_ops import (
     int8_linear,
     int8_matmul,
@@ -25,19 +23,12 @@ from .int8.custom_ops import (
 from .int8.format import TILE, tile_count
 from .int8.reference import dequantize_block, quantize_block, quantize_row
 from .int8.suited import suited_weights
-from .nf4 import custom_ops as _nf4
 from .nf4.custom_ops import nf4_dequantize
-from .norm import custom_ops as _norm
 from .norm.custom_ops import layer_norm_modulate, layer_norm_modulate_quantize, rms_norm_rope, rms_norm_silu_pad
 
 # The operators of the status report, by title.
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
-    {
-        operator.title: operator
-        for module in (_attention, _int8, _nf4, _norm)
-        for operator in vars(module).values()
-        if isinstance(operator, Operator) and operator.title
-    }
+    {operator.title: operator for operator in BY_FUNCTION.values() if operator.title}
 )
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -17,13 +18,16 @@ from .nf4 import custom_ops as _nf4
 from .norm import custom_ops as _norm
 
 _TRITON = next(backend for backend in BACKENDS if backend.name == "triton")
-_OPERATORS = {
-    operator.function: operator
-    for module in (_attention, _int8, _nf4, _norm)
-    for value in vars(module).values()
-    for operator in (value.values() if isinstance(value, dict) else [value])
-    if isinstance(operator, Operator)
-}
+# Every operator, by the name of its function in the backends' modules.
+BY_FUNCTION: Mapping[str, Operator] = MappingProxyType(
+    {
+        operator.function: operator
+        for module in (_attention, _int8, _nf4, _norm)
+        for value in vars(module).values()
+        for operator in (value.values() if isinstance(value, dict) else [value])
+        if isinstance(operator, Operator)
+    }
+)
 
 
 class Call(NamedTuple):
@@ -53,7 +57,7 @@ def listed(backend: Backend, device: torch.device, calls: Iterable[Call]) -> lis
     tests: dict[tuple[str, str], Callable[[], object]] = {}
     runs: list[Callable[[], object]] = []
     for call in calls:
-        operator = _OPERATORS[call.function]
+        operator = BY_FUNCTION[call.function]
         folder, cases = operator.folder, operator.self_test or operator.folder
         if declared_unavailable(backend, folder, device) is None:
             tests[folder, cases] = functools.partial(self_test.launch_all, backend, folder, cases, device)
