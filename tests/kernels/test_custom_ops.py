@@ -89,7 +89,7 @@ def definition(case: str, *given) -> torch.Tensor | tuple[torch.Tensor, torch.Te
     if case.endswith("sage"):
         function = sage.sage_sparse_linear_attention
     names = list(inspect.signature(function).parameters)
-    bound = dict(zip(names, given, strict=False))
+    bound = dict(zip(names[: len(given)], given, strict=True))
     return function(**{key: value for key, value in defaults.items() if key in names} | bound)
 
 
