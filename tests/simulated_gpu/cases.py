@@ -14,11 +14,12 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from td_pack import kernels
 from td_pack.kernels.attention.reference.sla import block_map as reference_block_map
+
+from .errors import Check, code_error, draw, relative, unequal
 
 EPS = 1e-6
 ROUNDED = {torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float32: 2e-6}
@@ -27,14 +28,6 @@ ALL = (80, 86, 89, 90, 100, 120)
 # mbarrier (init, try_wait, inval) and elect.sync, none of which the emulator has. Products in int8 are mma.sync there.
 WITHOUT_TENSOR_MEMORY = (80, 86, 89, 90, 120)
 FP8 = (89, 90, 120)
-
-
-class Check(NamedTuple):
-    """One measured error of a case and the most it may be."""
-
-    what: str
-    error: float
-    bound: float
 
 
 @dataclass(frozen=True)
@@ -48,34 +41,6 @@ class Case:
     quick: bool = False
     capabilities: tuple[int, ...] = ALL
     sized: bool = True  # the launcher asks for the compute capability
-
-
-def draw(*shape: int, seed: int = 0, dtype=torch.bfloat16, scale: float = 1.0) -> torch.Tensor:
-    """Normal values."""
-    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
-
-
-def relative(got, want) -> float:
-    """The L2 norm of the difference over that of `want`, NaN where one of them has a value that is not finite."""
-    return float((got.double() - want.double()).norm() / want.double().norm())
-
-
-def unequal(got, want) -> float:
-    """The share of elements that differ."""
-    if got.dtype != want.dtype or got.shape != want.shape:
-        return float("nan")
-    same = (got == want) | (got.isnan() & want.isnan()) if got.is_floating_point() else got == want
-    return float((~same).double().mean())
-
-
-def code_error(got, want) -> list[Check]:
-    """Codes may be a neighbor in a thousandth of the places, scales differ in a last place of float32's exp."""
-    difference = (got[0].int() - want[0].int()).abs()
-    return [
-        Check("largest difference of codes", float(difference.max()), 1),
-        Check("share of codes that differ", float((difference > 0).double().mean()), 1e-3),
-        Check("scales", relative(got[1], want[1]), 1e-5),
-    ]
 
 
 # --- int8 -------------------------------------------------------------------------------------------------------------

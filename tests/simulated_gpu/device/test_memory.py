@@ -10,18 +10,13 @@ from td_pack.tests.support.jobs import node, saved, t2v_job
 
 from .run import require_device
 from .servers import KEPT_FREE, LATENT_JOBS, device_server
-from .settings import Control, Devices
+from .settings import Devices
 
 pytestmark = [pytest.mark.server, pytest.mark.thorough]
 MEGABYTE = 1 << 20
 # Bytes for weights. An expert has 6.3 MB, and ComfyUI keeps another 3 MB to copy the weights to that do not fit.
 BUDGETS = {"one expert fits": 8 * MEGABYTE, "a third of one fits": 5 * MEGABYTE, "nothing fits": 0}
 JOBS = ("i2v-two-experts", "lingbot-nf4-camera", "int8-lora")
-
-
-@pytest.fixture(scope="module")
-def control(tmp_path_factory):
-    return Control(tmp_path_factory.mktemp("control") / "control")
 
 
 @pytest.fixture(scope="module")

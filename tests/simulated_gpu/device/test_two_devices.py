@@ -7,14 +7,9 @@ from td_pack.tests.support.jobs import node, saved
 
 from .run import require_device
 from .servers import LATENT_JOBS, device_server
-from .settings import Control, Devices
+from .settings import Devices
 
 pytestmark = [pytest.mark.server, pytest.mark.thorough]
-
-
-@pytest.fixture(scope="module")
-def control(tmp_path_factory):
-    return Control(tmp_path_factory.mktemp("control") / "control")
 
 
 @pytest.fixture(scope="module")
