@@ -210,9 +210,10 @@ def host_norm_silu(x, weight):
     "channels, channels_last, length", [(96, True, 2), (96, False, 1), (6, True, 3), (6, False, 2), (384, True, 2)]
 )
 def test_the_input_of_a_causal_convolution(channels, channels_last, length, module, dtype):
-    """Of two chunks in a row, beside the norm of all frames at once."""
+    """Of two chunks in a row, beside the norm of all frames at once. 21 pixels are, with 384 channels, two blocks and a
+    rest, with fewer one block that is not full."""
     weight = (1 + 0.1 * draw(channels, seed=1, dtype=dtype)).to(DEVICE)
-    x = draw(2, 1 + 2 * length, 3, 7, channels, dtype=dtype).to(DEVICE).movedim(-1, 1)  # 42 pixels: one and a rest
+    x = draw(2, 1 + 2 * length, 3, 7, channels, dtype=dtype).to(DEVICE).movedim(-1, 1)
     x = x if channels_last else x.contiguous()
     exact = host_norm_silu(x.double(), weight.double())
     first, *chunks = x.split((1, length, length), 2)
