@@ -5,18 +5,16 @@ import json
 from fractions import Fraction
 from functools import partial
 from io import BytesIO
-from types import SimpleNamespace
 
 import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
-from td_pack.nodes.decode import DecodedVideo, TurboDiffusionVAEDecode, encode_mp4
+from td_pack.nodes.decode import DecodedVideo, encode_mp4
 from td_pack.tests.support import checkpoints, graph, vaes
 from td_pack.tests.support.allocations import PeakBytes
 from td_pack.tests.support.client import ExecutionFailed
 from td_pack.tests.support.jobs import node
 from td_pack.tests.support.videos import packets, pixels, rate_and_metadata, tags
-from td_pack.turbo_core.host import kernels_ahead
 from td_pack.turbo_core.host.decode import decode_images, stock_decode
 from td_pack.turbo_core.host.decode_video import decode_video
 
@@ -194,23 +192,6 @@ def settings(specs: dict, prefix: str = "") -> list[dict]:
 
 def saves(server) -> list[dict]:
     return settings(server.client.object_info("SaveVideo")["input"])
-
-
-@pytest.mark.parametrize(
-    "make, compiled",
-    [(lambda: vaes.wan21(torch.bfloat16), True), (vaes.wan21, False), (vaes.taehv, False)],
-    ids=["16 bits", "float32", "TAEHV"],
-)
-def test_a_decoder_s_kernels_are_compiled_before_there_is_a_latent(make, compiled, monkeypatch):
-    vae, seen = make(), []
-    monkeypatch.setattr(kernels_ahead, "compile_ahead", lambda device, calls: seen.extend(calls))
-    monkeypatch.setattr(TurboDiffusionVAEDecode, "hidden", SimpleNamespace(prompt={}, unique_id="1"))
-    assert TurboDiffusionVAEDecode.check_lazy_status(vae, samples={"samples": None}) == [] == seen
-    assert TurboDiffusionVAEDecode.check_lazy_status(vae) == ["samples"]
-    norms = vae.first_stage_model.decoder.modules()
-    widths = {norm.gamma.numel() for norm in norms if hasattr(norm, "gamma")} if compiled else set()
-    assert {call.arguments["x"].shape[1] for call in seen} == widths
-    assert len(seen) == 2 * len(widths)  # with frames before and without
 
 
 @pytest.mark.server
